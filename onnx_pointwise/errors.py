@@ -1,0 +1,30 @@
+"""The exceptions that the library raises on purpose.
+
+Every message is one sentence a user can act on: it names the file or the node and the way out.
+"""
+
+from __future__ import annotations
+
+
+class OnnxPointwiseError(Exception):
+    """Base of every error raised on purpose; the command line turns it into exit code 2."""
+
+
+class ModelError(OnnxPointwiseError):
+    """The input is not a model that can be read, described or run."""
+
+
+class PlanError(OnnxPointwiseError):
+    """A plan, rank or budget does not fit the model it is meant for."""
+
+
+class InputError(OnnxPointwiseError):
+    """Example inputs do not fit the model's declared inputs."""
+
+
+class OutputError(OnnxPointwiseError):
+    """The result cannot be written where it was asked for."""
+
+
+class ProviderError(OnnxPointwiseError):
+    """An execution provider is unknown, or does not load on this machine."""
