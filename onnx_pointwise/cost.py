@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_pointwise.factorize import Form, Rank
 from onnx_pointwise.model_io import serialize, stored_bytes, tensors
 from onnx_pointwise.shapes import ResolvedShapes, Shape
-from onnx_pointwise.sites import Site, constant
+from onnx_pointwise.sites import Site
 
 _CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "FusedConv", "NhwcFusedConv"}
 _PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul"}
@@ -103,15 +103,14 @@ def rewritten_cost(site: Site, form: Form, rank: Rank) -> SiteCost:
     else:
         before, kernel, after = i * r_in, r_in * r_out * k, r_out * o
         width = inputs * r_in + outputs * (r_out + o)
-    bias = o if len(site.node.inputs) > 2 or site.folds else 0
+    bias = o if site.has_bias else 0
     return SiteCost(
         inputs * before + outputs * (kernel + after), before + kernel + after + bias, width * _item_bytes(site)
     )
 
 
 def _item_bytes(site: Site) -> int:
-    tensor = constant(site.node.inputs[1]) if len(site.node.inputs) > 1 else None
-    return tensor.dtype.itemsize if tensor is not None and site.refusal is None else 4  # type: ignore[return-value]
+    return site.dtype.itemsize
 
 
 def model_cost(model: ir.Model, shapes: ResolvedShapes, *, file_bytes: int | None = None) -> ModelCost:
@@ -129,8 +128,9 @@ def model_cost(model: ir.Model, shapes: ResolvedShapes, *, file_bytes: int | Non
     known = shapes.shapes
     for node in shapes.model.graph.all_nodes():
         for value in node.outputs:
-            if value.dtype is not None and value.name in known:
-                activations += math.ceil(math.prod(known[value.name]) * value.dtype.itemsize)
+            shape = known.get(str(value.name))
+            if value.dtype is not None and shape is not None:
+                activations += math.ceil(math.prod(shape) * float(value.dtype.itemsize))
         if not _counts(node):
             continue
         count = _node_macs(node, known)
@@ -145,7 +145,7 @@ def model_cost(model: ir.Model, shapes: ResolvedShapes, *, file_bytes: int | Non
 
 def model_params(model: ir.Model) -> int:
     """Count the numbers in the floating-point and 8-bit tensors that a model stores."""
-    return sum(tensor.size for tensor in _parameters(model))
+    return sum(math.prod(tensor.shape.numpy()) for tensor in _parameters(model))
 
 
 def _parameters(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -156,7 +156,7 @@ def saved_bytes(model: ir.Model) -> int:
     """Size of the file that a model would be saved to, external data included."""
     data = stored_bytes(model)
     if data < 2**26:
-        return serialize(model).ByteSize()
+        return int(serialize(model).ByteSize())
     # Serialising gigabytes for a number would be waste: the graph without its large tensors, and the tensors.
     copy = model.clone()
     large = {name: value.const_value for name, value in copy.graph.initializers.items()}
@@ -164,7 +164,7 @@ def saved_bytes(model: ir.Model) -> int:
         if tensor is not None and tensor.nbytes > 2**10:
             copy.graph.initializers.pop(name)
     kept = stored_bytes(copy)
-    return ir.serde.serialize_model(copy).ByteSize() + data - kept
+    return int(ir.serde.serialize_model(copy).ByteSize()) + data - kept
 
 
 def _counts(node: ir.Node) -> bool:
@@ -176,7 +176,7 @@ def _node_macs(node: ir.Node, shapes: Mapping[str, Shape]) -> int | None:
         if value is None:
             return None
         tensor = value.const_value
-        return tensor.shape.numpy() if tensor is not None else shapes.get(str(value.name))
+        return tuple(tensor.shape.numpy()) if tensor is not None else shapes.get(str(value.name))
 
     out = shape(node.outputs[0])
     first = shape(node.inputs[0])

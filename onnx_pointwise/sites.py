@@ -16,6 +16,9 @@ from onnx_pointwise.shapes import ResolvedShapes, Shape
 #: Fewer input feature maps than this leave a 1x1 convolution nothing to reduce (image stems).
 MIN_CHANNELS = 4
 
+#: Refusals that only say "this would not pay": a rewrite asked for by name is done all the same.
+ADVISORY = frozenset({"pointwise", "few_channels", "unknown_shape"})
+
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 _QUANTIZED = {"ConvInteger", "QLinearConv", "QLinearConvTranspose"}
 _OTHER_CONVOLUTIONS = {"ConvTranspose", "DeformConv", "FusedConv", "NhwcFusedConv"}
@@ -84,6 +87,16 @@ class Site:
     def taps(self) -> int:
         """Positions of the kernel, K."""
         return math.prod(self.kernel_shape)
+
+    @property
+    def rewritable(self) -> bool:
+        """Whether a rewrite that is asked for by name can be done."""
+        return self.refusal is None or self.refusal.code in ADVISORY
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the site has a bias once everything is folded in."""
+        return bool(self.folds) or _has_bias(self.node)
 
     @property
     def output(self) -> ir.Value:
@@ -168,12 +181,14 @@ def nodes_with_scope(model: ir.Model) -> Iterator[tuple[ir.Node, bool]]:
             yield node, True
 
 
-def find_sites(model: ir.Model, shapes: ResolvedShapes, *, min_channels: int = MIN_CHANNELS) -> list[Site]:
+def find_sites(
+    model: ir.Model, shapes: ResolvedShapes | None = None, *, min_channels: int = MIN_CHANNELS
+) -> list[Site]:
     """List the convolutions of a model in graph order.
 
     Args:
         model: The model; the sites refer to its nodes.
-        shapes: The model's shapes, from ``shapes.resolve``.
+        shapes: The model's shapes, from ``shapes.resolve``; without them no site has a known cost.
         min_channels: Sites with fewer input feature maps are refused.
 
     Returns:
@@ -192,7 +207,7 @@ def find_sites(model: ir.Model, shapes: ResolvedShapes, *, min_channels: int = M
     for node, in_function in found:
         unique = node.name and counts[node.name] == 1
         name = str(node.name if unique else node.outputs[0].name)
-        sites.append(_describe(name, node, in_function, shapes.shapes, min_channels))
+        sites.append(_describe(name, node, in_function, {} if shapes is None else shapes.shapes, min_channels))
     return sites
 
 
@@ -271,6 +286,8 @@ def _with_refusal(
             "Other nodes use the same kernel, which would have to be stored beside its factors.",
             {"uses": float(_consumers(root))},
         )
+    elif (problem := _weight_problem(site)) is not None:
+        refusal = Refusal(*problem, maps)
     elif site.taps == 1:
         refusal = Refusal("pointwise", "The kernel is 1x1 already.", maps)
     elif site.in_channels < min_channels:
@@ -281,9 +298,6 @@ def _with_refusal(
         )
     elif not site.in_size or not site.out_size:
         refusal = Refusal("unknown_shape", "Its size is not known, so its cost is not either; name --input-shape.")
-    else:
-        problem = _weight_problem(site)
-        refusal = None if problem is None else Refusal(problem[0], problem[1], maps)
     return replace(site, refusal=refusal)
 
 

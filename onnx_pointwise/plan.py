@@ -1,0 +1,150 @@
+"""The plan: which sites are rewritten, in which form, at which rank. A JSON document that a person can edit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from onnx_pointwise.cost import SiteCost, dense_cost, rewritten_cost
+from onnx_pointwise.errors import PlanError
+from onnx_pointwise.factorize import Form, Method, Rank
+from onnx_pointwise.sites import Refusal, Site
+
+FORMAT = "onnx_pointwise plan"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What happens to one site.
+
+    Attributes:
+        form: Which side gets a 1x1 convolution.
+        rank: Channels between the pieces; a pair ``(R_in, R_out)`` for ``reduce_expand``.
+        error: Predicted relative L2 error of the site's output, 0 to 1; ``None`` where it was not computed.
+    """
+
+    form: Form
+    rank: Rank
+    error: float | None = None
+
+    def cost(self, site: Site) -> SiteCost:
+        """Cost of the site as chosen here."""
+        return rewritten_cost(site, self.form, self.rank)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Site to form and rank, and why the other sites stay dense.
+
+    Attributes:
+        choices: Choice by site name, in graph order.
+        refusals: Refusal by site name, in graph order.
+        method: How the factors are computed, see ``factorize``.
+        budget: What was asked for, for the record.
+    """
+
+    choices: Mapping[str, Choice]
+    refusals: Mapping[str, Refusal] = field(default_factory=dict)
+    method: Method = "als"
+    budget: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give a JSON-ready dict; only ``method`` and ``sites`` matter when it is read again."""
+        sites: dict[str, Any] = {}
+        for name, choice in self.choices.items():
+            rank = choice.rank if isinstance(choice.rank, int) else list(choice.rank)
+            sites[name] = {"form": choice.form, "rank": rank}
+            if choice.error is not None:
+                sites[name]["error"] = choice.error
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "method": self.method,
+            "budget": dict(self.budget),
+            "sites": sites,
+            "refusals": {name: refusal.to_dict() for name, refusal in self.refusals.items()},
+        }
+
+    def to_json(self) -> str:
+        """Write the plan as JSON text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "the plan") -> Plan:
+        """Read a plan.
+
+        Args:
+            text: JSON as ``to_json`` writes it; ``sites`` is all that must be there.
+            where: What to call the plan in error messages.
+
+        Raises:
+            PlanError: Not JSON, not a plan, an unknown form or method, or a rank that is none.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"{where}: not JSON: {error.msg} in line {error.lineno}.") from error
+        if not isinstance(document, dict) or not isinstance(document.get("sites"), dict):
+            raise PlanError(f"{where}: not a plan: it needs an object 'sites' with a form and a rank for each site.")
+        if document.get("version", VERSION) != VERSION:
+            raise PlanError(f"{where}: version {document['version']} of the plan format is not known here.")
+        method = document.get("method", "als")
+        if method not in get_args(Method):
+            raise PlanError(f"{where}: unknown method '{method}'; use one of {', '.join(get_args(Method))}.")
+        choices = {name: _choice(name, entry, where) for name, entry in document["sites"].items()}
+        return cls(choices, method=method, budget=document.get("budget", {}))
+
+
+def _choice(name: str, entry: Any, where: str) -> Choice:
+    if not isinstance(entry, dict):
+        raise PlanError(f"{where}: site '{name}' needs an object with 'form' and 'rank'.")
+    unknown = sorted(set(entry) - {"form", "rank", "error"})
+    if unknown:
+        raise PlanError(f"{where}: site '{name}' has an unknown entry '{unknown[0]}'.")
+    rank = entry.get("rank")
+    return make_choice(name, entry.get("form", "reduce"), tuple(rank) if isinstance(rank, list) else rank, where=where)
+
+
+def make_choice(name: str, form: Any, rank: Any, *, where: str = "the plan") -> Choice:
+    """Check a form and a rank that a person wrote.
+
+    Raises:
+        PlanError: The form is unknown, or the rank does not fit it.
+    """
+    if form not in get_args(Form):
+        raise PlanError(f"{where}: site '{name}' has the unknown form '{form}'; use {', '.join(get_args(Form))}.")
+
+    def is_rank(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+    if form == "reduce_expand":
+        if not (isinstance(rank, tuple) and len(rank) == 2 and all(is_rank(item) for item in rank)):
+            raise PlanError(f"{where}: site '{name}' needs two ranks of at least 1 for reduce_expand, not {rank!r}.")
+    elif not is_rank(rank):
+        raise PlanError(f"{where}: site '{name}' needs a rank of at least 1, not {rank!r}.")
+    return Choice(form, rank)
+
+
+def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
+    """Check that a plan fits a model.
+
+    Raises:
+        PlanError: A site of the plan is not in the model, or cannot be rewritten.
+    """
+    for name in plan.choices:
+        site = sites.get(name)
+        if site is None:
+            known = ", ".join(list(sites)[:8]) or "none"
+            raise PlanError(f"The model has no convolution '{name}'; it has: {known}{', ...' * (len(sites) > 8)}.")
+        if not site.rewritable:
+            assert site.refusal is not None
+            raise PlanError(f"Convolution '{name}' cannot be rewritten: {site.refusal.reason}")
+
+
+def saving(site: Site, choice: Choice) -> tuple[int, int]:
+    """MACs and parameters that a choice saves; negative where it costs more."""
+    dense, cost = dense_cost(site), choice.cost(site)
+    return dense.macs - cost.macs, dense.params - cost.params
