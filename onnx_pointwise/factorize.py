@@ -1,0 +1,685 @@
+"""Split a convolution kernel into a kxk convolution and 1x1 convolutions, in the norm that the data define.
+
+Notation: W[O, I, K] is the kernel with its K taps flattened, p[I, K] an input patch, S = E[p p^T] the second moment of
+the patches and D = W - composed factors. The site's output error is E|D p|^2 = tr(D S D^T), so each method minimises
+
+    tr(D S D^T)                                                                                                   (1)
+
+for some S: the identity (`svd`), the channel moment C repeated at every tap, S = C (x) 1_K (`whitened`), or the full
+S (`als`).
+
+* `expand`, W ~ U A with U[O, R]: for any S the optimum of (1) is U = leading eigenvectors of W S W^T and A = U^T W.
+* `reduce`, W[:, :, t] ~ A[:, :, t] P with one P[R, I] for all taps: for S = C (x) 1_K with C = L L^T the optimum is
+  the truncated SVD of W L unfolded along the input channels. For a full S there is no closed form. Write B = P (x) 1_K;
+  then A = W S B^T (B S B^T)^-1 is the exact optimum given P, and P given A is a linear least-squares problem of R * I
+  unknowns, solved by conjugate gradients with the Kronecker preconditioner (sum_t A_t^T A_t) (x) (mean_t S_tt).
+* `reduce_expand`, W ~ U A (P (x) 1_K): given P, U is a reduced-rank regression (Izenman 1975), the eigenvectors of
+  (W S B^T)(B S B^T)^-1(W S B^T)^T; given U, it is `reduce` for U^T W. In the plain norm this is Tucker-2 by HOOI
+  (De Lathauwer, De Moor, Vandewalle 2000).
+
+The basis between two factors is free. It is fixed so that the 1x1 convolutions have orthonormal rows (in front) or
+columns (behind), ordered by energy: stored in float16 they lose nothing more than the kernel does.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from onnx_pointwise.errors import PlanError
+
+Form = Literal["reduce", "expand", "reduce_expand"]
+Method = Literal["svd", "whitened", "als"]
+Rank = int | tuple[int, int]
+Array = NDArray[np.float64]
+AnyArray = NDArray[Any]
+
+FORMS: tuple[Form, ...] = get_args(Form)
+METHODS: tuple[Method, ...] = get_args(Method)
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+# Added to a second moment of unit mean diagonal: makes dead channels and too few samples solvable, pulling the
+# directions that the data never excite towards the plain norm, and is far below what float32 weights resolve.
+JITTER = 1e-10
+# Alternating sweeps stop below this relative gain in squared error; further ones cost more than they bring.
+SWEEP_GAIN = 2e-3
+# ... or below this share of the squared output, which is the rounding of float32 weights.
+NEGLIGIBLE = 1e-12
+# Steps of the 1x1 in front are made this much longer than the least-squares solution asks: plain alternation creeps
+# along a valley, and with this stretch three sweeps get as far as ten.
+STRETCH = 2.5
+# More conjugate gradients in one sweep do not help, the kxk has to follow first.
+CG_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The pieces of one rewritten convolution.
+
+    Attributes:
+        form: How the kernel was split.
+        rank: Channels between the pieces; `(R_in, R_out)` for `reduce_expand`.
+        before: The 1x1 in front, [R_in, I], with orthonormal rows (columns where R_in > I); None for `expand`.
+        kernel: The kxk, [R_out or O, R_in or I, *k].
+        after: The 1x1 behind, [O, R_out], with orthonormal columns (rows where R_out > O); None for `reduce`.
+        error: Predicted relative L2 error of the convolution's output, sqrt(tr(D S D^T) / tr(W S W^T)), of the
+            factors as stored.
+    """
+
+    form: Form
+    rank: Rank
+    before: AnyArray | None
+    kernel: AnyArray
+    after: AnyArray | None
+    error: float
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Float64 pieces over flattened taps: before [R_in, I], kernel [R_out, R_in, K], after [O, R_out]."""
+
+    before: Array | None
+    kernel: Array
+    after: Array | None
+
+
+def factorize(
+    kernel: AnyArray,
+    form: Form,
+    rank: Rank,
+    *,
+    method: Method = "als",
+    second_moment: AnyArray | None = None,
+    sweeps: int = 4,
+) -> Factors:
+    """Split a convolution kernel at a rank.
+
+    Below the number of feature maps it is an approximation; at that number or above it is exact, and above it the
+    information is spread over all feature maps by a Parseval frame, so that none of them is dead.
+
+    Args:
+        kernel: [O, I, *k] with one to three kernel dimensions; float16, bfloat16, float32 or float64.
+        form: `reduce` (1x1 then kxk), `expand` (kxk then 1x1) or `reduce_expand` (1x1, kxk, 1x1).
+        rank: Channels between the pieces, at least 1; for `reduce_expand` a pair `(R_in, R_out)`, or one number for
+            both.
+        method: `svd` minimises the plain norm whatever the moment; `whitened` the norm of the channel second moment
+            (the mean over taps of the diagonal blocks where a full moment is given); `als` that of the moment given.
+        second_moment: E[p p^T] of the input patches, [I*K, I*K] in the index order of `kernel.reshape(O, I*K)`, or of
+            the channels only, [I, I]; None stands for the identity. Scale does not matter.
+        sweeps: The most alternating sweeps for the forms that have no closed form.
+
+    Returns:
+        The factors in the kernel's dtype, with the error measured in the norm of the moment given.
+
+    Raises:
+        PlanError: The kernel, moment, rank, form or method is not usable; the sentence says which and why.
+    """
+    if form not in FORMS:
+        raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+    if method not in METHODS:
+        raise PlanError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    weights, scale = _unfold(kernel)
+    moment = _prepare_moment(second_moment, weights)
+    r_in, r_out = _ranks(form, rank)
+    if method == "svd":
+        split = _split_by_channels(weights, r_in, r_out, None, sweeps)
+    elif method == "whitened" or moment is None or not _is_full(moment, weights) or not weights.any():
+        split = _split_by_channels(weights, r_in, r_out, _channel_moment(moment, weights), sweeps)
+    else:
+        split = _split_by_patches(weights, r_in, r_out, moment, sweeps)
+    before, core, after = _store(split, scale, kernel)
+    approximation = _merge(before, core, after)
+    error = math.sqrt(_relative_squared_error(weights, approximation / scale, moment))
+    return Factors(form, (r_in, r_out) if form == "reduce_expand" else max(r_in, r_out), before, core, after, error)
+
+
+def compose(factors: Factors) -> Array:
+    """Return the one kernel [O, I, *k], float64, that computes what the factors compute."""
+    merged = _merge(factors.before, factors.kernel, factors.after)
+    return merged.reshape(*merged.shape[:2], *factors.kernel.shape[2:])
+
+
+def relative_error(kernel: AnyArray, approximation: AnyArray, second_moment: AnyArray | None = None) -> float:
+    """Relative L2 error of a convolution's output when one kernel replaces another.
+
+    Args:
+        kernel: The true kernel, [O, I, *k].
+        approximation: The replacement, of the same shape.
+        second_moment: As in `factorize`.
+
+    Returns:
+        sqrt(tr(D S D^T) / tr(W S W^T)); where the true output is zero, 0 if the replacement's is zero too and infinity
+        if not.
+
+    Raises:
+        PlanError: The shapes differ, or a value is not finite.
+    """
+    weights, scale = _unfold(kernel)
+    if np.shape(approximation) != np.shape(kernel):
+        raise PlanError(f"the kernel has shape {np.shape(kernel)}, its replacement {np.shape(approximation)}")
+    other, other_scale = _unfold(approximation)
+    moment = _prepare_moment(second_moment, weights)
+    return math.sqrt(_relative_squared_error(weights, other * (other_scale / scale), moment))
+
+
+def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | None = None) -> Array:
+    """Relative squared error that each rank leaves, without a factorisation per rank.
+
+    `expand`: exact, the tail of the eigenvalues of W S W^T. `reduce`: exact for the identity and for a channel moment;
+    for a full moment an upper bound that is reached: the optimal kxk weights for the leading channel-whitened
+    directions, read off one Cholesky factor of the moment in that basis (`als` can only be better). `reduce_expand`:
+    the same with the output side restricted to the leading eigenvectors of W S W^T; an upper bound for every moment.
+
+    Args:
+        kernel: As in `factorize`.
+        form: As in `factorize`.
+        second_moment: As in `factorize`.
+
+    Returns:
+        float64 in [0, 1], not increasing: [I + 1] for `reduce`, [O + 1] for `expand`, indexed by rank from 0 (all
+        lost); [I + 1, O + 1] for `reduce_expand`, indexed by `(R_in, R_out)`.
+
+    Raises:
+        PlanError: As in `factorize`.
+    """
+    if form not in FORMS:
+        raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+    weights, _ = _unfold(kernel)
+    moment = _prepare_moment(second_moment, weights)
+    gains = _gains(weights, form, moment)
+    kept = np.zeros([n + 1 for n in gains.shape])
+    kept[(slice(1, None),) * gains.ndim] = gains
+    for axis in range(gains.ndim):
+        kept = np.cumsum(kept, axis=axis)
+    total = kept.flat[-1]
+    curve = 1.0 - kept / total if total > 0 else np.zeros_like(kept)
+    curve[(-1,) * curve.ndim] = 0.0
+    return np.clip(curve, 0.0, 1.0)
+
+
+def kept_energy(kernel: AnyArray, form: Form, second_moment: AnyArray | None = None) -> Array:
+    """Share of the output's energy that each rank keeps: one minus `error_curve`, indexed in the same way."""
+    return 1.0 - error_curve(kernel, form, second_moment)
+
+
+def rank_for_energy(kernel: AnyArray, form: Form, energy: float, second_moment: AnyArray | None = None) -> Rank:
+    """Smallest rank that keeps a share of the output's energy.
+
+    Args:
+        kernel: As in `factorize`.
+        form: As in `factorize`.
+        energy: The share to keep, above 0 and at most 1.
+        second_moment: As in `factorize`.
+
+    Returns:
+        The rank; for `reduce_expand` the pair with the fewest weights.
+
+    Raises:
+        PlanError: As in `factorize`, or `energy` lies outside (0, 1].
+    """
+    if not 0.0 < energy <= 1.0:
+        raise PlanError(f"the energy to keep is a share above 0 and at most 1, not {energy}")
+    # Rounding must not ask for one more rank where the tail is zero.
+    enough = error_curve(kernel, form, second_moment) <= 1.0 - energy + 1e-12
+    if enough.ndim == 1:
+        return max(1, int(np.argmax(enough)))
+    outputs, inputs = kernel.shape[:2]
+    taps = math.prod(kernel.shape[2:])
+    r_in, r_out = np.meshgrid(np.arange(inputs + 1), np.arange(outputs + 1), indexing="ij")
+    size = r_in * inputs + r_out * outputs + r_in * r_out * taps
+    size = np.where(enough & (r_in > 0) & (r_out > 0), size, np.iinfo(np.int64).max)
+    best = np.unravel_index(int(np.argmin(size)), size.shape)
+    return int(best[0]), int(best[1])
+
+
+# --- reading and writing ---------------------------------------------------------------------------------------------
+
+
+def _unfold(kernel: AnyArray) -> tuple[Array, float]:
+    """Check a kernel; return it as float64 [O, I, K] with its largest magnitude in [0.5, 1), and the scale taken out."""
+    kernel = np.asarray(kernel)
+    if kernel.dtype.name not in DTYPES:
+        raise PlanError(f"a kernel of dtype {kernel.dtype.name} cannot be factorised; it must be {', '.join(DTYPES)}")
+    if not 3 <= kernel.ndim <= 5 or kernel.size == 0:
+        raise PlanError(f"a kernel must be [O, I, *k] with one to three kernel dimensions, not {kernel.shape}")
+    weights = _flat(kernel)
+    scale = float(np.max(np.abs(weights)))
+    if not math.isfinite(scale):
+        raise PlanError("the kernel holds values that are not finite (NaN or infinity); it cannot be factorised")
+    scale = math.ldexp(1.0, math.frexp(scale)[1])
+    return weights / scale, scale
+
+
+def _prepare_moment(second_moment: AnyArray | None, weights: Array) -> Array | None:
+    """Check a second moment; return it symmetric, with mean diagonal 1 and the jitter added. None is the identity."""
+    if second_moment is None:
+        return None
+    _, inputs, taps = weights.shape
+    moment = np.asarray(second_moment, dtype=np.float64)
+    if moment.shape not in ((inputs, inputs), (inputs * taps, inputs * taps)):
+        raise PlanError(
+            f"the second moment has shape {moment.shape}; a kernel with {inputs} input channels and {taps} taps takes "
+            f"{(inputs * taps,) * 2}, or {(inputs,) * 2} for the channels alone"
+        )
+    level = float(np.trace(moment)) / len(moment)
+    if not math.isfinite(level) or not np.isfinite(moment).all():
+        raise PlanError("the second moment holds values that are not finite; check the calibration inputs")
+    diagonal = np.diagonal(moment)
+    if diagonal.min() < -1e-6 * max(level, 0.0) or level < 0.0:
+        raise PlanError("the second moment has a negative diagonal; it is not one of real patches")
+    if level == 0.0:
+        return None  # nothing ever reaches the kernel: every direction counts the same
+    moment = (moment + moment.T) * (0.5 / level)
+    moment[np.diag_indices_from(moment)] += JITTER
+    return moment
+
+
+def _ranks(form: Form, rank: Rank) -> tuple[int, int]:
+    """Return (R_in, R_out) with 0 for a side that the form leaves alone."""
+    parts = rank if isinstance(rank, tuple | list) else (rank,)
+    try:
+        numbers = [0 if isinstance(part, bool) else operator.index(part) for part in parts]
+    except TypeError:
+        numbers = []
+    wanted = (1, 2) if form == "reduce_expand" else (1,)
+    if len(numbers) not in wanted or min(numbers) < 1:
+        what = "a whole number of at least 1" + (" or a pair of them" if form == "reduce_expand" else "")
+        raise PlanError(f"the rank of {form} must be {what}, not {rank!r}")
+    if form == "reduce":
+        return numbers[0], 0
+    if form == "expand":
+        return 0, numbers[0]
+    return numbers[0], numbers[-1]
+
+
+def _flat(kernel: AnyArray) -> Array:
+    return kernel.astype(np.float64).reshape(*kernel.shape[:2], -1)
+
+
+def _store(split: _Split, scale: float, kernel: AnyArray) -> tuple[AnyArray | None, AnyArray, AnyArray | None]:
+    """Cast the pieces to the kernel's dtype; the kxk makes up for what rounding does to the 1x1 convolutions."""
+    core = split.kernel * scale
+    before, after = split.before, split.after
+    if before is not None:
+        stored = before.astype(kernel.dtype)
+        core = np.einsum("ort,rs->ost", core, _carry(before, stored.astype(np.float64)), optimize=True)
+        before = stored
+    if after is not None:
+        stored = after.astype(kernel.dtype)
+        core = np.einsum("sr,rit->sit", _carry(after.T, stored.astype(np.float64).T).T, core, optimize=True)
+        after = stored
+    core = core.reshape(*core.shape[:2], *kernel.shape[2:])
+    with np.errstate(over="ignore"):
+        cast_core = core.astype(kernel.dtype)
+    if not np.isfinite(cast_core.astype(np.float64)).all():
+        raise PlanError(f"the factors overflow {kernel.dtype.name}; convert the model to float32 first")
+    return before, cast_core, after
+
+
+def _carry(exact: Array, rounded: Array) -> Array:
+    """Return X with X @ rounded as close as can be to exact, for row-orthonormal (or frame) matrices [R, I]."""
+    if np.array_equal(exact, rounded):
+        return np.eye(len(exact))
+    rows, columns = exact.shape
+    if rows <= columns:
+        return np.linalg.solve(rounded @ rounded.T, rounded @ exact.T).T
+    return exact @ np.linalg.solve(rounded.T @ rounded, rounded.T)
+
+
+def _merge(before: AnyArray | None, kernel: AnyArray, after: AnyArray | None) -> Array:
+    """Multiply stored pieces into one kernel over flattened taps, [O, I, K]."""
+    weights = _flat(kernel)
+    if before is not None:
+        weights = _mix_inputs(weights, before.astype(np.float64))
+    if after is not None:
+        weights = _mix_outputs(after.astype(np.float64), weights)
+    return weights
+
+
+# --- small algebra ---------------------------------------------------------------------------------------------------
+
+
+def _mix_inputs(weights: Array, matrix: Array) -> Array:
+    """[O, R, K] and [R, I] to [O, I, K]: the matrix acts on the input channels of every tap."""
+    return cast(Array, np.matmul(matrix.T, weights))
+
+
+def _mix_outputs(matrix: Array, weights: Array) -> Array:
+    """[O, R] and [R, I, K] to [O, I, K]."""
+    return (matrix @ weights.reshape(weights.shape[0], -1)).reshape(len(matrix), *weights.shape[1:])
+
+
+def _is_full(moment: Array, weights: Array) -> bool:
+    """Whether the moment is one of patches; for a single tap it is no different from the channel moment."""
+    return bool(weights.shape[2] > 1 and len(moment) != weights.shape[1])
+
+
+def _channel_moment(moment: Array | None, weights: Array) -> Array | None:
+    """Mean over taps of the diagonal blocks of a full moment: [I, I]."""
+    if moment is None or not _is_full(moment, weights):
+        return moment
+    _, inputs, taps = weights.shape
+    return cast(Array, np.einsum("itjt->ij", moment.reshape(inputs, taps, inputs, taps)) / taps)
+
+
+def _apply_moment(weights: Array, moment: Array | None) -> Array:
+    """W S in the shape of W."""
+    if moment is None:
+        return weights
+    if not _is_full(moment, weights):
+        return _mix_inputs(weights, moment)
+    return (weights.reshape(len(weights), -1) @ moment).reshape(weights.shape)
+
+
+def _inner(a: Array, b: Array) -> float:
+    return float(np.vdot(a, b))
+
+
+def _relative_squared_error(weights: Array, approximation: Array, moment: Array | None) -> float:
+    total = _inner(_apply_moment(weights, moment), weights)
+    difference = weights - approximation
+    lost = max(_inner(_apply_moment(difference, moment), difference), 0.0)
+    if total > 0.0:
+        return lost / total
+    return 0.0 if lost == 0.0 else math.inf
+
+
+def _leading(symmetric: Array, rank: int) -> Array:
+    """Leading eigenvectors as columns, largest first."""
+    size = len(symmetric)
+    vectors = scipy.linalg.eigh(symmetric, subset_by_index=(size - rank, size - 1), driver="evr", check_finite=False)[1]
+    return cast(Array, vectors[:, ::-1])
+
+
+def _input_gram(weights: Array) -> Array:
+    """[I, I]: inner products of the input channels' slices, without a decomposition of the long unfolding."""
+    unfolded = weights.transpose(1, 0, 2).reshape(weights.shape[1], -1)
+    return unfolded @ unfolded.T
+
+
+def _output_gram(weights: Array) -> Array:
+    unfolded = weights.reshape(len(weights), -1)
+    return unfolded @ unfolded.T
+
+
+def _frame(rank: int, size: int) -> Array:
+    """P[rank, size] with P^T P = 1 and no zero row: the identity, or the first columns of the orthonormal DCT-II."""
+    if rank == size:
+        return np.eye(size)
+    angle = (np.arange(rank)[:, None] + 0.5) * np.arange(size)[None, :] * (math.pi / rank)
+    matrix = np.cos(angle) * math.sqrt(2.0 / rank)
+    matrix[:, 0] = math.sqrt(1.0 / rank)
+    return cast(Array, matrix)
+
+
+def _inverse_apply(symmetric: Array, right: Array) -> Array:
+    """symmetric^-1 right, with more jitter where rounding has eaten the definiteness."""
+    level = max(float(np.trace(symmetric)) / len(symmetric), np.finfo(np.float64).tiny)
+    jitter = 0.0
+    for _ in range(8):
+        try:
+            factor = scipy.linalg.cho_factor(
+                symmetric + jitter * np.eye(len(symmetric)), lower=True, check_finite=False
+            )
+            return cast(Array, scipy.linalg.cho_solve(factor, right, check_finite=False))
+        except np.linalg.LinAlgError:
+            jitter = max(10.0 * jitter, 1e-13 * level)
+    return np.linalg.pinv(symmetric, hermitian=True) @ right
+
+
+def _cholesky(symmetric: Array) -> Array:
+    """Lower factor, with more jitter where rounding has eaten the definiteness."""
+    level = float(np.trace(symmetric)) / len(symmetric)
+    for jitter in (0.0, 1e-12, 1e-10, 1e-8):
+        try:
+            shifted = symmetric + jitter * level * np.eye(len(symmetric))
+            return cast(Array, scipy.linalg.cholesky(shifted, lower=True, check_finite=False))
+        except np.linalg.LinAlgError:
+            continue
+    raise PlanError("the second moment is not positive semidefinite; it is not one of real patches")
+
+
+# --- the identity and channel moments --------------------------------------------------------------------------------
+
+
+def _split_by_channels(weights: Array, r_in: int, r_out: int, channels: Array | None, sweeps: int) -> _Split:
+    """Minimise the norm of S = C (x) 1_K: the plain norm of the kernel with its input channels whitened."""
+    root = None if channels is None else _cholesky(channels)
+    white = weights if root is None else _mix_inputs(weights, root)
+    rows, columns = _plain_bases(white, r_in, r_out, sweeps)
+    core = weights
+    if rows is not None:
+        core = _mix_inputs(white, rows.T)
+        if root is not None:
+            rows = scipy.linalg.solve_triangular(root, rows.T, lower=True, trans="T", check_finite=False).T
+    if columns is not None:
+        core = _mix_outputs(columns.T, core)
+    return _finish(rows, core, columns, weights.shape, r_in, r_out)
+
+
+def _plain_bases(weights: Array, r_in: int, r_out: int, sweeps: int) -> tuple[Array | None, Array | None]:
+    """Orthonormal rows [R_in, I] and columns [O, R_out], optimal in the plain norm; None for a side not cut."""
+    outputs, inputs, _ = weights.shape
+    cut_in, cut_out = 0 < r_in < inputs, 0 < r_out < outputs
+    rows = _leading(_input_gram(weights), r_in).T if cut_in else None
+    columns = _leading(_output_gram(weights), r_out) if cut_out else None
+    if rows is None or columns is None:
+        return rows, columns
+    kept = 0.0
+    total = _inner(weights, weights)
+    for _ in range(sweeps):  # HOOI
+        columns = _leading(_output_gram(_mix_inputs(weights, rows.T)), r_out)
+        small = _mix_outputs(columns.T, weights)
+        rows = _leading(_input_gram(small), r_in).T
+        core = _mix_inputs(small, rows.T)
+        previous, kept = kept, _inner(core, core)
+        if kept - previous <= SWEEP_GAIN * (total - kept) + NEGLIGIBLE * total:
+            break
+    return rows, columns
+
+
+# --- full patch moments ----------------------------------------------------------------------------------------------
+
+
+def _split_by_patches(weights: Array, r_in: int, r_out: int, moment: Array, sweeps: int) -> _Split:
+    """Minimise (1) for a full second moment."""
+    outputs, inputs, _ = weights.shape
+    cut_in, cut_out = 0 < r_in < inputs, 0 < r_out < outputs
+    weighted = _apply_moment(weights, moment)
+    if not cut_in:
+        core, columns = weights, None
+        if cut_out:
+            columns = _leading(weights.reshape(outputs, -1) @ weighted.reshape(outputs, -1).T, r_out)
+            core = _mix_outputs(columns.T, core)
+        return _finish(None, core, columns, weights.shape, r_in, r_out)
+    problem = _Patches.build(weights, weighted, moment)
+    cut = r_out if cut_out else 0
+    starts = []
+    for channels in (_channel_moment(moment, weights), None):
+        rows = _split_by_channels(weights, r_in, 0, channels, sweeps).before
+        assert rows is not None
+        starts.append(problem.best_kernel(rows, cut))
+    best = max(starts, key=lambda solution: solution.kept)
+    stretch = STRETCH
+    for _ in range(sweeps):
+        step = problem.best_rows(best) - best.rows
+        trial = problem.best_kernel(best.rows + stretch * step, cut)
+        if trial.kept < best.kept and stretch > 1.0:
+            stretch = 1.0
+            trial = problem.best_kernel(best.rows + step, cut)
+        gain = trial.kept - best.kept
+        if gain > 0.0:
+            best = trial
+        if gain <= SWEEP_GAIN * (problem.total - best.kept) + NEGLIGIBLE * problem.total:
+            break
+    return _finish(best.rows, best.core, best.columns, weights.shape, r_in, r_out)
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """Rows [R, I], the optimal kernel [R_out or O, R, K] for them, columns [O, R_out], and the energy they keep."""
+
+    rows: Array
+    core: Array
+    columns: Array | None
+    kept: float
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """One `reduce` problem under a full moment, with the moment laid out so that both steps are matrix products.
+
+    Attributes:
+        weights: W, [O, I, K].
+        weighted: W S, [O, I, K].
+        blocks: S as [K * K * I, I]: blocks[(u, t, j), i] = S[(j, u), (i, t)].
+        channels: Mean over taps of the diagonal blocks, [I, I]; half of the preconditioner.
+        total: tr(W S W^T).
+    """
+
+    weights: Array
+    weighted: Array
+    blocks: Array
+    channels: Array
+    total: float
+
+    @staticmethod
+    def build(weights: Array, weighted: Array, moment: Array) -> _Patches:
+        _, inputs, taps = weights.shape
+        blocks = moment.reshape(inputs, taps, inputs, taps).transpose(1, 3, 0, 2).reshape(-1, inputs)
+        channels = _channel_moment(moment, weights)
+        assert channels is not None
+        return _Patches(weights, weighted, blocks, channels, _inner(weighted, weights))
+
+    def best_kernel(self, rows: Array, r_out: int) -> _Solution:
+        """Exact least squares for the kxk given the 1x1 in front; with `r_out` also for the 1x1 behind."""
+        rows = np.linalg.qr(rows.T)[0].T
+        outputs, inputs, taps = self.weights.shape
+        rank = len(rows)
+        right = _mix_inputs(self.weighted, rows.T).reshape(outputs, rank * taps)
+        half = (self.blocks @ rows.T).reshape(taps * taps, inputs, rank)
+        gram = np.matmul(rows, half).reshape(taps, taps, rank, rank)  # [u, t, s, r]
+        gram = gram.transpose(2, 0, 3, 1).reshape(rank * taps, rank * taps)
+        core = _inverse_apply((gram + gram.T) * 0.5, right.T).T
+        columns = None
+        if r_out:
+            outer = core @ right.T
+            columns = _leading((outer + outer.T) * 0.5, r_out)
+            core, right = columns.T @ core, columns.T @ right
+        kept = _inner(core, right)
+        return _Solution(rows, core.reshape(len(core), rank, taps), columns, kept)
+
+    def best_rows(self, solution: _Solution) -> Array:
+        """Least squares for the 1x1 in front given the kxk (and the 1x1 behind): preconditioned conjugate gradients."""
+        core, rows = solution.core, solution.rows
+        _, rank, taps = core.shape
+        inputs = rows.shape[1]
+        weighted = self.weighted if solution.columns is None else _mix_outputs(solution.columns.T, self.weighted)
+        flat = core.reshape(len(core), rank * taps)
+        gram = (flat.T @ flat).reshape(rank, taps, rank, taps)  # [r, t, s, u]
+        spread = np.ascontiguousarray(gram.transpose(0, 3, 1, 2)).reshape(rank * taps * taps, rank)  # [(r, u, t), s]
+
+        def apply(x: Array) -> Array:
+            return (spread @ x).reshape(rank, taps * taps * inputs) @ self.blocks
+
+        left = _regular_inverse(np.einsum("rtst->rs", gram))
+        right = _regular_inverse(self.channels)
+        target = np.tensordot(core, weighted, axes=([0, 2], [0, 2]))
+        residual = target - apply(rows)
+        step = left @ residual @ right
+        direction, slope = step, _inner(residual, step)
+        x = rows
+        for _ in range(CG_STEPS):
+            if slope <= 0.0:
+                break
+            image = apply(direction)
+            curvature = _inner(direction, image)
+            if curvature <= 0.0:
+                break
+            length = slope / curvature
+            x = x + length * direction
+            residual = residual - length * image
+            step = left @ residual @ right
+            slope, previous = _inner(residual, step), slope
+            direction = step + (slope / previous) * direction
+        return x
+
+
+def _regular_inverse(symmetric: Array) -> Array:
+    """Inverse of a positive semidefinite matrix with tiny eigenvalues lifted; only ever a preconditioner."""
+    values, vectors = np.linalg.eigh(symmetric)
+    values = np.maximum(values, max(float(values[-1]), np.finfo(np.float64).tiny) * 1e-8)
+    return cast(Array, (vectors / values) @ vectors.T)
+
+
+# --- the basis between the factors -----------------------------------------------------------------------------------
+
+
+def _finish(
+    rows: Array | None, core: Array, columns: Array | None, shape: tuple[int, ...], r_in: int, r_out: int
+) -> _Split:
+    """Fix the free bases: orthonormal 1x1 convolutions, principal axes by energy, frames where a side is exact."""
+    if rows is not None:
+        basis, triangle = np.linalg.qr(rows.T)
+        core = _mix_inputs(core, triangle.T)
+        turn = _principal_axes(_input_gram(core), basis)
+        core, rows = _mix_inputs(core, turn), (basis @ turn).T
+    if columns is not None:
+        turn = _principal_axes(_output_gram(core), columns)
+        core, columns = _mix_outputs(turn.T, core), columns @ turn
+    if rows is None and r_in:
+        rows = _frame(r_in, shape[1])
+        core = _mix_inputs(core, rows.T)
+    if columns is None and r_out:
+        columns = _frame(r_out, shape[0]).T
+        core = _mix_outputs(columns.T, core)
+    return _Split(rows, core, columns)
+
+
+def _principal_axes(gram: Array, basis: Array) -> Array:
+    """Rotation to axes of decreasing energy, with signs such that the columns of `basis` turned by it are fixed."""
+    turn = np.linalg.eigh(gram)[1][:, ::-1]
+    turned = basis @ turn
+    peaks = turned[np.argmax(np.abs(turned), axis=0), np.arange(turned.shape[1])]
+    signed: Array = turn * np.where(peaks < 0.0, -1.0, 1.0)
+    return signed
+
+
+def _gains(weights: Array, form: Form, moment: Array | None) -> Array:
+    """Energy that each further rank keeps: [I], [O] or [I, O]; what the leading ranks keep is their sum."""
+    outputs, inputs, taps = weights.shape
+    if form == "expand":
+        gram = weights.reshape(outputs, -1) @ _apply_moment(weights, moment).reshape(outputs, -1).T
+        return cast(Array, np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
+    channels = _channel_moment(moment, weights)
+    root = None if channels is None else _cholesky(channels)
+    white = weights if root is None else _mix_inputs(weights, root)
+    values, vectors = np.linalg.eigh(_input_gram(white))
+    full = moment is not None and _is_full(moment, weights)
+    if form == "reduce" and not full:
+        return cast(Array, np.maximum(values[::-1], 0.0))
+    rows = vectors[:, ::-1].T
+    if root is not None:
+        rows = scipy.linalg.solve_triangular(root, rows.T, lower=True, trans="T", check_finite=False).T
+    if full:
+        # In the basis of the rows (they are complete), W S^(1/2) by a Cholesky factor is a Gram-Schmidt over channels:
+        # its leading columns hold exactly what the leading channels can explain with their best kernel.
+        assert moment is not None
+        problem = moment.reshape(inputs, taps * inputs * taps)
+        turned = (rows @ problem).reshape(inputs, taps, inputs, taps)
+        turned = np.einsum("sj,rtju->rtsu", rows, turned, optimize=True).reshape(inputs * taps, inputs * taps)
+        triangle = _cholesky((turned + turned.T) * 0.5)
+        core = _mix_inputs(weights, np.linalg.inv(rows))
+        explained = (core.reshape(outputs, -1) @ triangle).reshape(weights.shape)
+    else:
+        explained = _mix_inputs(white, vectors[:, ::-1])
+    if form == "reduce":
+        return cast(Array, (explained**2).sum(axis=(0, 2)))
+    columns = _leading(_output_gram(explained), outputs)
+    return cast(Array, (_mix_outputs(columns.T, explained) ** 2).sum(axis=2).T)
