@@ -242,7 +242,7 @@ def rank_for_energy(kernel: AnyArray, form: Form, energy: float, second_moment: 
 
 
 def _unfold(kernel: AnyArray) -> tuple[Array, float]:
-    """Check a kernel; return it as float64 [O, I, K] with its largest magnitude in [0.5, 1), and the scale taken out."""
+    """Check a kernel; return it as float64 [O, I, K] with largest magnitude in [0.5, 1), and the scale taken out."""
     kernel = np.asarray(kernel)
     if kernel.dtype.name not in DTYPES:
         raise PlanError(f"a kernel of dtype {kernel.dtype.name} cannot be factorised; it must be {', '.join(DTYPES)}")
@@ -328,7 +328,7 @@ def _carry(exact: Array, rounded: Array) -> Array:
         return np.eye(len(exact))
     rows, columns = exact.shape
     if rows <= columns:
-        return np.linalg.solve(rounded @ rounded.T, rounded @ exact.T).T
+        return cast(Array, np.linalg.solve(rounded @ rounded.T, rounded @ exact.T).T)
     return exact @ np.linalg.solve(rounded.T @ rounded, rounded.T)
 
 
