@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
-from onnx_pointwise import providers
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.model_io import runtime_source
+from onnx_pointwise.providers import open_session
 
 Shape = tuple[int, ...]
 
@@ -179,7 +179,7 @@ def _run_for_shapes(model: ir.Model, values: Sequence[ir.Value], inputs: Mapping
     for value in probe.graph.outputs:
         value.shape = None
     with runtime_source(probe) as source:
-        session = providers.open_session(source)
+        session = open_session(source)
         try:
             results = session.run(wanted, feeds)
         except Exception as error:  # the runtime's own exception types derive from Exception only

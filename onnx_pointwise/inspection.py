@@ -1,0 +1,129 @@
+"""Describe a model by its convolutions: what each one costs, and how far its rank could fall."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx_ir.passes.common import InlinePass
+
+from onnx_pointwise.cost import ModelCost, SiteCost, dense_cost, model_cost
+from onnx_pointwise.factorize import error_curve
+from onnx_pointwise.model_io import ModelSource, file_bytes, load
+from onnx_pointwise.shapes import Shape, resolve
+from onnx_pointwise.sites import MIN_CHANNELS, Site, find_sites
+
+#: Shares of energy that the ranks of a site are given for.
+ENERGIES = (0.90, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class SiteView:
+    """What ``inspect`` tells about one convolution.
+
+    Attributes:
+        site: The convolution.
+        cost: Its cost; ``None`` where it is not known.
+        share: Its share of the model's MACs, 0 to 1.
+        profile: Singular values of the kernel unfolded along its input channels, largest first, divided by the
+            first; empty where the site cannot be rewritten.
+        ranks: The smallest rank of the form ``reduce`` that keeps each share of the energy of ``ENERGIES``.
+    """
+
+    site: Site
+    cost: SiteCost | None
+    share: float
+    profile: NDArray[np.float64]
+    ranks: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give a JSON-ready dict."""
+        site = self.site
+        return {
+            "name": site.name,
+            "op_type": site.op_type,
+            "kernel": list(site.kernel_shape),
+            "in_channels": site.in_channels,
+            "out_channels": site.out_channels,
+            "group": site.group,
+            "strides": list(site.strides),
+            "dilations": list(site.dilations),
+            "pads": site.pads if isinstance(site.pads, str) else list(site.pads),
+            "folds": [node.op_type for node in site.folds],
+            "output_shape": [site.batch, site.out_channels, *site.out_size] if site.out_size else None,
+            "macs": None if self.cost is None else self.cost.macs,
+            "share": self.share,
+            "params": site.stored_params,
+            "singular_values": [float(value) for value in self.profile],
+            "ranks": {f"{energy:.2f}": rank for energy, rank in zip(ENERGIES, self.ranks, strict=False)},
+            "refusal": None if site.refusal is None else site.refusal.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model seen by its convolutions.
+
+    Attributes:
+        cost: Cost of the whole model.
+        sites: Its convolutions, in graph order.
+        input_shapes: The concrete input shapes behind all costs.
+        assumed_inputs: Inputs whose open dimensions had to be assumed.
+    """
+
+    cost: ModelCost
+    sites: tuple[SiteView, ...]
+    input_shapes: Mapping[str, Shape]
+    assumed_inputs: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give a JSON-ready dict."""
+        return {
+            "model": self.cost.to_dict(),
+            "sites": [site.to_dict() for site in self.sites],
+            "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
+            "assumed_inputs": list(self.assumed_inputs),
+        }
+
+
+def inspect(
+    model: ModelSource,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    min_channels: int = MIN_CHANNELS,
+    inline_functions: bool = False,
+) -> Inspection:
+    """Describe every convolution of a model.
+
+    Args:
+        model: Path, ``ModelProto`` or ``onnx_ir.Model``; it is left as it is.
+        input_shapes: Concrete shapes by input name, where the model leaves dimensions open.
+        min_channels: Sites with fewer input feature maps are refused.
+        inline_functions: Look into local functions.
+
+    Raises:
+        ModelError: The model cannot be read, described or run.
+        InputError: The input shapes do not fit the model.
+    """
+    loaded = load(model)
+    if inline_functions and loaded.functions:
+        loaded = InlinePass()(loaded.clone()).model
+    shapes = resolve(loaded, input_shapes)
+    cost = model_cost(loaded, shapes, file_bytes=file_bytes(model) if isinstance(model, str | Path) else None)
+    views = tuple(_view(site, cost) for site in find_sites(loaded, shapes, min_channels=min_channels))
+    return Inspection(cost, views, shapes.inputs, shapes.assumed)
+
+
+def _view(site: Site, total: ModelCost) -> SiteView:
+    cost = dense_cost(site) if site.in_size and site.out_size else None
+    share = 0.0 if cost is None or not total.macs else cost.macs / total.macs
+    if not site.rewritable:
+        return SiteView(site, cost, share, np.zeros(0), ())
+    lost = error_curve(site.weights()[0], "reduce")
+    values = np.sqrt(np.maximum(lost[:-1] - lost[1:], 0.0))
+    ranks = tuple(int(np.argmax(lost <= 1.0 - energy)) for energy in ENERGIES)
+    return SiteView(site, cost, share, values / values[0], ranks)
