@@ -1,0 +1,328 @@
+"""The command line: parse, call the public API, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console, RenderableType
+from typer.core import TyperGroup
+
+import onnx_pointwise as api
+from onnx_pointwise import report
+from onnx_pointwise.errors import OnnxPointwiseError, PlanError
+from onnx_pointwise.factorize import FORMS, METHODS, Form, Method
+from onnx_pointwise.model_io import require_writable, write_text
+from onnx_pointwise.pipeline import read_inputs, require_other_file
+from onnx_pointwise.plan import Choice, make_choice
+from onnx_pointwise.sites import MIN_CHANNELS
+
+CHECK_FAILED, BAD_INPUT = 1, 2
+
+
+class _Commands(TyperGroup):
+    """Turns the library's own errors into one sentence and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OnnxPointwiseError as error:
+            _errors().print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+            ctx.exit(BAD_INPUT)
+
+
+app = typer.Typer(
+    name="onnx-pointwise",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make trained ONNX convolutional networks cheaper with 1x1 convolutions, and check what changed.",
+)
+
+
+def _errors() -> Console:
+    return Console(stderr=True)
+
+
+class _Output:
+    """Where a command's table and JSON go: with JSON on standard output, the table moves to standard error."""
+
+    def __init__(self, target: str | None) -> None:
+        self._target = target
+        self.console = Console(stderr=target == "-")
+        if target is not None and target != "-":
+            require_writable(target)
+
+    def show(self, renderable: RenderableType) -> None:
+        self.console.print(renderable)
+
+    def save(self, document: dict[str, Any]) -> None:
+        if self._target is None:
+            return
+        text = json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
+        if self._target == "-":
+            sys.stdout.write(text)
+        else:
+            write_text(self._target, text)
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        with _errors().status(what):
+            yield
+
+
+_Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON too; - for standard output.")]
+_Shapes = Annotated[
+    list[str],
+    typer.Option("--input-shape", metavar="NAME:1,3,224,224", help="Concrete shape of an input with open dimensions."),
+]
+_Inputs = Annotated[
+    Path | None,
+    typer.Option("--inputs", metavar="FILE.npz", help="Inputs to check with, by name; random ones otherwise."),
+]
+_MaxDrift = Annotated[
+    list[str],
+    typer.Option("--max-drift", metavar="[OUTPUT:]X", help="Fail where the relative L2 drift is larger."),
+]
+_Provider = Annotated[str, typer.Option(help="Execution provider of the check.")]
+_Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the check; the runtime's choice otherwise.")]
+_MinChannels = Annotated[int, typer.Option(min=1, help="Leave convolutions with fewer input feature maps dense.")]
+_Inline = Annotated[bool, typer.Option("--inline-functions", help="Inline local functions first.")]
+_Force = Annotated[bool, typer.Option("--force", help="Write the model even if the check fails.")]
+_NoCheck = Annotated[bool, typer.Option("--no-check", help="Write the model without running it.")]
+_External = Annotated[
+    bool | None,
+    typer.Option("--external-data/--no-external-data", help="Keep weights outside the file, or inside; as the input."),
+]
+_Method = Annotated[str, typer.Option(click_type=click.Choice(METHODS), help="How the weights are computed.")]
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="The .onnx file.", show_default=False)],
+    input_shape: _Shapes = [],
+    min_channels: _MinChannels = MIN_CHANNELS,
+    inline_functions: _Inline = False,
+    json_file: _Json = None,
+) -> None:
+    """Show each convolution: cost, spectrum, the ranks that would do, or why it stays dense."""
+    output = _Output(json_file)
+    result = api.inspect(
+        model,
+        input_shapes=_named_shapes(input_shape),
+        min_channels=min_channels,
+        inline_functions=inline_functions,
+    )
+    output.show(report.inspection(result))
+    output.save(result.to_dict())
+
+
+@app.command()
+def rewrite(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The .onnx file to read.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The .onnx file to write.", show_default=False)],
+    target_macs: Annotated[float | None, typer.Option(help="Share of the whole model's MACs to keep.")] = None,
+    target_params: Annotated[float | None, typer.Option(help="Share of its parameters to keep.")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Share of its MACs that every convolution keeps.")] = None,
+    energy: Annotated[float | None, typer.Option(help="Share of its energy that every convolution keeps.")] = None,
+    rank: Annotated[
+        list[str],
+        typer.Option(metavar="NODE=[FORM:]R", help="Rank of one convolution, R_in,R_out for reduce_expand."),
+    ] = [],
+    plan: Annotated[Path | None, typer.Option(help="Replay a saved plan.")] = None,
+    save_plan: Annotated[Path | None, typer.Option(help="Write the plan as JSON.")] = None,
+    form: Annotated[
+        list[str], typer.Option(click_type=click.Choice(FORMS), help="Forms that compete; all of them otherwise.")
+    ] = [],
+    method: _Method = "als",
+    exclude: Annotated[list[str], typer.Option(metavar="NODE", help="Leave this convolution dense.")] = [],
+    min_channels: _MinChannels = MIN_CHANNELS,
+    input_shape: _Shapes = [],
+    inline_functions: _Inline = False,
+    inputs: _Inputs = None,
+    max_drift: _MaxDrift = [],
+    provider: _Provider = "cpu",
+    threads: _Threads = None,
+    no_check: _NoCheck = False,
+    force: _Force = False,
+    external_data: _External = None,
+    json_file: _Json = None,
+) -> None:
+    """Insert 1x1 convolutions until a budget is met, check the result and write it."""
+    output = _prepare(source, target, json_file, save_plan)
+    forms: tuple[Form, ...] = tuple(form) or FORMS  # type: ignore[arg-type]
+    with output.working("rewriting"):
+        result = api.rewrite(
+            source,
+            target_macs=target_macs,
+            target_params=target_params,
+            ratio=ratio,
+            energy=energy,
+            ranks=_ranks(rank, forms) or None,
+            plan=plan,
+            forms=forms,
+            method=_method(method),
+            nodes_to_exclude=exclude,
+            min_channels=min_channels,
+            input_shapes=_named_shapes(input_shape),
+            inline_functions=inline_functions,
+            check=not no_check,
+            max_drift=_tolerances(max_drift),
+            inputs=None if inputs is None else read_inputs(inputs),
+            provider=provider,
+            threads=threads,
+        )
+    if save_plan is not None:
+        write_text(save_plan, result.plan.to_json())
+    _finish(output, result, target, force=force, external_data=external_data)
+
+
+@app.command()
+def insert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The .onnx file to read.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The .onnx file to write.", show_default=False)],
+    node: Annotated[str, typer.Option(help="The convolution to put a 1x1 in front of.")],
+    feature_maps: Annotated[int, typer.Option(help="Feature maps that the 1x1 puts out: fewer, as many, or more.")],
+    method: _Method = "als",
+    input_shape: _Shapes = [],
+    inputs: _Inputs = None,
+    max_drift: _MaxDrift = [],
+    no_check: _NoCheck = False,
+    force: _Force = False,
+    external_data: _External = None,
+    json_file: _Json = None,
+) -> None:
+    """Put one 1x1 convolution in front of one convolution, whatever it costs."""
+    output = _prepare(source, target, json_file)
+    with output.working("inserting"):
+        result = api.insert_pointwise(
+            source,
+            node,
+            feature_maps,
+            method=_method(method),
+            input_shapes=_named_shapes(input_shape),
+            check=not no_check,
+            max_drift=_tolerances(max_drift),
+            inputs=None if inputs is None else read_inputs(inputs),
+        )
+    _finish(output, result, target, force=force, external_data=external_data)
+
+
+@app.command()
+def check(
+    before: Annotated[Path, typer.Argument(help="The model as it was.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="The rewritten model.", show_default=False)],
+    input_shape: _Shapes = [],
+    inputs: _Inputs = None,
+    max_drift: _MaxDrift = [],
+    provider: Annotated[list[str], typer.Option(help="Execution provider; may be named several times.")] = ["cpu"],
+    threads: _Threads = None,
+    no_latency: Annotated[bool, typer.Option("--no-latency", help="Compare outputs and cost only.")] = False,
+    json_file: _Json = None,
+) -> None:
+    """Compare two models in ONNX Runtime: shapes, drift, cost and latency."""
+    output = _Output(json_file)
+    with output.working("checking"):
+        result = api.check(
+            before,
+            after,
+            input_shapes=_named_shapes(input_shape),
+            inputs=None if inputs is None else read_inputs(inputs),
+            max_drift=_tolerances(max_drift),
+            providers=provider,
+            threads=threads,
+            latency=not no_latency,
+        )
+    output.show(report.check(result))
+    output.save(result.to_dict())
+    if not result.passed:
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _prepare(source: Path, target: Path, json_file: str | None, save_plan: Path | None = None) -> _Output:
+    require_other_file(source, target)
+    require_writable(target)
+    if save_plan is not None:
+        require_writable(save_plan)
+    return _Output(json_file)
+
+
+def _finish(
+    output: _Output, result: api.RewriteResult, target: Path, *, force: bool, external_data: bool | None
+) -> None:
+    """Write the model if its check passed, say what happened, and exit accordingly."""
+    written = result.passed or force
+    if written:
+        result.save(target, use_external_data_format=external_data)
+    output.show(report.rewrite(result))
+    output.save(result.to_dict())
+    if written:
+        output.show(f"Wrote {target} in {result.seconds['total']:.1f} s.")
+    else:
+        output.show(f"[bold red]The check failed; {target} was not written. --force writes it all the same.")
+    if not result.passed:
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _method(name: str) -> Method:
+    return name  # type: ignore[return-value]  # the option's choices are the methods
+
+
+def _named_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for text in texts:
+        name, _, sizes = text.rpartition(":")
+        try:
+            shapes[name] = tuple(int(part) for part in sizes.replace("x", ",").split(","))
+        except ValueError:
+            name = ""
+        if not name:
+            raise PlanError(f"--input-shape {text}: write it as NAME:1,3,224,224.")
+    return shapes
+
+
+def _tolerances(texts: Sequence[str]) -> float | dict[str, float] | None:
+    named: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition(":")
+        try:
+            named[name] = float(number)
+        except ValueError as error:
+            raise PlanError(f"--max-drift {text}: write it as 0.01 or OUTPUT:0.01.") from error
+    if not named:
+        return None
+    if "" in named and len(named) > 1:
+        raise PlanError("--max-drift: give one number for all outputs, or one for each named output, not both.")
+    return named.get("", named)
+
+
+def _ranks(texts: Sequence[str], forms: Sequence[Form]) -> dict[str, Choice | int | tuple[int, int]]:
+    ranks: dict[str, Choice | int | tuple[int, int]] = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        form, _, numbers = value.rpartition(":")
+        try:
+            parsed = tuple(int(part) for part in numbers.split(","))
+        except ValueError:
+            parsed = ()
+        if not name or len(parsed) not in (1, 2):
+            raise PlanError(f"--rank {text}: write it as NODE=32, NODE=expand:32 or NODE=24,32.")
+        rank = parsed[0] if len(parsed) == 1 else parsed
+        if form:
+            ranks[name] = make_choice(name, form, rank, where="--rank")
+        else:
+            ranks[name] = rank  # type: ignore[assignment]
+    return ranks
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
