@@ -139,6 +139,24 @@ def discover() -> list[ProviderInfo]:
     return sorted(infos, key=lambda info: not info.available)
 
 
+def require(provider: str) -> None:
+    """Check that a provider loads and takes its options, named as for `open_session`.
+
+    Raises:
+        ProviderError: It is unknown, does not load, or refuses its options.
+    """
+    _require(*_parse(provider))
+
+
+def provider_name(provider: str) -> str:
+    """Give the short name of a provider, named as for `open_session`.
+
+    Raises:
+        ProviderError: No provider has this name.
+    """
+    return _parse(provider)[0].name
+
+
 def provider_info(provider: str) -> ProviderInfo:
     """Describe one provider, named as for `open_session`.
 
@@ -235,7 +253,7 @@ def nodes_off_provider(session: ort.InferenceSession) -> list[AssignedNode]:
             # Layout changes give the nodes they touch a running number.
             name=re.sub(r"_token_\d+$", "", node.name),
             op_type=node.op_type,
-            provider=_short_name(subgraph.ep_name),
+            provider=short_name(subgraph.ep_name),
         )
         for subgraph in session.get_provider_graph_assignment_info()
         if subgraph.ep_name != wanted
@@ -274,7 +292,8 @@ def _parse(provider: str) -> tuple[_Entry, dict[str, str]]:
     return entry, options
 
 
-def _short_name(runtime_name: str) -> str:
+def short_name(runtime_name: str) -> str:
+    """Give the short name of a provider from ONNX Runtime's own."""
     entry = next((entry for entry in _entries() if entry.runtime_name == runtime_name), None)
     return entry.name if entry else runtime_name.removesuffix("ExecutionProvider").lower()
 

@@ -1,0 +1,121 @@
+"""How far outputs moved: relative L2 error, its decibels, largest difference, cosine, agreement of top classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Distance of one output from its reference, over all runs.
+
+    Attributes:
+        relative_l2: ||y - r|| / ||r|| over the values that are finite in both; infinite where only r is all zero.
+        decibel: 20 log10(relative_l2); None where that is not finite.
+        max_abs: Largest |y - r|.
+        cosine: <y, r> / (||y|| ||r||); None where one of them is all zero.
+        top1: Share of items whose largest class score is at the same class; None where the output holds no scores.
+        values: Numbers compared.
+        non_finite_before: NaN and infinite values in the reference.
+        non_finite_after: The same in the output.
+        non_finite_differs: Places where one is not finite and the other is finite, or not finite in another way.
+    """
+
+    relative_l2: float
+    decibel: float | None
+    max_abs: float
+    cosine: float | None
+    top1: float | None
+    values: int
+    non_finite_before: int
+    non_finite_after: int
+    non_finite_differs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the same as JSON-ready values; what is infinite is None, since JSON knows no infinity."""
+        return asdict(self) | {"relative_l2": self.relative_l2 if math.isfinite(self.relative_l2) else None}
+
+
+class DriftMeter:
+    """Adds up drift over runs, so that no outputs need to be kept.
+
+    Args:
+        names: Names of the outputs, in the order in which they are added.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._sums = {name: _Sums() for name in names}
+
+    def add(self, reference: Sequence[NDArray[Any]], output: Sequence[NDArray[Any]]) -> None:
+        """Add the outputs of one run; those whose shape differs are left out."""
+        for sums, first, second in zip(self._sums.values(), reference, output, strict=False):
+            if first.shape == second.shape and first.dtype.kind in "fiubV" and second.dtype.kind in "fiubV":
+                sums.add(first, second)
+
+    def result(self) -> dict[str, Drift]:
+        """Give the drift of each output that was compared at least once."""
+        return {name: sums.result() for name, sums in self._sums.items() if sums.runs}
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.runs = 0
+        self.values = self.before = self.after = self.differs = 0
+        self.error = self.reference = self.output = self.product = self.largest = 0.0
+        self.items = self.agreed = 0
+
+    def add(self, first: NDArray[Any], second: NDArray[Any]) -> None:
+        r, y = first.astype(np.float64).ravel(), second.astype(np.float64).ravel()
+        finite_r, finite_y = np.isfinite(r), np.isfinite(y)
+        both = finite_r & finite_y
+        same = np.isnan(r) & np.isnan(y) | (r == y)
+        self.runs += 1
+        self.values += r.size
+        self.before += int(r.size - np.count_nonzero(finite_r))
+        self.after += int(y.size - np.count_nonzero(finite_y))
+        self.differs += int(np.count_nonzero(~both & ~same))
+        r, y = r[both], y[both]
+        error = y - r
+        self.error += float(error @ error)
+        self.reference += float(r @ r)
+        self.output += float(y @ y)
+        self.product += float(r @ y)
+        self.largest = max(self.largest, float(np.abs(error).max(initial=0.0)))
+        if _holds_scores(first):
+            scores = first.reshape(first.shape[:2]), second.reshape(first.shape[:2])
+            self.items += len(first)
+            self.agreed += int(np.count_nonzero(scores[0].argmax(1) == scores[1].argmax(1)))
+
+    def result(self) -> Drift:
+        # Without a reference to compare with, no error at all is the only small one.
+        relative = math.sqrt(self.error / self.reference) if self.reference else (math.inf if self.error else 0.0)
+        norms = math.sqrt(self.reference) * math.sqrt(self.output)
+        return Drift(
+            relative_l2=relative,
+            decibel=20 * math.log10(relative) if 0 < relative < math.inf else None,
+            max_abs=self.largest,
+            cosine=min(1.0, max(-1.0, self.product / norms)) if norms else None,
+            top1=self.agreed / self.items if self.items else None,
+            values=self.values,
+            non_finite_before=self.before,
+            non_finite_after=self.after,
+            non_finite_differs=self.differs,
+        )
+
+
+def _holds_scores(output: NDArray[Any]) -> bool:
+    """Tell whether an output looks like class scores: [N, C] or [N, C, 1, 1] of floating-point numbers, C above 1."""
+    rest = output.shape[2:]
+    return (
+        output.ndim >= 2
+        and len(output) > 0
+        and output.shape[1] > 1
+        and math.prod(rest) == 1
+        and output.dtype.kind == "f"
+    )
