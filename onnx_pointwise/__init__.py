@@ -1,1 +1,44 @@
-"""Insert 1x1 convolutions into ONNX graphs so that large-kernel convolutions get cheaper."""
+"""Insert 1x1 convolutions into ONNX graphs so that large-kernel convolutions get cheaper.
+
+>>> import onnx_pointwise
+>>> result = onnx_pointwise.rewrite("model.onnx", target_macs=0.5)
+>>> result.check.passed
+>>> result.save("cheaper.onnx")
+"""
+
+from onnx_pointwise.check import CheckResult, check
+from onnx_pointwise.errors import (
+    InputError,
+    ModelError,
+    OnnxPointwiseError,
+    OutputError,
+    PlanError,
+    ProviderError,
+)
+from onnx_pointwise.inspection import Inspection, inspect
+from onnx_pointwise.pipeline import RewriteResult, insert_pointwise, rewrite
+from onnx_pointwise.plan import Choice, Plan
+from onnx_pointwise.rewrite import BottleneckPass
+from onnx_pointwise.sites import Refusal, Site, find_sites
+
+__all__ = [
+    "BottleneckPass",
+    "CheckResult",
+    "Choice",
+    "InputError",
+    "Inspection",
+    "ModelError",
+    "OnnxPointwiseError",
+    "OutputError",
+    "Plan",
+    "PlanError",
+    "ProviderError",
+    "Refusal",
+    "RewriteResult",
+    "Site",
+    "check",
+    "find_sites",
+    "insert_pointwise",
+    "inspect",
+    "rewrite",
+]

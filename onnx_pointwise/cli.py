@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console, RenderableType
 from typer.core import TyperGroup
@@ -17,7 +16,7 @@ from typer.core import TyperGroup
 import onnx_pointwise as api
 from onnx_pointwise import report
 from onnx_pointwise.errors import OnnxPointwiseError, PlanError
-from onnx_pointwise.factorize import FORMS, METHODS, Form, Method
+from onnx_pointwise.factorize import FORMS, Form, Method
 from onnx_pointwise.model_io import require_writable, write_text
 from onnx_pointwise.pipeline import read_inputs, require_other_file
 from onnx_pointwise.plan import Choice, make_choice
@@ -29,7 +28,7 @@ CHECK_FAILED, BAD_INPUT = 1, 2
 class _Commands(TyperGroup):
     """Turns the library's own errors into one sentence and exit code 2."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except OnnxPointwiseError as error:
@@ -102,7 +101,7 @@ _External = Annotated[
     bool | None,
     typer.Option("--external-data/--no-external-data", help="Keep weights outside the file, or inside; as the input."),
 ]
-_Method = Annotated[str, typer.Option(click_type=click.Choice(METHODS), help="How the weights are computed.")]
+_Method = Annotated[Method, typer.Option(help="How the weights are computed.")]
 
 
 @app.command()
@@ -139,9 +138,7 @@ def rewrite(
     ] = [],
     plan: Annotated[Path | None, typer.Option(help="Replay a saved plan.")] = None,
     save_plan: Annotated[Path | None, typer.Option(help="Write the plan as JSON.")] = None,
-    form: Annotated[
-        list[str], typer.Option(click_type=click.Choice(FORMS), help="Forms that compete; all of them otherwise.")
-    ] = [],
+    form: Annotated[list[str], typer.Option(metavar="FORM", help="Forms that compete; all of them otherwise.")] = [],
     method: _Method = "als",
     exclude: Annotated[list[str], typer.Option(metavar="NODE", help="Leave this convolution dense.")] = [],
     min_channels: _MinChannels = MIN_CHANNELS,
@@ -158,7 +155,7 @@ def rewrite(
 ) -> None:
     """Insert 1x1 convolutions until a budget is met, check the result and write it."""
     output = _prepare(source, target, json_file, save_plan)
-    forms: tuple[Form, ...] = tuple(form) or FORMS  # type: ignore[arg-type]
+    forms = _forms(form)
     with output.working("rewriting"):
         result = api.rewrite(
             source,
@@ -169,7 +166,7 @@ def rewrite(
             ranks=_ranks(rank, forms) or None,
             plan=plan,
             forms=forms,
-            method=_method(method),
+            method=method,
             nodes_to_exclude=exclude,
             min_channels=min_channels,
             input_shapes=_named_shapes(input_shape),
@@ -207,7 +204,7 @@ def insert(
             source,
             node,
             feature_maps,
-            method=_method(method),
+            method=method,
             input_shapes=_named_shapes(input_shape),
             check=not no_check,
             max_drift=_tolerances(max_drift),
@@ -272,8 +269,11 @@ def _finish(
         raise typer.Exit(CHECK_FAILED)
 
 
-def _method(name: str) -> Method:
-    return name  # type: ignore[return-value]  # the option's choices are the methods
+def _forms(texts: Sequence[str]) -> tuple[Form, ...]:
+    unknown = [text for text in texts if text not in FORMS]
+    if unknown:
+        raise PlanError(f"--form {unknown[0]}: use one or more of {', '.join(FORMS)}.")
+    return tuple(form for form in FORMS if form in texts) or FORMS
 
 
 def _named_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

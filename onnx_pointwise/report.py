@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnx_pointwise.check import CheckResult
+from onnx_pointwise.check import CheckResult, ProviderCheck
 from onnx_pointwise.cost import ModelCost
+from onnx_pointwise.drift import Drift
 from onnx_pointwise.inspection import ENERGIES, Inspection, SiteView
 from onnx_pointwise.pipeline import RewriteResult, SiteResult
 from onnx_pointwise.sites import Refusal
@@ -48,7 +49,7 @@ def rank(value: int | tuple[int, int] | None) -> str:
 
 
 def _table(*columns: tuple[str, str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0), collapse_padding=True)
     for title, justify in columns:
         first = not table.columns
         table.add_column(
@@ -97,7 +98,7 @@ def inspection(result: Inspection) -> RenderableType:
         ("Share", "right"),
         ("Params", "right"),
         ("Spectrum", "left"),
-        ("/".join(f"{100 * energy:.0f}" for energy in ENERGIES) + " %", "left"),
+        ("/".join(f"{100 * energy:.0f}" for energy in ENERGIES) + "%", "left"),
     )
     for view in result.sites:
         table.add_row(*_inspection_row(view))
@@ -129,9 +130,9 @@ def _inspection_row(view: SiteView) -> list[str | Text]:
         else ""
     )
     maps = f"{site.in_channels * site.group}→{site.out_channels}" if site.in_channels else ""
-    last: str | Text = "/".join(map(str, view.ranks))
+    spectrum: str | Text = sparkline(list(view.profile))
     if site.refusal is not None:
-        last = Text(site.refusal.code, style="dim")
+        spectrum = Text(site.refusal.code, style="dim")
     return [
         site.name,
         _size_of(site.kernel_shape) + stride,
@@ -140,8 +141,8 @@ def _inspection_row(view: SiteView) -> list[str | Text]:
         "" if view.cost is None else count(view.cost.macs),
         "" if view.cost is None else percent(view.share),
         count(site.stored_params),
-        "" if site.refusal is not None else sparkline(list(view.profile)),
-        last,
+        spectrum,
+        "" if site.refusal is not None else "/".join(map(str, view.ranks)),
     ]
 
 
@@ -178,7 +179,8 @@ def rewrite(result: RewriteResult) -> RenderableType:
         table,
         *_refusal_lines([(site.name, site.refusal) for site in result.sites]),
         Text(),
-        costs(result.before, result.after),
+        costs(result.before, result.after, result.check),
+        *([] if result.check is None else [Text(), verdict(result.check)]),
         *assumptions(result.assumed_inputs, dict(result.input_shapes)),
     )
 
@@ -202,8 +204,8 @@ def _rewrite_row(site: SiteResult) -> list[str | Text]:
     ]
 
 
-def costs(before: ModelCost, after: ModelCost) -> Table:
-    """Show a model's cost before and after."""
+def costs(before: ModelCost, after: ModelCost, check: CheckResult | None = None) -> Table:
+    """Show a model's cost before and after, with the latency where it was measured."""
     table = _table(("Whole model", "left"), ("Before", "right"), ("After", "right"), ("Left", "right"))
     rows = (
         ("MACs", count, before.macs, after.macs),
@@ -213,4 +215,76 @@ def costs(before: ModelCost, after: ModelCost) -> Table:
     )
     for title, write, old, new in rows:
         table.add_row(title, write(old), write(new), percent(new / old) if old else "")
+    for result in check.providers if check is not None else ():
+        if result.latency is not None:
+            timed = result.latency
+            table.add_row(
+                f"Latency, {result.provider}",
+                milliseconds(timed.before.median),
+                milliseconds(timed.after.median),
+                percent(timed.ratio),
+            )
     return table
+
+
+def milliseconds(seconds: float) -> str:
+    """Write a time: 3.42 ms."""
+    return f"{_three(1e3 * seconds)} ms"
+
+
+def check(result: CheckResult) -> RenderableType:
+    """Show how two models compare."""
+    return Group(costs(result.before, result.after, result), Text(), verdict(result))
+
+
+def verdict(result: CheckResult) -> RenderableType:
+    """Show what the runtime said: shapes, drift of each output, latency, and what is wrong."""
+    table = _table(
+        ("Output", "left"),
+        ("On", "left"),
+        ("Drift", "right"),
+        ("dB", "right"),
+        ("Max abs", "right"),
+        ("Cosine", "right"),
+        ("Same top-1", "right"),
+    )
+    for provider in result.providers:
+        for name, drift in provider.drift.items():
+            table.add_row(*_drift_row(name, provider.provider, drift))
+        for name, drift in (provider.drift_from_cpu or {}).items():
+            table.add_row(*_drift_row(name, f"{provider.provider} vs cpu", drift))
+    lines = [Text(line) for provider in result.providers for line in _provider_lines(provider)]
+    lines += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
+    lines += [Text(f"failed: {finding.sentence}", style="bold red") for finding in result.findings]
+    if result.passed:
+        lines.append(Text("Check passed.", style="bold green"))
+    return Group(table, *lines) if table.rows else Group(*lines)
+
+
+def _drift_row(name: str, where: str, drift: Drift) -> list[str]:
+    return [
+        name,
+        where,
+        f"{drift.relative_l2:.3g}",
+        "" if drift.decibel is None else f"{drift.decibel:.1f}",
+        f"{drift.max_abs:.3g}",
+        "" if drift.cosine is None else f"{drift.cosine:.6f}",
+        "" if drift.top1 is None else percent(drift.top1),
+    ]
+
+
+def _provider_lines(result: ProviderCheck) -> Iterable[str]:
+    ran = [trial for trial in result.trials if trial.skipped is None]
+    same = "the same" if result.shapes_equal else "NOT the same"
+    yield f"Shapes and types {same} on {result.provider}, for {len(ran)} input shapes."
+    if result.nodes_off:
+        names = ", ".join(node.name for node in result.nodes_off[:4])
+        more = ", ..." if len(result.nodes_off) > 4 else ""
+        yield f"{len(result.nodes_off)} nodes left {result.provider} for another provider: {names}{more}"
+    if result.latency is not None:
+        timed = result.latency
+        low, high = timed.interval
+        yield (
+            f"Latency on {result.provider}: {timed.verdict}, {timed.ratio:.3f} of before "
+            f"(95 % within {low:.3f} to {high:.3f}; noise floor {timed.noise:.3f}; {timed.rounds} rounds)."
+        )
