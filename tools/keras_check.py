@@ -1,0 +1,171 @@
+"""What makes an export a good one, whatever the converter said about itself.
+
+No unknown operators; the inputs are the model's; every convolution's weight is an initializer; the ONNX checker is
+content; and ONNX Runtime computes what Keras computes, on batches of one and three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnx_pointwise.errors import OnnxPointwiseError
+from onnx_pointwise.providers import open_session
+from tools.keras_names import CONVOLUTIONS, bodies
+from tools.keras_runtime import VerificationError, first_line
+
+BATCHES = (1, 3)
+#: Spatial sizes tried where the model leaves them open, a pair for each batch; multiples of 32 suit U-shaped networks.
+OPEN_SIZES = ((64, 64), (96, 64))
+TOLERANCE = 1e-4
+
+Arrays = Sequence[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How closely ONNX Runtime follows Keras.
+
+    Attributes:
+        error: largest absolute difference over the largest absolute value of the output; the worst output and batch.
+        batches: the batch sizes compared.
+    """
+
+    error: float
+    batches: tuple[int, ...]
+
+
+def check_structure(model: onnx.ModelProto, inputs: Sequence[str], name: str) -> None:
+    """Check everything that can be seen without running the model.
+
+    Args:
+        model: the exported model.
+        inputs: names of the Keras model's inputs.
+        name: how to call the model in messages.
+
+    Raises:
+        VerificationError: an operator is unknown to ONNX, the inputs differ, a convolution's weight is computed, or the
+            ONNX checker complains.
+    """
+    domains = {entry.domain: entry.version for entry in model.opset_import}
+    for body in (model.graph, *bodies(model.graph)):
+        for node in body.node:
+            if not onnx.defs.has(node.op_type, domains.get(node.domain, 1), node.domain):
+                raise VerificationError(
+                    f"{name}: layer operation {node.name!r} became {node.op_type!r}, which ONNX does not have; "
+                    "replace that layer or export the part of the model in front of it."
+                )
+    found = [value.name for value in model.graph.input]
+    if found != list(inputs):
+        raise VerificationError(
+            f"{name}: the converter gave the graph the inputs {', '.join(found) or 'none'} where the model has "
+            f"{', '.join(inputs)}; an input that the outputs do not depend on must be removed from the model."
+        )
+    _check_weights(model.graph, name)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker raises its own and protobuf's errors
+        raise VerificationError(f"{name}: the ONNX checker refuses the export: {first_line(error)}.") from error
+
+
+def _check_weights(graph: onnx.GraphProto, name: str) -> None:
+    outer = {tensor.name for tensor in graph.initializer}
+    for body in (graph, *bodies(graph)):
+        known = outer | {tensor.name for tensor in body.initializer}
+        for node in body.node:
+            if node.op_type in CONVOLUTIONS and node.input[1] not in known:
+                raise VerificationError(
+                    f"{name}: the weight of convolution {node.name!r} is computed in the graph instead of stored; "
+                    "export the model with static sizes (--input-shape) and without weight-changing wrappers."
+                )
+
+
+def check_agreement(
+    model: onnx.ModelProto,
+    specs: Sequence[Any],
+    reference: Callable[[Arrays], list[NDArray[Any]]],
+    name: str,
+    *,
+    channels_first: Sequence[bool] = (),
+    tolerance: float = TOLERANCE,
+) -> Agreement:
+    """Run the export and the original on the same random inputs.
+
+    Args:
+        model: the exported model.
+        specs: a `tf.TensorSpec` for each input, in the original's layout.
+        reference: the original: arrays -> arrays.
+        name: how to call the model in messages.
+        channels_first: for each input, whether the export wants it as [N, C, H, W]; outputs of rank 4 follow suit.
+        tolerance: largest relative error allowed.
+
+    Raises:
+        VerificationError: shapes differ, a value is not finite, or the difference is too large.
+    """
+    nchw = list(channels_first) or [False] * len(specs)
+    fixed = {spec.shape[0] for spec in specs if spec.shape.rank} - {None}
+    batches = BATCHES if not fixed else (int(min(fixed)),)
+    try:
+        session = open_session(model.SerializeToString())
+    except OnnxPointwiseError as error:
+        raise VerificationError(f"{name}: ONNX Runtime does not load the export: {first_line(error)}.") from error
+    worst = 0.0
+    for index, batch in enumerate(batches):
+        arrays = random_inputs(specs, batch, OPEN_SIZES[index % len(OPEN_SIZES)], seed=index)
+        wanted = reference(arrays)
+        given = [_channels_first(a) if flip else a for a, flip in zip(arrays, nchw, strict=True)]
+        names = [value.name for value in model.graph.input]
+        try:
+            found = session.run(None, dict(zip(names, given, strict=True)))
+        except Exception as error:  # the runtime raises its own errors
+            raise VerificationError(
+                f"{name}: ONNX Runtime fails on the export at batch {batch}: {first_line(error)}."
+            ) from error
+        for output, expected, actual in zip(model.graph.output, wanted, found, strict=True):
+            if any(nchw) and expected.ndim == 4:
+                expected = _channels_first(expected)
+            worst = max(worst, _error(expected, actual, f"{name}: output {output.name!r} at batch {batch}", tolerance))
+    return Agreement(worst, batches)
+
+
+def random_inputs(specs: Sequence[Any], batch: int, sizes: Sequence[int], seed: int) -> list[NDArray[Any]]:
+    """Seeded inputs that fit the specs: standard normal; up to 255 for bytes, 0 and 1 for other integers."""
+    rng = np.random.default_rng(seed)
+    arrays: list[NDArray[Any]] = []
+    for spec in specs:
+        open_sizes = iter(sizes)
+        shape = [batch, *(next(open_sizes, sizes[-1]) if size is None else size for size in spec.shape[1:])]
+        dtype = np.dtype(spec.dtype.as_numpy_dtype)
+        if dtype == np.uint8:
+            arrays.append(rng.integers(0, 256, shape, dtype))
+        elif dtype.kind in "iub":
+            arrays.append(rng.integers(0, 2, shape).astype(dtype))
+        else:
+            arrays.append(rng.standard_normal(shape).astype(dtype))
+    return arrays
+
+
+def _channels_first(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(np.moveaxis(array, -1, 1))
+
+
+def _error(expected: NDArray[Any], actual: NDArray[Any], where: str, tolerance: float) -> float:
+    """Largest difference relative to the largest expected value."""
+    if expected.shape != actual.shape:
+        raise VerificationError(f"{where} has the shape {actual.shape} in ONNX Runtime, {expected.shape} in Keras.")
+    a, b = np.asarray(expected, np.float64), np.asarray(actual, np.float64)
+    if not np.isfinite(a).all():
+        raise VerificationError(f"{where} is not finite in Keras on random inputs, so the export cannot be verified.")
+    largest = float(np.abs(a).max(initial=0.0))
+    difference = float(np.abs(a - b).max(initial=0.0))
+    error = difference / largest if largest > 0 else difference
+    if not error <= tolerance:
+        raise VerificationError(
+            f"{where} differs from Keras by {error:.1e} relative, more than {tolerance:.0e}; nothing was written."
+        )
+    return error

@@ -1,0 +1,75 @@
+"""TensorFlow, Keras and tf2onnx on demand: imported late, quietly, and missed in one clear sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_pointwise.errors import OnnxPointwiseError
+
+
+class ExportError(OnnxPointwiseError):
+    """A Keras model cannot be read or converted."""
+
+
+class VerificationError(ExportError):
+    """A model was converted, but the result is not what Keras computes."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The imported modules; typed loosely because none of them ships type information."""
+
+    tf: Any
+    keras: Any
+    tf2onnx: Any
+
+
+def runtime() -> Runtime:
+    """Import TensorFlow, Keras and tf2onnx without their log output.
+
+    Raises:
+        ExportError: one of them is not installed, or Keras is set to another backend.
+    """
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        raise ExportError(
+            f"KERAS_BACKEND is {backend!r}, but the export traces TensorFlow: unset it or set KERAS_BACKEND=tensorflow."
+        )
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import keras
+        import tensorflow as tf
+        import tf2onnx
+        import tf2onnx.optimizer
+    except ImportError as error:
+        raise ExportError(
+            f"exporting Keras models needs TensorFlow, Keras and tf2onnx ({error}); "
+            "install them with: pip install 'onnx-pointwise[keras]'"
+        ) from error
+    return Runtime(tf, keras, tf2onnx)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the loggers of TensorFlow, absl and tf2onnx, and put their levels back afterwards."""
+    names = ("tensorflow", "absl", "tf2onnx")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, without the full stop; its type where it has none."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
