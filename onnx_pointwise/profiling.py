@@ -17,6 +17,7 @@ from onnx_pointwise import providers
 from onnx_pointwise.inputs import Array, as_model
 from onnx_pointwise.model_io import ModelSource, runtime_source
 from onnx_pointwise.runner import Runner, feeds_for, model_name, require_positive
+from onnx_pointwise.sites import find_sites
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,11 @@ def node_times(
     """
     require_positive(runs=runs, warmup=warmup)
     feeds = feeds_for(model, inputs, input_shapes, seed)
-    with runtime_source(model) as source, tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder:
+    graph = as_model(model)
+    with (
+        runtime_source(_named(graph) or model) as source,
+        tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder,
+    ):
         session = providers.open_session(
             source, provider, threads=threads, optimization=optimization, profile=Path(folder) / "profile"
         )
@@ -70,24 +75,26 @@ def node_times(
         for _ in range(warmup - 1 + runs):
             runner.run()
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    sites = _site_names(as_model(model).graph)
-    times: dict[tuple[str, str, str], list[float]] = {}
+    sites = _site_names(graph)
+    return [
+        NodeTime(name, op_type, providers.short_name(runtime_name), statistics.median(seconds), _site(name, sites))
+        for (name, op_type, runtime_name), seconds in _kernel_seconds(events, runs).items()
+    ]
+
+
+def _kernel_seconds(events: Sequence[Mapping[str, Any]], runs: int) -> dict[tuple[str, str, str], list[float]]:
+    """Give (node, operator, provider) -> seconds in each of the last runs; all turns of a loop count to one run."""
+    per_run: list[dict[tuple[str, str, str], float]] = [{}]
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
             arguments = event["args"]
             key = name.removesuffix("_kernel_time"), arguments["op_name"], arguments["provider"]
-            times.setdefault(key, []).append(event["dur"] * 1e-6)
-    return [
-        NodeTime(
-            name,
-            op_type,
-            providers.short_name(runtime_name),
-            statistics.median(seconds[-runs:]),
-            _site(name, sites),
-        )
-        for (name, op_type, runtime_name), seconds in times.items()
-    ]
+            per_run[-1][key] = per_run[-1].get(key, 0.0) + event["dur"] * 1e-6
+        elif name == "model_run":  # written when the run has ended
+            per_run.append({})
+    timed = per_run[:-1][-runs:]
+    return {key: [seconds.get(key, 0.0) for seconds in timed] for key in timed[-1]}
 
 
 def site_times(times: Sequence[NodeTime]) -> dict[str, float]:
@@ -103,24 +110,32 @@ def site_times(times: Sequence[NodeTime]) -> dict[str, float]:
 _FUSED = {"BatchNormalization", "Relu", "Add", "Mul", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Identity"}
 
 
-def _site_names(graph: ir.Graph) -> dict[str, str]:
-    """Give value name or node name -> convolution, for each convolution and what may be fused into it.
+def _named(model: ir.Model) -> ir.Model | None:
+    """Give a copy in which every site's node has the site's name; None where that is so already."""
+    if all(site.node.name == site.name for site in find_sites(model)):
+        return None
+    copy = model.clone()
+    for site in find_sites(copy):
+        site.node.name = site.name
+    return copy
+
+
+def _site_names(model: ir.Model) -> dict[str, str]:
+    """Give site name or value name -> site, for each convolution and what may be fused into it.
 
     A fused kernel is named after the convolution or after the last value that was fused into it.
     """
-    sites: dict[str, str] = {}
-    for node in graph.all_nodes():
-        if "Conv" not in node.op_type or not node.name:
-            continue
-        sites[node.name] = node.name
-        value = node.outputs[0]
+    names: dict[str, str] = {}
+    for site in find_sites(model):
+        names[site.name] = site.name
+        value = site.node.outputs[0]
         while value.name:
-            sites.setdefault(value.name, node.name)
+            names.setdefault(value.name, site.name)
             consumers = [use.node for use in value.uses()]
             if len(consumers) != 1 or consumers[0].op_type not in _FUSED:
                 break
             value = consumers[0].outputs[0]
-    return sites
+    return names
 
 
 def _site(name: str, sites: Mapping[str, str]) -> str | None:
