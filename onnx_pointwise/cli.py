@@ -96,6 +96,7 @@ _Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the check;
 _MinChannels = Annotated[int, typer.Option(min=1, help="Leave convolutions with fewer input feature maps dense.")]
 _Inline = Annotated[bool, typer.Option("--inline-functions", help="Inline local functions first.")]
 _Force = Annotated[bool, typer.Option("--force", help="Write the model even if the check fails.")]
+_NoLatency = Annotated[bool, typer.Option("--no-latency", help="Compare outputs and cost only.")]
 _NoCheck = Annotated[bool, typer.Option("--no-check", help="Write the model without running it.")]
 _External = Annotated[
     bool | None,
@@ -148,6 +149,7 @@ def rewrite(
     max_drift: _MaxDrift = [],
     provider: _Provider = "cpu",
     threads: _Threads = None,
+    no_latency: _NoLatency = False,
     no_check: _NoCheck = False,
     force: _Force = False,
     external_data: _External = None,
@@ -174,6 +176,7 @@ def rewrite(
             check=not no_check,
             max_drift=_tolerances(max_drift),
             inputs=None if inputs is None else read_inputs(inputs),
+            latency=not no_latency,
             provider=provider,
             threads=threads,
         )
@@ -192,6 +195,9 @@ def insert(
     input_shape: _Shapes = [],
     inputs: _Inputs = None,
     max_drift: _MaxDrift = [],
+    provider: _Provider = "cpu",
+    threads: _Threads = None,
+    no_latency: _NoLatency = False,
     no_check: _NoCheck = False,
     force: _Force = False,
     external_data: _External = None,
@@ -209,6 +215,9 @@ def insert(
             check=not no_check,
             max_drift=_tolerances(max_drift),
             inputs=None if inputs is None else read_inputs(inputs),
+            latency=not no_latency,
+            provider=provider,
+            threads=threads,
         )
     _finish(output, result, target, force=force, external_data=external_data)
 
@@ -222,7 +231,7 @@ def check(
     max_drift: _MaxDrift = [],
     provider: Annotated[list[str], typer.Option(help="Execution provider; may be named several times.")] = ["cpu"],
     threads: _Threads = None,
-    no_latency: Annotated[bool, typer.Option("--no-latency", help="Compare outputs and cost only.")] = False,
+    no_latency: _NoLatency = False,
     json_file: _Json = None,
 ) -> None:
     """Compare two models in ONNX Runtime: shapes, drift, cost and latency."""

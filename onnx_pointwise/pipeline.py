@@ -144,6 +144,7 @@ def rewrite(
     check: bool = True,
     max_drift: float | Mapping[str, float] | None = None,
     inputs: Mapping[str, NDArray[Any]] | None = None,
+    latency: bool = True,
     provider: str = "cpu",
     threads: int | None = None,
 ) -> RewriteResult:
@@ -168,6 +169,7 @@ def rewrite(
         check: Compare both models in ONNX Runtime.
         max_drift: Largest relative L2 drift allowed, for all outputs or by output name; ``None`` only reports it.
         inputs: Inputs of the check by name, [N, ...]; random ones in the declared shapes if ``None``.
+        latency: Time both networks in the check, too.
         provider: Execution provider of the check.
         threads: Threads of the check; the runtime's own choice if ``None``.
 
@@ -220,6 +222,7 @@ def rewrite(
             providers=(provider,),
             input_shapes=input_shapes,
             max_drift=max_drift,
+            latency=latency,
             threads=threads,
         )
         clock.lap("check")
@@ -260,6 +263,9 @@ def insert_pointwise(
     check: bool = True,
     max_drift: float | Mapping[str, float] | None = None,
     inputs: Mapping[str, NDArray[Any]] | None = None,
+    latency: bool = True,
+    provider: str = "cpu",
+    threads: int | None = None,
 ) -> RewriteResult:
     """Put a 1x1 convolution in front of one convolution, whatever it costs.
 
@@ -273,6 +279,9 @@ def insert_pointwise(
         check: Compare both models in ONNX Runtime.
         max_drift: Largest relative L2 drift allowed; ``None`` only reports it.
         inputs: Inputs of the check by name; random ones if ``None``.
+        latency: Time both networks in the check, too.
+        provider: Execution provider of the check.
+        threads: Threads of the check; the runtime's own choice if ``None``.
 
     Returns:
         As ``rewrite``.
@@ -281,7 +290,17 @@ def insert_pointwise(
         PlanError: There is no such convolution, it cannot be rewritten, or ``feature_maps`` is below 1.
     """
     plan = Plan({node: make_choice(node, "reduce", feature_maps, where="insert_pointwise")}, method=method)
-    return rewrite(model, plan=plan, input_shapes=input_shapes, check=check, max_drift=max_drift, inputs=inputs)
+    return rewrite(
+        model,
+        plan=plan,
+        input_shapes=input_shapes,
+        check=check,
+        max_drift=max_drift,
+        inputs=inputs,
+        latency=latency,
+        provider=provider,
+        threads=threads,
+    )
 
 
 def require_other_file(source: str | Path, target: str | Path) -> None:

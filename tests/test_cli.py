@@ -1,0 +1,279 @@
+"""The command line as a user meets it: in its own process, exit codes, sentences, files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from typer.testing import CliRunner
+
+from onnx_pointwise.cli import app
+from onnx_pointwise.plan import Plan
+
+DIGITS = Path(__file__).resolve().parent.parent / "models" / "digits.onnx"
+
+
+class Run:
+    """What a command left behind."""
+
+    def __init__(self, returncode: int, stdout: str, stderr: str) -> None:
+        self.returncode, self.stdout, self.stderr = returncode, stdout, stderr
+
+
+def run(*arguments: str | Path, columns: int = 80) -> Run:
+    """Run a command in this process; starting one each time would take minutes."""
+    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": str(columns)})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Run(result.exit_code, result.stdout, result.stderr)
+
+
+def refused(result: Run, *words: str) -> None:
+    """Exit code 2, one sentence that holds the words, no traceback."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    sentences = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1, result.stderr
+    for word in words:
+        assert word in sentences[0]
+
+
+@pytest.fixture(scope="module")
+def rewritten(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("rewritten")
+    result = run(
+        "rewrite", DIGITS, folder / "out.onnx", "--target-macs", "0.6", "--no-latency", "--json", folder / "out.json",
+        "--save-plan", folder / "plan.json",
+    )  # fmt: skip
+    return {"folder": folder, "result": result, "document": json.loads((folder / "out.json").read_text())}
+
+
+def test_rewrite_writes_a_cheaper_model_with_the_same_interface(rewritten: dict[str, Any]) -> None:
+    assert rewritten["result"].returncode == 0, rewritten["result"].stderr
+    before, after = onnx.load(DIGITS), onnx.load(rewritten["folder"] / "out.onnx")
+    onnx.checker.check_model(after, full_check=True)
+    assert list(before.graph.input) == list(after.graph.input)
+    assert list(before.graph.output) == list(after.graph.output)
+    assert (before.ir_version, before.opset_import) == (after.ir_version, after.opset_import)
+    session = ort.InferenceSession(str(rewritten["folder"] / "out.onnx"), providers=["CPUExecutionProvider"])
+    (feed,) = session.get_inputs()
+    (output,) = session.run(None, {feed.name: np.zeros((3, 16, 16, 1), np.float32)})
+    assert output.shape == (3, 10)
+
+
+def test_rewrite_json_holds_what_it_promises(rewritten: dict[str, Any]) -> None:
+    document = rewritten["document"]
+    for side, path in (("before", DIGITS), ("after", rewritten["folder"] / "out.onnx")):
+        assert {"macs", "params", "bytes"} <= set(document[side])
+        assert document[side]["bytes"] == path.stat().st_size
+        assert document[side]["params"] == sum(
+            int(np.prod(item.dims)) for item in onnx.load(path).graph.initializer if item.data_type == 1
+        )
+    assert document["after"]["macs"] <= 0.6 * document["before"]["macs"]
+    saved = 0
+    for site in document["sites"]:
+        assert {"name", "form", "rank", "macs_before", "macs_after", "refusal"} <= set(site)
+        assert (site["form"] is None) == (site["rank"] is None) == (site["refusal"] is not None)
+        saved += site["macs_before"] - site["macs_after"]
+    assert saved == document["before"]["macs"] - document["after"]["macs"]
+    assert document["check"]["shapes_equal"] is True
+    assert set(document["check"]["drift"]) == {output.name for output in onnx.load(DIGITS).graph.output}
+    assert document["seconds"]["total"] > 0
+
+
+def test_a_saved_plan_replays_to_the_same_bytes(rewritten: dict[str, Any], tmp_path: Path) -> None:
+    plan = rewritten["folder"] / "plan.json"
+    assert Plan.from_json(plan.read_text()).choices
+    result = run("rewrite", DIGITS, tmp_path / "again.onnx", "--plan", plan, "--no-check")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "again.onnx").read_bytes() == (rewritten["folder"] / "out.onnx").read_bytes()
+
+
+def test_check_tells_the_same_from_a_drifting_model(rewritten: dict[str, Any], tmp_path: Path) -> None:
+    same = run("check", DIGITS, DIGITS, "--max-drift", "0", "--no-latency", "--json", "-")
+    assert same.returncode == 0, same.stderr
+    assert json.loads(same.stdout)["passed"] is True
+    other = run(
+        "check", DIGITS, rewritten["folder"] / "out.onnx", "--max-drift", "1e-9", "--no-latency",
+        "--json", tmp_path / "check.json",
+    )  # fmt: skip
+    assert other.returncode == 1
+    assert json.loads((tmp_path / "check.json").read_text())["findings"][0]["code"] == "drift"
+
+
+def test_a_failed_check_writes_nothing_unless_forced(tmp_path: Path) -> None:
+    arguments = (
+        "rewrite",
+        DIGITS,
+        tmp_path / "out.onnx",
+        "--target-macs",
+        "0.5",
+        "--max-drift",
+        "1e-9",
+        "--no-latency",
+    )
+    assert run(*arguments).returncode == 1
+    assert list(tmp_path.iterdir()) == []
+    assert run(*arguments, "--force").returncode == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_tables_fit_the_terminal(columns: int, rewritten: dict[str, Any]) -> None:
+    for arguments in (("inspect", DIGITS), ("check", DIGITS, DIGITS, "--no-latency")):
+        result = run(*arguments, columns=columns)
+        assert result.returncode == 0, result.stderr
+        assert max(len(line) for line in result.stdout.splitlines()) <= columns
+    if columns == 80:
+        assert max(len(line) for line in rewritten["result"].stdout.splitlines()) <= columns
+
+
+def test_inspect_json_tells_ranks_and_refusals() -> None:
+    result = run("inspect", DIGITS, "--json", "-")
+    sites = {site["name"]: site for site in json.loads(result.stdout)["sites"]}
+    assert sites["conv1"]["refusal"]["code"] == "few_channels"
+    ranks = sites["conv2"]["ranks"]
+    assert 1 <= ranks["0.90"] <= ranks["0.95"] <= ranks["0.99"] <= sites["conv2"]["in_channels"]
+    assert sites["conv2"]["macs"] == 16 * 16 * 64 * 32 * 25
+    assert sites["conv2"]["output_shape"] == [1, 64, 16, 16]
+
+
+@pytest.mark.parametrize("maps", [40, 32, 8])
+def test_insert_puts_a_pointwise_in_front(maps: int, tmp_path: Path) -> None:
+    tolerance = ("--max-drift", "1e-5") if maps >= 32 else ()
+    site = ("--node", "conv2", "--feature-maps", str(maps))
+    result = run("insert", DIGITS, tmp_path / "out.onnx", *site, "--no-latency", *tolerance)
+    assert result.returncode == 0, result.stdout + result.stderr
+    graph = onnx.load(tmp_path / "out.onnx").graph
+    (inserted,) = [node for node in graph.node if node.name == "conv2_reduce"]
+    (weight,) = [item for item in graph.initializer if item.name == inserted.input[1]]
+    assert list(weight.dims) == [maps, 32, 1, 1]
+
+
+def test_ranks_and_forms_by_hand(tmp_path: Path) -> None:
+    result = run(
+        "rewrite", DIGITS, tmp_path / "out.onnx", "--rank", "conv2=12", "--rank", "conv3=expand:20",
+        "--rank", "conv4=30,24", "--no-check", "--json", "-",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    sites = {site["name"]: (site["form"], site["rank"]) for site in json.loads(result.stdout)["sites"]}
+    assert sites["conv2"] == ("reduce", 12)
+    assert sites["conv3"] == ("expand", 20)
+    assert sites["conv4"] == ("reduce_expand", [30, 24])
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    (folder / "text.onnx").write_text("this is not a model\n")
+    (folder / "empty.onnx").write_bytes(b"")
+    (folder / "random.onnx").write_bytes(np.random.default_rng(0).bytes(4096))
+    (folder / "truncated.onnx").write_bytes(DIGITS.read_bytes()[:-1000])
+    return {
+        "no such file": folder / "missing.onnx",
+        "directory": folder,
+        "not an ONNX model": folder / "text.onnx",
+        "empty": folder / "empty.onnx",
+        "ONNX": folder / "random.onnx",
+        "truncated": folder / "truncated.onnx",
+    }
+
+
+@pytest.mark.parametrize("case", ["no such file", "directory", "not an ONNX model", "empty", "ONNX", "truncated"])
+@pytest.mark.parametrize("command", ["inspect", "rewrite", "check"])
+def test_bad_files_are_refused(command: str, case: str, tmp_path: Path) -> None:
+    path = bad_files(tmp_path)[case]
+    before = sorted(item.name for item in tmp_path.iterdir())
+    arguments = {
+        "inspect": ("inspect", path),
+        "rewrite": ("rewrite", path, tmp_path / "out.onnx", "--target-macs", "0.5"),
+        "check": ("check", DIGITS, path),
+    }[command]
+    refused(run(*arguments), case, path.name)
+    assert sorted(item.name for item in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target-macs", "0"], ["target_macs", "above 0"]),
+        (["--target-macs", "1.5"], ["target_macs", "at most 1"]),
+        (["--target-macs", "0.0001"], ["cannot be reached"]),
+        (["--rank", "nope=8"], ["no convolution 'nope'", "conv1"]),
+        (["--rank", "conv2=0"], ["conv2", "at least 1"]),
+        (["--rank", "conv2=many"], ["--rank", "NODE=32"]),
+        (["--rank", "conv2=middle:3"], ["unknown form 'middle'"]),
+        (["--target-macs", "0.5", "--ratio", "0.5"], ["one budget"]),
+        ([], ["Name a budget"]),
+        (["--target-macs", "0.5", "--form", "sideways"], ["--form sideways"]),
+        (["--target-macs", "0.5", "--exclude", "nope"], ["no convolution 'nope'"]),
+        (["--target-macs", "0.5", "--input-shape", "image"], ["--input-shape"]),
+        (["--target-macs", "0.5", "--input-shape", "nope:1,2"], ["no input 'nope'", "image"]),
+        (["--target-macs", "0.5", "--input-shape", "image:1,2,3"], ["image"]),
+        (["--target-macs", "0.5", "--max-drift", "nope:0.1"], ["nope"]),
+        (["--target-macs", "0.5", "--provider", "abacus"], ["abacus"]),
+        (["--target-macs", "0.5", "--inputs", "missing.npz"], ["missing.npz"]),
+        (["--plan", "missing.json"], ["missing.json"]),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    refused(run("rewrite", DIGITS, tmp_path / "out.onnx", *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
+    copy = tmp_path / "model.onnx"
+    copy.write_bytes(DIGITS.read_bytes())
+    (tmp_path / "link.onnx").symlink_to(copy)
+    for target in (copy, tmp_path / "link.onnx"):
+        refused(run("rewrite", copy, target, "--target-macs", "0.5"), "is the input itself")
+    assert copy.read_bytes() == DIGITS.read_bytes()
+
+
+def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for target, word in (
+        (tmp_path / "no" / "out.onnx", "does not exist"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "file" / "out.onnx", "does not exist"),
+    ):
+        refused(run("rewrite", DIGITS, target, "--target-macs", "0.5"), word)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_unknown_commands_and_options_exit_with_two() -> None:
+    for arguments in (("fly",), ("inspect",), ("inspect", DIGITS, "--nope")):
+        result = run(*arguments)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+
+
+def test_it_runs_as_a_module_with_a_latency_verdict(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "onnx_pointwise", "check", DIGITS, DIGITS, "--json", tmp_path / "check.json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    latency = json.loads((tmp_path / "check.json").read_text())["latency"]
+    assert latency["verdict"] in ("faster", "slower", "no change")
+    assert latency["noise"] >= 0
+
+
+def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    result = CliRunner().invoke(
+        app, ["rewrite", str(DIGITS), str(tmp_path / "out.onnx"), "--ratio", "0.6", "--no-check"]
+    )
+    assert result.exit_code != 0
+    assert list(tmp_path.iterdir()) == []
