@@ -1,0 +1,170 @@
+"""The Python API end to end on the shipped network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import onnx_pointwise
+from onnx_pointwise.errors import ModelError, OutputError, PlanError
+from onnx_pointwise.factorize import FORMS, Form
+from onnx_pointwise.model_io import serialize
+from onnx_pointwise.pipeline import require_other_file
+from onnx_pointwise.plan import Choice, Plan
+from onnx_pointwise.sites import find_sites
+
+DIGITS = Path(__file__).resolve().parent.parent / "models" / "digits.onnx"
+
+
+def content(model: ir.Model) -> bytes:
+    return serialize(model).SerializeToString(deterministic=True)
+
+
+def test_path_proto_and_ir_model_give_the_same_bytes_and_stay_as_they_were() -> None:
+    proto, model = onnx.load(DIGITS), ir.load(DIGITS)
+    untouched = proto.SerializeToString(), content(model)
+    results = [onnx_pointwise.rewrite(source, ratio=0.5, check=False) for source in (DIGITS, str(DIGITS), proto, model)]
+    assert len({content(result.model) for result in results}) == 1
+    assert (proto.SerializeToString(), content(model)) == untouched
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_exact_at_full_rank(form: Form) -> None:
+    choices = {
+        site.name: Choice(
+            form,
+            (site.in_channels, site.out_channels)
+            if form == "reduce_expand"
+            else site.in_channels
+            if form == "reduce"
+            else site.out_channels,
+        )
+        for site in find_sites(ir.load(DIGITS))
+        if site.rewritable
+    }
+    result = onnx_pointwise.rewrite(DIGITS, plan=Plan(choices), max_drift=1e-5, latency=False)
+    assert result.passed
+    assert {site.form for site in result.sites} == {form}
+
+
+def test_what_was_rewritten_is_reported_and_saved(tmp_path: Path) -> None:
+    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, latency=False)
+    result.save(tmp_path / "out.onnx")
+    assert result.check is not None
+    assert result.check.shapes_equal
+    assert result.after.macs <= 0.7 * result.before.macs
+    again = onnx_pointwise.check(DIGITS, tmp_path / "out.onnx", latency=False)
+    assert again.drift == result.check.drift
+    assert again.after == result.after
+    assert {site.name for site in result.sites if site.form} == set(result.plan.choices)
+
+
+def test_a_parameter_budget_counts_the_parameters_of_the_file() -> None:
+    result = onnx_pointwise.rewrite(DIGITS, target_params=0.6, check=False)
+    stored = [value.const_value for value in result.model.graph.initializers.values()]
+    floats = sum(tensor.size for tensor in stored if tensor is not None and tensor.dtype == ir.DataType.FLOAT)
+    assert floats == result.after.params
+    assert result.after.params <= 0.6 * result.before.params
+
+
+@pytest.mark.parametrize("maps", [1, 31, 32, 33, 70])
+def test_insert_pointwise_gives_the_feature_maps_asked_for(maps: int) -> None:
+    result = onnx_pointwise.insert_pointwise(DIGITS, "conv2", maps, latency=False)
+    graph = serialize(result.model).graph
+    weights = {item.name: tuple(item.dims) for item in graph.initializer}
+    (inserted,) = [node for node in graph.node if node.name == "conv2_reduce"]
+    assert weights[inserted.input[1]] == (maps, 32, 1, 1)
+    assert result.check is not None
+    (drift,) = result.check.drift.values()
+    assert (drift.relative_l2 < 1e-5) == (maps >= 32)
+
+
+def test_insert_pointwise_works_on_a_stem_too() -> None:
+    result = onnx_pointwise.insert_pointwise(DIGITS, "conv1", 8, latency=False, max_drift=1e-5)
+    assert result.passed
+
+
+def test_a_failed_limit_is_a_finding_not_an_exception() -> None:
+    result = onnx_pointwise.rewrite(DIGITS, ratio=0.3, max_drift=1e-9, latency=False)
+    assert not result.passed
+    assert result.check is not None
+    assert [finding.code for finding in result.check.findings] == ["drift"]
+
+
+def test_given_inputs_are_what_the_drift_is_measured_on() -> None:
+    with np.load(DIGITS.with_suffix(".npz")) as data:
+        images = data["x"][:64]
+    feed = ir.load(DIGITS).graph.inputs[0].name
+    given = onnx_pointwise.rewrite(DIGITS, ratio=0.8, inputs={str(feed): images}, latency=False)
+    drawn = onnx_pointwise.rewrite(DIGITS, ratio=0.8, latency=False)
+    assert given.check is not None
+    assert drawn.check is not None
+    assert given.check.drift != drawn.check.drift
+
+
+def test_a_plan_excludes_budgets() -> None:
+    with pytest.raises(PlanError, match="replays as it is"):
+        onnx_pointwise.rewrite(DIGITS, plan=Plan({}), ratio=0.5)
+
+
+def test_a_plan_for_another_model_is_refused() -> None:
+    with pytest.raises(PlanError, match="no convolution 'elsewhere'"):
+        onnx_pointwise.rewrite(DIGITS, plan=Plan({"elsewhere": Choice("reduce", 4)}))
+
+
+def test_bad_plan_files(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    with pytest.raises(PlanError, match=r"plan\.json: no such file"):
+        onnx_pointwise.rewrite(DIGITS, plan=path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(PlanError, match=r"plan\.json"):
+        onnx_pointwise.rewrite(DIGITS, plan=path)
+    path.write_text("{")
+    with pytest.raises(PlanError, match=r"plan\.json: not JSON"):
+        onnx_pointwise.rewrite(DIGITS, plan=path)
+
+
+def test_a_network_with_nothing_to_gain_comes_back_unchanged() -> None:
+    depthwise = onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="depthwise", group=8, pads=[1, 1, 1, 1])
+    weights = onnx.numpy_helper.from_array(np.ones((8, 1, 3, 3), np.float32), "w")
+    value = [onnx.helper.make_tensor_value_info(name, 1, ["N", 8, 6, 6]) for name in "xy"]
+    graph = onnx.helper.make_graph([depthwise], "depthwise", value[:1], value[1:], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    result = onnx_pointwise.rewrite(model, ratio=0.5, latency=False, max_drift=0.0)
+    assert result.passed
+    assert content(result.model) == content(ir.serde.deserialize_model(model))
+    (site,) = result.sites
+    assert site.refusal is not None
+    assert site.refusal.code == "depthwise"
+
+
+def test_output_equal_to_input_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"x")
+    (tmp_path / "hard.onnx").hardlink_to(path)
+    for target in (path, tmp_path / "hard.onnx", tmp_path / "." / "a.onnx"):
+        with pytest.raises(OutputError, match="input itself"):
+            require_other_file(path, target)
+    require_other_file(path, tmp_path / "b.onnx")
+
+
+def test_inspection_ranks_keep_what_they_say() -> None:
+    inspection = onnx_pointwise.inspect(DIGITS)
+    for view in inspection.sites:
+        if view.site.refusal is None:
+            energy = np.cumsum(view.profile**2) / np.sum(view.profile**2)
+            for share, rank in zip((0.90, 0.95, 0.99), view.ranks, strict=True):
+                assert energy[rank - 1] >= share - 1e-9
+                assert rank == 1 or energy[rank - 2] < share + 1e-9
+    assert sum(view.share for view in inspection.sites) == pytest.approx(
+        inspection.cost.conv_macs / inspection.cost.macs
+    )
+
+
+def test_inspecting_what_is_no_model() -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        onnx_pointwise.inspect("missing.onnx")
