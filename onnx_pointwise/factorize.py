@@ -419,30 +419,28 @@ def _frame(rank: int, size: int) -> Array:
 
 
 def _inverse_apply(symmetric: Array, right: Array) -> Array:
-    """symmetric^-1 right, with more jitter where rounding has eaten the definiteness."""
-    level = max(float(np.trace(symmetric)) / len(symmetric), np.finfo(np.float64).tiny)
-    jitter = 0.0
-    for _ in range(8):
-        try:
-            factor = scipy.linalg.cho_factor(
-                symmetric + jitter * np.eye(len(symmetric)), lower=True, check_finite=False
-            )
-            return cast(Array, scipy.linalg.cho_solve(factor, right, check_finite=False))
-        except np.linalg.LinAlgError:
-            jitter = max(10.0 * jitter, 1e-13 * level)
-    return np.linalg.pinv(symmetric, hermitian=True) @ right
+    """symmetric^-1 right for a positive semidefinite matrix, by the lower factor."""
+    lower = _cholesky(symmetric)
+    return cast(Array, scipy.linalg.cho_solve((lower, True), right, check_finite=False))
 
 
 def _cholesky(symmetric: Array) -> Array:
-    """Lower factor, with more jitter where rounding has eaten the definiteness."""
-    level = float(np.trace(symmetric)) / len(symmetric)
-    for jitter in (0.0, 1e-12, 1e-10, 1e-8):
+    """Lower factor of a positive semidefinite matrix.
+
+    Moments summed from float32 products have eigenvalues that are zero but for rounding; what is below the rounding
+    is lifted to it.
+    """
+    identity = np.eye(len(symmetric))
+    level = max(float(np.trace(symmetric)) / len(symmetric), np.finfo(np.float64).tiny)
+    for jitter in (0.0, 1e-12, 1e-9):
         try:
-            shifted = symmetric + jitter * level * np.eye(len(symmetric))
+            shifted = symmetric + (jitter * level) * identity
             return cast(Array, scipy.linalg.cholesky(shifted, lower=True, check_finite=False))
         except np.linalg.LinAlgError:
             continue
-    raise PlanError("the second moment is not positive semidefinite; it is not one of real patches")
+    values, vectors = np.linalg.eigh(symmetric)
+    root = vectors * np.sqrt(np.maximum(values, 1e-7 * level))
+    return np.asarray(np.linalg.qr(root.T, mode="r")).T
 
 
 # --- the identity and channel moments --------------------------------------------------------------------------------
@@ -664,18 +662,18 @@ def _gains(weights: Array, form: Form, moment: Array | None) -> Array:
     full = moment is not None and _is_full(moment, weights)
     if form == "reduce" and not full:
         return cast(Array, np.maximum(values[::-1], 0.0))
-    rows = vectors[:, ::-1].T
-    if root is not None:
-        rows = scipy.linalg.solve_triangular(root, rows.T, lower=True, trans="T", check_finite=False).T
     if full:
-        # In the basis of the rows (they are complete), W S^(1/2) by a Cholesky factor is a Gram-Schmidt over channels:
-        # its leading columns hold exactly what the leading channels can explain with their best kernel.
-        assert moment is not None
+        # The leading directions, made orthonormal one after the other, span the same nested spaces. In that basis
+        # W S^(1/2) by a Cholesky factor is a Gram-Schmidt over channels: its leading columns hold exactly what the
+        # leading channels can explain with their best kernel.
+        assert moment is not None and root is not None
+        rows = scipy.linalg.solve_triangular(root, vectors[:, ::-1], lower=True, trans="T", check_finite=False)
+        rows = np.linalg.qr(rows)[0].T
         problem = moment.reshape(inputs, taps * inputs * taps)
         turned = (rows @ problem).reshape(inputs, taps, inputs, taps)
         turned = np.einsum("sj,rtju->rtsu", rows, turned, optimize=True).reshape(inputs * taps, inputs * taps)
         triangle = _cholesky((turned + turned.T) * 0.5)
-        core = _mix_inputs(weights, np.linalg.inv(rows))
+        core = _mix_inputs(weights, rows.T)
         explained = (core.reshape(outputs, -1) @ triangle).reshape(weights.shape)
     else:
         explained = _mix_inputs(white, vectors[:, ::-1])
