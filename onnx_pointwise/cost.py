@@ -14,12 +14,13 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_pointwise.factorize import Form, Rank
-from onnx_pointwise.model_io import serialize, stored_bytes, tensors
+from onnx_pointwise.model_io import saved_bytes
 from onnx_pointwise.shapes import ResolvedShapes, Shape
 from onnx_pointwise.sites import Site
+from onnx_pointwise.wire import tensors
 
 _CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "FusedConv", "NhwcFusedConv"}
-_PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul"}
+_PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul", "Gemm", "FusedGemm"}
 _PARAMETER_TYPES = {
     ir.DataType.FLOAT,
     ir.DataType.FLOAT16,
@@ -129,8 +130,8 @@ def model_cost(model: ir.Model, shapes: ResolvedShapes, *, file_bytes: int | Non
     for node in shapes.model.graph.all_nodes():
         for value in node.outputs:
             shape = known.get(str(value.name))
-            if value.dtype is not None and shape is not None:
-                activations += math.ceil(math.prod(shape) * float(value.dtype.itemsize))
+            if shape is not None and node.op_type != "Constant":
+                activations += math.ceil(math.prod(shape) * _bits(value.dtype) / 8)
         if not _counts(node):
             continue
         count = _node_macs(node, known)
@@ -152,23 +153,15 @@ def _parameters(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     return (tensor for tensor in tensors(model) if tensor.dtype in _PARAMETER_TYPES)
 
 
-def saved_bytes(model: ir.Model) -> int:
-    """Size of the file that a model would be saved to, external data included."""
-    data = stored_bytes(model)
-    if data < 2**26:
-        return int(serialize(model).ByteSize())
-    # Serialising gigabytes for a number would be waste: the graph without its large tensors, and the tensors.
-    copy = model.clone()
-    large = {name: value.const_value for name, value in copy.graph.initializers.items()}
-    for name, tensor in large.items():
-        if tensor is not None and tensor.nbytes > 2**10:
-            copy.graph.initializers.pop(name)
-    kept = stored_bytes(copy)
-    return int(ir.serde.serialize_model(copy).ByteSize()) + data - kept
+def _bits(dtype: ir.DataType | None) -> int:
+    """Bits of one element; strings and unknown types take none."""
+    if dtype is None or dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
+        return 0
+    return dtype.bitwidth
 
 
 def _counts(node: ir.Node) -> bool:
-    return node.op_type in _CONVOLUTIONS | _PRODUCTS | {"ConvTranspose", "Gemm", "FusedGemm"}
+    return node.op_type in _CONVOLUTIONS | _PRODUCTS | {"ConvTranspose"}
 
 
 def _node_macs(node: ir.Node, shapes: Mapping[str, Shape]) -> int | None:
@@ -187,11 +180,9 @@ def _node_macs(node: ir.Node, shapes: Mapping[str, Shape]) -> int | None:
         return math.prod(out) * math.prod(second[1:])
     if node.op_type == "ConvTranspose":
         return math.prod(first) * math.prod(second[1:])
-    if node.op_type in ("Gemm", "FusedGemm"):
-        transposed = node.attributes.get("transA")
-        inner = first[0] if transposed is not None and transposed.as_int() else first[1]
-        return math.prod(out) * inner
-    return math.prod(out) * first[-1]
+    transposed = node.attributes.get("transA")  # of Gemm and FusedMatMul
+    inner = first[-2] if transposed is not None and transposed.as_int() else first[-1]
+    return math.prod(out) * inner
 
 
 def _second_operand(node: ir.Node) -> int:

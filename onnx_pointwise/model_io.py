@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -11,17 +12,18 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError
 
 from onnx_pointwise.errors import ModelError, OutputError
+from onnx_pointwise.wire import Layout, lay_out, tensors
 
 #: What every public function takes for a model.
 ModelSource = str | Path | onnx.ModelProto | ir.Model
 
 # Older operator sets have another BatchNormalization and other broadcasting rules.
 _OLDEST_OPSET = 9
-# A serialised protobuf message must stay below 2 GiB; the rest is head room for nodes and names.
-_PROTOBUF_LIMIT = 2**31 - 2**24
+# The most that one protobuf message can hold.
+_PROTOBUF_LIMIT = 2**31 - 1
 # Larger models reach the runtime as a file with external data: it maps those, instead of holding copies.
 _IN_MEMORY_LIMIT = 64 * 2**20
 
@@ -31,7 +33,7 @@ def load(source: ModelSource) -> ir.Model:
 
     Args:
         source: A path to an ``.onnx`` file (external data is memory-mapped, not read), a ``ModelProto``, or an
-            ``onnx_ir.Model``, which is returned as it is.
+            ``onnx_ir.Model``, which is returned as it is. Training information in it is left out.
 
     Raises:
         ModelError: No such file, a directory, not ONNX, truncated, or external data that is missing, too short or
@@ -40,38 +42,39 @@ def load(source: ModelSource) -> ir.Model:
     if isinstance(source, ir.Model):
         return source
     if isinstance(source, onnx.ModelProto):
-        _require_model(source, "the given ModelProto")
-        return ir.serde.deserialize_model(source)
+        return _deserialize(source, "the given ModelProto", Path())
     path = Path(source)
-    proto = _parse(path)
-    _require_model(proto, str(path))
-    try:
-        model = ir.serde.deserialize_model(proto)
-    except Exception as error:  # onnx_ir raises whatever its readers raise
-        raise ModelError(f"{path}: the model cannot be read: {_first_line(error)}.") from error
-    # An absolute folder, because onnx_ir checks containment only when the folder is not empty.
-    folder = path.resolve().parent
-    ir.external_data.set_base_dir(model.graph, folder)
-    for tensor in external_tensors(model):
-        _require_external(tensor, path, folder)
-    return model
+    # The folder by which ONNX Runtime, too, looks for external data. Absolute, because onnx_ir checks containment only
+    # when the folder is not empty.
+    return _deserialize(_parse(path), str(path), path.absolute().parent)
 
 
 def _parse(path: Path) -> onnx.ModelProto:
-    if not path.exists():
-        raise ModelError(f"{path}: no such file.")
-    if path.is_dir():
-        raise ModelError(f"{path}: is a directory; name the .onnx file in it.")
     try:
+        if path.is_dir():
+            raise ModelError(f"{path}: is a directory; name the .onnx file in it.")
         if path.stat().st_size == 0:
             raise ModelError(f"{path}: the file is empty.")
-        return onnx.load(path, load_external_data=False)
+        # The format is named because onnx would else guess it from the file's ending.
+        return onnx.load(path, format="protobuf", load_external_data=False)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file.") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    except (DecodeError, ValueError, UnicodeDecodeError) as error:
+    except (DecodeError, ValueError) as error:
         raise ModelError(f"{path}: not an ONNX model, or truncated; export or copy it again.") from error
-    except onnx.parser.ParseError as error:
-        raise ModelError(f"{path}: not an ONNX model in text form: {_first_line(error)}.") from error
+
+
+def _deserialize(proto: onnx.ModelProto, where: str, folder: Path) -> ir.Model:
+    _require_model(proto, where)
+    try:
+        model = ir.serde.deserialize_model(proto)
+    except Exception as error:  # onnx_ir raises whatever its readers raise
+        raise ModelError(f"{where}: the model cannot be read: {_reason(error)}.") from error
+    for tensor in external_tensors(model):
+        tensor.base_dir = folder.absolute()
+        _require_external(tensor, where)
+    return model
 
 
 def _require_model(proto: onnx.ModelProto, where: str) -> None:
@@ -84,42 +87,35 @@ def _require_model(proto: onnx.ModelProto, where: str) -> None:
                 f"{where}: opset {opset.version} is older than {_OLDEST_OPSET}; "
                 "raise it with onnx.version_converter.convert_version first."
             )
+    if proto.graph.sparse_initializer:  # onnx_ir would leave them out without a word
+        name = proto.graph.sparse_initializer[0].values.name
+        raise ModelError(f"{where}: the initializer '{name}' is sparse; export the model with dense weights.")
 
 
-def _require_external(tensor: ir.ExternalTensor, path: Path, folder: Path) -> None:
-    target = Path(os.path.realpath(folder / str(tensor.location)))
-    if not target.is_relative_to(os.path.realpath(folder)):
+def _require_external(tensor: ir.ExternalTensor, where: str) -> None:
+    folder, location = os.path.realpath(tensor.base_dir), tensor.location
+    target = Path(os.path.realpath(tensor.path))
+    if not target.is_relative_to(folder):
         raise ModelError(
-            f"{path}: the data of '{tensor.name}' lies outside the model's folder ({tensor.location}); "
-            "move the data beside the model."
+            f"{where}: the data of '{tensor.name}' lies outside the model's folder ({location}); "
+            "copy the data beside the model."
         )
     if not target.is_file():
-        raise ModelError(f"{path}: the external data file {tensor.location} of '{tensor.name}' is missing.")
-    end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-    if end > target.stat().st_size:
-        raise ModelError(f"{path}: the external data file {tensor.location} is truncated; copy it again.")
+        raise ModelError(f"{where}: the external data file {location} of '{tensor.name}' is missing in {folder}.")
+    if target.stat().st_nlink > 1:  # what a link into the folder could hide; onnx_ir does not read such files
+        raise ModelError(f"{where}: the external data file {location} has several hard links; make it a copy.")
+    offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
+    if offset < 0 or length < tensor.nbytes or offset + length > target.stat().st_size:
+        raise ModelError(
+            f"{where}: the external data file {location} is too short for '{tensor.name}'; export or copy it again."
+        )
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line: onnx_ir wraps it in a quotation of the whole message."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Yield every stored tensor of a model: initializers and attribute tensors, subgraphs and functions included."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-        yield from _attribute_tensors(graph)
-    for function in model.functions.values():
-        yield from _attribute_tensors(function)
-
-
-def _attribute_tensors(graph: ir.Graph | ir.Function) -> Iterator[ir.TensorProtocol]:
-    for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                yield attribute.as_tensor()
 
 
 def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
@@ -127,29 +123,37 @@ def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     return [tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)]
 
 
-def stored_bytes(model: ir.Model) -> int:
-    """Count the bytes of all tensors that a model stores."""
-    return sum(tensor.nbytes for tensor in tensors(model))
+def file_bytes(path: str | Path, model: ir.Model | None = None) -> int:
+    """Count the bytes of a model file and of its external data, if it has any.
+
+    Args:
+        path: The file.
+        model: What ``load`` made of it, where that is at hand; else it is loaded.
+    """
+    data = {str(tensor.path) for tensor in external_tensors(load(path) if model is None else model)}
+    return sum(Path(name).stat().st_size for name in (path, *sorted(data)))
 
 
-def file_bytes(path: str | Path) -> int:
-    """Count the bytes of a model file and of its external data, if it has any."""
-    path = Path(path)
-    model = load(path)
-    data = {str(tensor.path) for tensor in external_tensors(model)}
-    return path.stat().st_size + sum(Path(name).stat().st_size for name in sorted(data))
+def saved_bytes(model: ir.Model) -> int:
+    """Count the bytes that ``save(model, "model.onnx")`` would write, external data included."""
+    layout = _lay_out(model, "model.onnx", external=None)
+    return layout.size + layout.data_size
 
 
 def require_writable(path: str | Path) -> Path:
     """Check that a file can be written at ``path`` before any work is done.
 
     Raises:
-        OutputError: The folder is missing or not writable, or ``path`` is a directory.
+        OutputError: The folder is missing or not writable, or ``path`` is a directory, a device or write-protected.
     """
     path = Path(path)
     folder = path.parent
     if path.is_dir():
         raise OutputError(f"{path}: is a directory; name a file to write.")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: is no regular file; name another file to write.")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OutputError(f"{path}: is write-protected; name another file to write.")
     if not folder.is_dir():
         raise OutputError(f"{path}: the folder {folder} does not exist; create it first.")
     try:
@@ -171,7 +175,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = require_writable(path)
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=".onnx_pointwise.", dir=path.parent))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
     try:
@@ -201,43 +205,55 @@ def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | 
             to external data above the 2 GiB that one file can hold.
 
     Raises:
+        ModelError: A tensor of the model holds less data than its shape needs.
         OutputError: The target cannot be written, or would hold more than 2 GiB in one file.
     """
     path = Path(path)
-    too_large = stored_bytes(model) > _PROTOBUF_LIMIT
-    external = use_external_data_format
-    if external is None:
-        external = too_large or bool(external_tensors(model))
-    if too_large and not external:
+    require_writable(path)
+    layout = _lay_out(model, path.name, external=use_external_data_format)
+    if layout.size > _PROTOBUF_LIMIT:
         raise OutputError(f"{path}: the model holds more than 2 GiB; it must be saved with external data.")
     with atomic_folder(path) as scratch:
-        _write(model, scratch / path.name, external=external)
+        _write(layout, scratch / path.name)
 
 
-def _write(model: ir.Model, path: Path, *, external: bool) -> None:
-    if external:
-        ir.save(model, path, external_data=f"{path.name}.data")
-        return
-    proto = serialize(model)
-    try:
-        data = proto.SerializeToString(deterministic=True)
-    except (EncodeError, ValueError) as error:
-        raise OutputError(f"{path.name}: the model is too large for one file; save it with external data.") from error
-    del proto
-    path.write_bytes(data)
+def _lay_out(model: ir.Model, name: str, *, external: bool | None) -> Layout:
+    data_file = f"{name}.data"
+    if external is None and not external_tensors(model):
+        layout = lay_out(model)
+        return layout if layout.size <= _PROTOBUF_LIMIT else lay_out(model, data_file=data_file)
+    return lay_out(model, data_file=None if external is False else data_file)
+
+
+def _write(layout: Layout, path: Path) -> None:
+    with path.open("wb") as stream:
+        layout.write(stream)
+    if layout.data:
+        with path.with_name(f"{path.name}.data").open("wb") as stream:
+            layout.write_data(stream)
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """Serialise a model with all its data, external data included.
+
+    Raises:
+        ModelError: The model holds more than the 2 GiB that one protobuf message can.
+    """
+    layout = lay_out(model)
+    if layout.size > _PROTOBUF_LIMIT:
+        raise ModelError("The model holds more than 2 GiB; it fits no single message, save it with external data.")
+    stream = io.BytesIO()
+    layout.write(stream)
+    return stream.getvalue()
 
 
 def serialize(model: ir.Model) -> onnx.ModelProto:
-    """Turn a model into a ``ModelProto`` that holds all its data, external data included."""
-    if external_tensors(model):
-        model = model.clone()
-        ir.external_data.load_to_model(model)
-    proto = ir.serde.serialize_model(model)
-    # onnx_ir states the shape of every initializer once more; files should not grow by that.
-    stated = [info for info in proto.graph.value_info if info.name not in model.graph.initializers]
-    del proto.graph.value_info[:]
-    proto.graph.value_info.extend(stated)
-    return proto
+    """Turn a model into a ``ModelProto`` that holds all its data, external data included.
+
+    Raises:
+        ModelError: The model holds more than the 2 GiB that one protobuf message can.
+    """
+    return onnx.load_from_string(to_bytes(model))
 
 
 @contextlib.contextmanager
@@ -253,10 +269,17 @@ def runtime_source(source: ModelSource | bytes) -> Iterator[str | bytes]:
         yield str(source)
     else:
         model = load(source)
-        if stored_bytes(model) < _IN_MEMORY_LIMIT:
-            yield serialize(model).SerializeToString(deterministic=True)
+        layout = lay_out(model, data_file="model.onnx.data")
+        if layout.size + layout.data_size < _IN_MEMORY_LIMIT:
+            yield to_bytes(model)
             return
         with tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder:
             path = Path(folder) / "model.onnx"
-            _write(model, path, external=True)
+            try:
+                _write(layout, path)
+            except OSError as error:
+                raise OutputError(
+                    f"{folder}: the model cannot be put there for ONNX Runtime ({error.strerror}); "
+                    "set TMPDIR to a folder with more room."
+                ) from error
             yield str(path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, get_args
 
 from onnx_pointwise.cost import SiteCost, dense_cost, rewritten_cost
@@ -14,6 +16,9 @@ from onnx_pointwise.sites import Refusal, Site
 
 FORMAT = "onnx_pointwise plan"
 VERSION = 1
+
+# Convolutions named in an error message.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Plan:
         """Give a JSON-ready dict; only ``method`` and ``sites`` matter when it is read again."""
         sites: dict[str, Any] = {}
         for name, choice in self.choices.items():
-            rank = choice.rank if isinstance(choice.rank, int) else list(choice.rank)
+            rank = [int(part) for part in choice.rank] if isinstance(choice.rank, tuple) else int(choice.rank)
             sites[name] = {"form": choice.form, "rank": rank}
             if choice.error is not None:
                 sites[name]["error"] = choice.error
@@ -84,18 +89,39 @@ class Plan:
             PlanError: Not JSON, not a plan, an unknown form or method, or a rank that is none.
         """
         try:
-            document = json.loads(text)
+            document = json.loads(text, object_pairs_hook=_without_duplicates)
         except json.JSONDecodeError as error:
             raise PlanError(f"{where}: not JSON: {error.msg} in line {error.lineno}.") from error
+        except RecursionError as error:
+            raise PlanError(f"{where}: not a plan: it is nested too deeply.") from error
+        except _DuplicateError as error:
+            raise PlanError(f"{where}: '{error}' stands in it twice; keep one of them.") from error
         if not isinstance(document, dict) or not isinstance(document.get("sites"), dict):
             raise PlanError(f"{where}: not a plan: it needs an object 'sites' with a form and a rank for each site.")
+        if document.get("format", FORMAT) != FORMAT:
+            raise PlanError(f"{where}: not a plan: its format is {document['format']!r}, not {FORMAT!r}.")
         if document.get("version", VERSION) != VERSION:
-            raise PlanError(f"{where}: version {document['version']} of the plan format is not known here.")
+            raise PlanError(f"{where}: version {document['version']!r} of the plan format is not known here.")
+        if not isinstance(document.get("budget", {}), dict):
+            raise PlanError(f"{where}: 'budget' must be an object; it may be left out.")
         method = document.get("method", "als")
         if method not in get_args(Method):
-            raise PlanError(f"{where}: unknown method '{method}'; use one of {', '.join(get_args(Method))}.")
+            raise PlanError(f"{where}: unknown method {method!r}; use one of {', '.join(get_args(Method))}.")
         choices = {name: _choice(name, entry, where) for name, entry in document["sites"].items()}
         return cls(choices, method=method, budget=document.get("budget", {}))
+
+
+class _DuplicateError(ValueError):
+    """A key that stands twice in one object: JSON readers would drop the first without a word."""
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise _DuplicateError(key)
+        made[key] = value
+    return made
 
 
 def _choice(name: str, entry: Any, where: str) -> Choice:
@@ -103,7 +129,7 @@ def _choice(name: str, entry: Any, where: str) -> Choice:
         raise PlanError(f"{where}: site '{name}' needs an object with 'form' and 'rank'.")
     unknown = sorted(set(entry) - {"form", "rank", "error"})
     if unknown:
-        raise PlanError(f"{where}: site '{name}' has an unknown entry '{unknown[0]}'.")
+        raise PlanError(f"{where}: site '{name}' has an unknown entry '{unknown[0]}'; it takes form and rank.")
     rank = entry.get("rank")
     return make_choice(name, entry.get("form", "reduce"), tuple(rank) if isinstance(rank, list) else rank, where=where)
 
@@ -111,21 +137,29 @@ def _choice(name: str, entry: Any, where: str) -> Choice:
 def make_choice(name: str, form: Any, rank: Any, *, where: str = "the plan") -> Choice:
     """Check a form and a rank that a person wrote.
 
+    Args:
+        name: The site.
+        form: One of the forms.
+        rank: A whole number of at least 1; for ``reduce_expand`` a pair of them, or one that counts for both.
+        where: What to call the source in error messages.
+
     Raises:
         PlanError: The form is unknown, or the rank does not fit it.
     """
     if form not in get_args(Form):
-        raise PlanError(f"{where}: site '{name}' has the unknown form '{form}'; use {', '.join(get_args(Form))}.")
-
-    def is_rank(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-    if form == "reduce_expand":
-        if not (isinstance(rank, tuple) and len(rank) == 2 and all(is_rank(item) for item in rank)):
-            raise PlanError(f"{where}: site '{name}' needs two ranks of at least 1 for reduce_expand, not {rank!r}.")
-    elif not is_rank(rank):
-        raise PlanError(f"{where}: site '{name}' needs a rank of at least 1, not {rank!r}.")
-    return Choice(form, rank)
+        raise PlanError(f"{where}: site '{name}' has the unknown form {form!r}; use {', '.join(get_args(Form))}.")
+    parts = rank if isinstance(rank, tuple) else (rank,)
+    whole = [int(part) for part in parts if isinstance(part, Integral) and not isinstance(part, bool)]
+    if len(whole) == len(parts) and min(whole, default=0) >= 1:
+        if form == "reduce_expand" and len(parts) in (1, 2):
+            return Choice(form, (whole[0], whole[-1]))
+        if form != "reduce_expand" and len(parts) == 1:
+            return Choice(form, whole[0])
+    wanted = "two ranks" if form == "reduce_expand" else "a rank"
+    given = list(rank) if isinstance(rank, tuple) else rank
+    raise PlanError(
+        f"{where}: site '{name}' needs {wanted} of at least 1 for {form}, whole numbers only, not {given!r}."
+    )
 
 
 def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
@@ -137,8 +171,10 @@ def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
     for name in plan.choices:
         site = sites.get(name)
         if site is None:
-            known = ", ".join(list(sites)[:8]) or "none"
-            raise PlanError(f"The model has no convolution '{name}'; it has: {known}{', ...' * (len(sites) > 8)}.")
+            close = difflib.get_close_matches(name, sites, n=_NAMED, cutoff=0.3)
+            known = ", ".join(f"'{item}'" for item in (close or list(sites)[:_NAMED]))
+            names = f"its convolutions are named like {known}" if known else "it has no convolution at all"
+            raise PlanError(f"The model has no convolution '{name}'; {names}.")
         if not site.rewritable:
             assert site.refusal is not None
             raise PlanError(f"Convolution '{name}' cannot be rewritten: {site.refusal.reason}")

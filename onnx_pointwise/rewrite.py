@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnx_pointwise.errors import PlanError
 from onnx_pointwise.factorize import Factors, Method, factorize
 from onnx_pointwise.plan import Choice, Plan, require_sites
 from onnx_pointwise.sites import Site, constant, find_sites, nodes_with_scope
@@ -31,7 +32,7 @@ class Replacement:
 
     Attributes:
         factors: The kernels of the pieces.
-        bias: [O], float64, or ``None`` where the site has none.
+        bias: [O], float64; ``None`` leaves the bias that the convolution has, which is right where nothing folds.
     """
 
     factors: Factors
@@ -39,9 +40,17 @@ class Replacement:
 
 
 def replacement(site: Site, choice: Choice, method: Method) -> Replacement:
-    """Factorise a site's kernel from its weights alone."""
+    """Factorise a site's kernel from its weights alone.
+
+    Raises:
+        PlanError: The factors overflow the model's dtype, or the form or rank is none.
+    """
     kernel, bias = site.weights()
-    return Replacement(factorize(kernel, choice.form, choice.rank, method=method), bias)
+    try:
+        factors = factorize(kernel, choice.form, choice.rank, method=method)
+    except PlanError as error:
+        raise PlanError(f"Convolution '{site.name}': {str(error).rstrip('.')}.") from error
+    return Replacement(factors, bias if site.folds else None)
 
 
 class BottleneckPass(ir.passes.InPlacePass):
@@ -69,12 +78,14 @@ class BottleneckPass(ir.passes.InPlacePass):
         """
         sites = {site.name: site for site in find_sites(model)}
         require_sites(self.plan, sites)
+        # All of them before the first cut: an error leaves the model as it was.
+        weights = {
+            name: self.replacements.get(name) or replacement(sites[name], choice, self.plan.method)
+            for name, choice in self.plan.choices.items()
+        }
         names = _Names(model)
-        for name, choice in self.plan.choices.items():
-            weights = self.replacements.get(name)
-            if weights is None:
-                weights = replacement(sites[name], choice, self.plan.method)
-            _rewrite_site(model, sites[name], weights, names)
+        for name in weights:
+            _rewrite_site(model, sites[name], weights[name], names)
         return ir.passes.PassResult(model, modified=bool(self.plan.choices))
 
 
@@ -104,17 +115,19 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
     assert isinstance(graph, ir.Graph), "sites in functions are refused"
     dtype, spatial = site.dtype, len(site.kernel_shape)
     tensor_type = ir.TensorType(ir.DataType.from_numpy(dtype))
-    replaced = [value for value in node.inputs[1:] if value is not None]
-    replaced += [value for fold in site.folds for value in fold.inputs if value and constant(value)]
+    values = [value for user in (node, *site.folds) for value in user.inputs if value is not None]
+    replaced = [value for value in values if constant(value) is not None]
     result = site.output
+    # Before IR version 4 every initializer had to be a graph input, which subgraphs cannot have.
+    home = graph if model.ir_version >= 4 else model.graph
 
     def stored(array: NDArray[Any], name: str) -> ir.Value:
         tensor = ir.tensor(np.ascontiguousarray(array.astype(dtype)), name=names.fresh(name))
         value = ir.Value(name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
         value.const_value = tensor
-        graph.register_initializer(value)
-        if model.ir_version < 4 and graph is model.graph:
-            graph.inputs.append(value)  # Before IR version 4 every initializer had to be a graph input.
+        home.register_initializer(value)
+        if model.ir_version < 4:
+            home.inputs.append(value)
         return value
 
     def pointwise(source: ir.Value | None, kernel: NDArray[Any], bias: ir.Value | None, suffix: str) -> ir.Node:
@@ -128,7 +141,9 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
             name=names.fresh(f"{site.name}_{suffix}"),
         )
 
-    bias = None if weights.bias is None else stored(weights.bias, f"{site.name}_bias")
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if weights.bias is not None:
+        bias = stored(weights.bias, f"{site.name}_bias")
     if factors.before is not None:
         first = pointwise(node.inputs[0], factors.before, None, "reduce")
         first.outputs[0].shape = _with_channels(node.inputs[0], factors.before.shape[0])

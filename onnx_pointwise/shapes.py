@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.model_io import runtime_source
 from onnx_pointwise.providers import open_session
+from onnx_pointwise.runtime_errors import sentence
 
 Shape = tuple[int, ...]
 
@@ -53,7 +54,8 @@ def concrete_inputs(
 
     Returns:
         Shapes by input name: those given, else the declared ones with 1 for an open batch dimension and
-        ``ASSUMED_SIZE`` for other open dimensions; and the names of the inputs where the latter was assumed.
+        ``ASSUMED_SIZE`` for other open dimensions, unless a given shape says how large a dimension of that name is;
+        and the names of the inputs where ``ASSUMED_SIZE`` was assumed.
 
     Raises:
         InputError: A given name is no input, or a given shape contradicts the declared one.
@@ -65,35 +67,47 @@ def concrete_inputs(
         names = ", ".join(f"'{value.name}'" for value in inputs)
         raise InputError(f"The model has no input '{unknown[0]}'; its inputs are {names}.")
     chosen: dict[str, Shape] = {}
+    named: dict[str, set[int]] = {}
+    for value in inputs:
+        if (name := str(value.name)) in given:
+            chosen[name] = _require_fit(value, tuple(given[name]))
+            for dim, size in zip(_declared(value) or (), chosen[name], strict=False):
+                named.setdefault(str(dim), set()).add(size)
+    # Names bind no one: some exporters call every open dimension the same.
+    sizes = {dim: found.pop() for dim, found in named.items() if len(found) == 1}
     assumed: list[str] = []
     for value in inputs:
         name, declared = str(value.name), _declared(value)
-        if name in given:
-            chosen[name] = _require_fit(name, tuple(given[name]), declared)
+        if name in given or declared is None:
             continue
-        if declared is None:
-            continue
-        if any(size is None for size in declared[1:]):
+        chosen[name] = tuple(
+            dim if isinstance(dim, int) else sizes.get(str(dim), ASSUMED_SIZE if axis else 1)
+            for axis, dim in enumerate(declared)
+        )
+        if any(not isinstance(dim, int) and str(dim) not in sizes for dim in declared[1:]):
             assumed.append(name)
-        filled = [1 if axis == 0 else ASSUMED_SIZE for axis in range(len(declared))]
-        chosen[name] = tuple(fill if size is None else size for size, fill in zip(declared, filled, strict=True))
     return chosen, tuple(assumed)
 
 
-def _declared(value: ir.Value) -> tuple[int | None, ...] | None:
+def _declared(value: ir.Value) -> tuple[int | str | None, ...] | None:
+    """Declared dimensions: a size, or the name of an open one, if it has any; some exporters write -1 or 0 for open."""
     if value.shape is None:
         return None
-    return tuple(size if isinstance(size, int) else None for size in value.shape)
+    return tuple((dim if dim > 0 else None) if isinstance(dim, int) else dim.value for dim in value.shape)
 
 
-def _require_fit(name: str, shape: Shape, declared: tuple[int | None, ...] | None) -> Shape:
-    fits = declared is None or (
-        len(shape) == len(declared)
-        and all(want is None or got == want for got, want in zip(shape, declared, strict=True))
+def _require_fit(value: ir.Value, shape: Shape) -> Shape:
+    declared = _declared(value)
+    fits = all(size >= 1 for size in shape) and (
+        declared is None
+        or (
+            len(shape) == len(declared)
+            and all(not isinstance(dim, int) or dim == size for dim, size in zip(declared, shape, strict=True))
+        )
     )
-    if not fits or any(size < 1 for size in shape):
-        want = "any shape" if declared is None else "x".join("?" if size is None else str(size) for size in declared)
-        raise InputError(f"Input '{name}' is declared as {want}, but {'x'.join(map(str, shape))} was given.")
+    if not fits:
+        wanted = "any shape" if declared is None else "x".join("?" if dim is None else str(dim) for dim in declared)
+        raise InputError(f"Input '{value.name}' is declared as {wanted}, but {'x'.join(map(str, shape))} was given.")
     return shape
 
 
@@ -117,7 +131,7 @@ def resolve(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = 
         copy = InlinePass()(copy).model
     _forget_shapes(copy, inputs)
     _infer_quietly(copy)
-    shapes = dict(_known(copy))
+    shapes = _known(copy)
     missing = [value for value in _convolution_ends(copy.graph) if value.name not in shapes]
     if missing:
         shapes.update(_run_for_shapes(copy, missing, inputs))
@@ -146,12 +160,17 @@ def _infer_quietly(model: ir.Model) -> None:
         logger.setLevel(level)
 
 
-def _known(model: ir.Model) -> Iterable[tuple[str, Shape]]:
+def _known(model: ir.Model) -> dict[str, Shape]:
+    known: dict[str, Shape] = {}
+    ambiguous: set[str] = set()
     for graph in model.graphs():
         values = [*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)]
         for value in values:
             if value.name and value.shape is not None and value.shape.is_static():
-                yield value.name, value.shape.numpy()
+                shape = tuple(value.shape.numpy())
+                if known.setdefault(value.name, shape) != shape:
+                    ambiguous.add(value.name)  # branches of one If may use a name twice
+    return {name: shape for name, shape in known.items() if name not in ambiguous}
 
 
 def _convolution_ends(graph: ir.Graph) -> list[ir.Value]:
@@ -183,8 +202,8 @@ def _run_for_shapes(model: ir.Model, values: Sequence[ir.Value], inputs: Mapping
         try:
             results = session.run(wanted, feeds)
         except Exception as error:  # the runtime's own exception types derive from Exception only
-            sizes = ", ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in inputs.items())
+            sizes = " ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in inputs.items())
             raise ModelError(
-                f"The model does not run with input shapes {sizes}; name others with --input-shape."
+                f"The model does not run with input shapes {sizes} ({sentence(error)}); name others with --input-shape."
             ) from error
     return {name: tuple(result.shape) for name, result in zip(wanted, results, strict=True)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnx_pointwise.errors import ModelError
 from onnx_pointwise.shapes import ResolvedShapes, Shape
 
 #: Fewer input feature maps than this leave a 1x1 convolution nothing to reduce (image stems).
@@ -21,7 +23,9 @@ ADVISORY = frozenset({"pointwise", "few_channels", "unknown_shape"})
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 _QUANTIZED = {"ConvInteger", "QLinearConv", "QLinearConvTranspose"}
-_OTHER_CONVOLUTIONS = {"ConvTranspose", "DeformConv", "FusedConv", "NhwcFusedConv"}
+_OTHER_CONVOLUTIONS = {"ConvTranspose", "DeformConv", "FusedConv", "NhwcConv", "NhwcFusedConv"}
+
+_IN_FUNCTION = "It lies in a local function that several calls may share; inline functions first."
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Site:
     """One convolution, with the constant arithmetic behind it that folds into it.
 
     Attributes:
-        name: The node's name, or the name of its output where the node has none or shares it with another.
+        name: The node's name, or the name of its output where the node has none or shares it with another
+            convolution; with a number behind it where that, too, is taken.
         op_type: The operator, ``Conv`` for every site that may be rewritten.
         node: The convolution.
         folds: The nodes behind it (BatchNormalization, Mul, Add, Sub, Div with constants) that fold into it.
@@ -107,8 +112,10 @@ class Site:
         """Compute the kernel and the bias with everything folded in.
 
         Returns:
-            The kernel [O, I, *k] in the model's dtype where nothing folds, in float64 otherwise, and the bias [O] in
-            float64, or ``None`` where there is none.
+            The kernel [O, I, *k] in the model's dtype, and the bias [O] in float64, or ``None`` where there is none.
+
+        Raises:
+            ModelError: A stored tensor holds less data than its shape needs.
         """
         kernel = _array(self.node.inputs[1])
         assert kernel is not None, "only sites with a constant kernel have weights"
@@ -122,8 +129,9 @@ class Site:
             factor, offset = _affine(node, value, self.out_channels, kernel.ndim)
             scale, shift = scale * factor, shift * factor + offset
             value = node.outputs[0]
-        folded = kernel.astype(np.float64) * scale.reshape(-1, *[1] * (kernel.ndim - 1))
-        return folded, shift
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found and refused
+            folded = kernel.astype(np.float64) * scale.reshape(-1, *[1] * (kernel.ndim - 1))
+            return folded.astype(kernel.dtype), shift
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -165,7 +173,14 @@ def _root(value: ir.Value | None) -> ir.Value | None:
 
 def _array(value: ir.Value | None) -> NDArray[Any] | None:
     tensor = constant(value)
-    return None if tensor is None else tensor.numpy()
+    if tensor is None:
+        return None
+    try:
+        return tensor.numpy()
+    except (ValueError, OSError) as error:
+        raise ModelError(
+            f"The data of the tensor '{tensor.name}' do not fit its shape {tensor.shape}; export the model again."
+        ) from error
 
 
 def _has_bias(node: ir.Node) -> bool:
@@ -200,15 +215,29 @@ def find_sites(
         for node, in_function in nodes_with_scope(model)
         if node.op_type == "Conv" or node.op_type in _QUANTIZED or node.op_type in _OTHER_CONVOLUTIONS
     ]
-    counts: dict[str, int] = {}
-    for node, _ in found:
-        counts[node.name or ""] = counts.get(node.name or "", 0) + 1
-    sites = []
-    for node, in_function in found:
-        unique = node.name and counts[node.name] == 1
-        name = str(node.name if unique else node.outputs[0].name)
-        sites.append(_describe(name, node, in_function, {} if shapes is None else shapes.shapes, min_channels))
-    return sites
+    names = _site_names([node for node, _ in found])
+    known: Mapping[str, Shape] = {} if shapes is None else shapes.shapes
+    return [
+        # The names of values in a function mean nothing outside of it.
+        _describe(name, node, in_function, {} if in_function else known, min_channels)
+        for name, (node, in_function) in zip(names, found, strict=True)
+    ]
+
+
+def _site_names(nodes: Sequence[ir.Node]) -> list[str]:
+    """Name every convolution differently."""
+    counts = Counter(node.name for node in nodes)
+    wishes = [str(node.name if node.name and counts[node.name] == 1 else node.outputs[0].name) for node in nodes]
+    taken: set[str] = set()
+    names = []
+    for wish in wishes:
+        name, count = wish, 1
+        while name in taken or (count > 1 and name in wishes):
+            count += 1
+            name = f"{wish}_{count}"
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def _describe(name: str, node: ir.Node, in_function: bool, shapes: Mapping[str, Shape], min_channels: int) -> Site:
@@ -227,11 +256,18 @@ def _describe(name: str, node: ir.Node, in_function: bool, shapes: Mapping[str, 
     kernel = constant(node.inputs[1])
     if kernel is None:
         producer = None if root is None else root.producer()
-        if producer is not None and producer.op_type == "DequantizeLinear":
+        if in_function:
+            refusal = refused("in_function", _IN_FUNCTION)
+        elif producer is not None and producer.op_type == "DequantizeLinear":
             refusal = refused("quantized", "The kernel is quantised; rewrite the model before it is quantised.")
         else:
-            refusal = refused("dynamic_kernel", "The kernel is computed in the graph; fold constants first.")
+            refusal = refused(
+                "dynamic_kernel", "The kernel is computed in the graph or fed into it; fold constants first."
+            )
         return Site(name, node.op_type, node, refusal=refusal)
+    if not 3 <= len(kernel.shape) <= 5:
+        reason = f"A kernel with {len(kernel.shape)} dimensions is none of a 1-D, 2-D or 3-D convolution."
+        return Site(name, node.op_type, node, refusal=refused("kernel_rank", reason))
 
     out_channels, in_channels, *kernel_shape = kernel.shape.numpy()
     rank = len(kernel_shape)
@@ -266,9 +302,7 @@ def _with_refusal(
     refusal: Refusal | None = None
     maps = {"in_channels": float(site.in_channels), "out_channels": float(site.out_channels)}
     if in_function:
-        refusal = Refusal(
-            "in_function", "It lies in a local function that several calls may share; inline functions first.", maps
-        )
+        refusal = Refusal("in_function", _IN_FUNCTION, maps)
     elif site.group > 1:
         depthwise = site.in_channels == 1
         refusal = Refusal(
@@ -285,6 +319,10 @@ def _with_refusal(
             "shared_kernel",
             "Other nodes use the same kernel, which would have to be stored beside its factors.",
             {"uses": float(_consumers(root))},
+        )
+    elif _has_bias(site.node) and constant(site.node.inputs[2]) is None:
+        refusal = Refusal(
+            "dynamic_bias", "The bias is computed in the graph or fed into it; fold constants first.", maps
         )
     elif (problem := _weight_problem(site)) is not None:
         refusal = Refusal(*problem, maps)
@@ -303,8 +341,10 @@ def _with_refusal(
 
 def _weight_problem(site: Site) -> tuple[str, str] | None:
     kernel, bias = site.weights()
-    if not np.isfinite(kernel.astype(np.float32)).all() or (bias is not None and not np.isfinite(bias).all()):
-        return "not_finite", "Its weights hold NaN or infinity."
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(kernel).all() and (bias is None or np.isfinite(bias.astype(kernel.dtype)).all())
+    if not finite:
+        return "not_finite", f"Its weights hold NaN, infinity or more than {kernel.dtype} can."
     if not kernel.any():
         return "zero_kernel", "Its kernel is all zeros."
     return None
@@ -346,8 +386,6 @@ def _stored_params(node: ir.Node, folds: tuple[ir.Node, ...]) -> int:
 
 def _folds(node: ir.Node, channels: int, rank: int) -> tuple[ir.Node, ...]:
     """Collect the chain of constant arithmetic behind a convolution that folds into its kernel and bias."""
-    if _has_bias(node) and constant(node.inputs[2]) is None:
-        return ()
     folds: list[ir.Node] = []
     value = node.outputs[0]
     while not value.is_graph_output() and len(value.uses()) == 1:
@@ -367,7 +405,7 @@ def _is_affine(node: ir.Node, value: ir.Value, channels: int, rank: int) -> bool
             node.inputs[0] is value
             and _int(node, "training_mode", 0) == 0
             and all(constant(item) is not None for item in node.inputs[1:])
-            and all(not out.uses() and not out.is_graph_output() for out in node.outputs[1:])
+            and not any(out.name for out in node.outputs[1:])  # before opset 14, more outputs meant training
         )
     if node.op_type not in ("Mul", "Add", "Sub", "Div") or len(node.inputs) != 2:
         return False
@@ -389,8 +427,9 @@ def _affine(
     if node.op_type == "BatchNormalization":
         scale, bias, mean, variance = (np.asarray(_array(item), dtype=np.float64) for item in node.inputs[1:5])
         epsilon = node.attributes.get("epsilon")
-        factor = scale / np.sqrt(variance + (1e-5 if epsilon is None else epsilon.as_float()))
-        return factor, bias - mean * factor
+        with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite is found and refused
+            factor = scale / np.sqrt(variance + (1e-5 if epsilon is None else epsilon.as_float()))
+            return factor, bias - mean * factor
     stored = _array(node.inputs[1] if node.inputs[0] is value else node.inputs[0])
     other = np.broadcast_to(np.asarray(stored, dtype=np.float64).reshape(-1), (channels,))
     match node.op_type:
