@@ -16,7 +16,7 @@ INPUT_SHAPE = (16, 16, 1)
 CLASSES = 10
 
 
-def digits(*, width: int = 32) -> keras.Model:
+def digit_classifier(*, width: int = 32) -> keras.Model:
     """The digit classifier, untrained.
 
     Args:
@@ -42,4 +42,4 @@ def digits(*, width: int = 32) -> keras.Model:
     x = conv(x, 4 * width, 3, "conv5", strides=2)
     x = layers.GlobalAveragePooling2D(name="features")(x)
     x = layers.Dense(CLASSES, activation="softmax", name="probabilities")(x)
-    return Model(image, x, name="digits")
+    return Model(image, x, name="digit_classifier")

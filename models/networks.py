@@ -1,7 +1,7 @@
 """The trained networks that are shipped, with calibration inputs and a metric: what a rewrite is judged by.
 
-A file with ``NETWORKS``, ``path``, ``calibration`` and ``metric`` is all that an evaluation asks for, so a folder of your
-own networks can be described in the same way.
+A file with ``NETWORKS``, ``path``, ``calibration`` and ``metric`` is all that an evaluation asks for, so a folder of
+your own networks can be described in the same way.
 """
 
 from __future__ import annotations

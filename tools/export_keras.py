@@ -28,7 +28,7 @@ from tools.keras_convert import DEFAULT_OPSET, check_memory, check_opset, to_onn
 from tools.keras_names import rename_dimensions, rename_graph
 from tools.keras_runtime import ExportError, Runtime, VerificationError, runtime
 from tools.keras_sources import SavedModelSource, open_source
-from tools.keras_summary import MUL_AND_ADD, ZERO_BIAS, SummaryRow, summarize
+from tools.keras_summary import FOLDED, MUL_AND_ADD, ZERO_BIAS, SummaryRow, summarize
 from tools.keras_trace import InputShape, Traceable, trace_model, trace_saved_model
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def export(
     Args:
         source: a `.keras`, `.h5` or `.hdf5` file, a SavedModel folder, `module:function`, or a keras.Model.
         out: the ONNX file to write; nothing is written without it, nor when a check fails.
-        opset: ONNX operator set, 13 to 18.
+        opset: ONNX operator set, 9 to 18.
         input_shape: static sizes, the batch left out: (224, 224, 3), or by input name.
         nchw: let rank-4 inputs and outputs be [N, C, H, W] instead of Keras' [N, H, W, C].
         signature: which signature of a SavedModel folder.
@@ -108,8 +108,7 @@ def export(
     with traceable.tracing():
         model = to_onnx(rt, traceable.call, traceable.specs, traceable.output_names, name, opset=opset, nchw=nchw)
     graph = model.graph
-    names = [text for node in graph.node for text in (node.name, *node.input, *node.output)]
-    naming = rename_graph(graph, traceable.namer(names), traceable.kernels, [entry.name for entry in traceable.layers])
+    naming = rename_graph(graph, traceable.layer_of, traceable.kernels, [entry.name for entry in traceable.layers])
     rename_dimensions(graph)
     graph.name = Path(name).stem if isinstance(source, str | Path) else name
     check_structure(model, [spec.name for spec in traceable.specs], name)
@@ -155,12 +154,10 @@ def _traceable(
 def _notes(rows: tuple[SummaryRow, ...], traceable: Traceable) -> list[str]:
     """What a user may stumble over when comparing the two models."""
     notes = []
-    dropped = sum(
-        (row.keras_parameters or 0) - row.onnx_parameters for row in rows if row.reason == "zero bias dropped"
-    )
+    dropped = sum((row.keras_parameters or 0) - row.onnx_parameters for row in rows if row.reason == ZERO_BIAS)
     if dropped:
         notes.append(f"Biases that are all zeros were dropped: {dropped:,} parameters fewer than Keras counts.")
-    folded = [row.layer for row in rows if row.reason.startswith("folded into ")]
+    folded = [row.layer for row in rows if row.reason.startswith(FOLDED)]
     if folded:
         notes.append(f"BatchNormalization was folded into the convolution before it: {', '.join(folded)}.")
     kept = [row.layer for row in rows if row.reason == MUL_AND_ADD]

@@ -25,7 +25,7 @@ import onnx
 from tools.keras_names import rename_boundary
 from tools.keras_runtime import ExportError, Runtime, first_line, quiet
 
-MIN_OPSET = 13  # the first where tf2onnx keeps Squeeze and ReduceSum axes as inputs, as every later one does
+MIN_OPSET = 9  # the first that has Erf
 MAX_OPSET = 18
 DEFAULT_OPSET = 17
 
@@ -96,7 +96,7 @@ def check_opset(opset: int) -> None:
     """Refuse opsets that the converter cannot write.
 
     Raises:
-        ExportError: `opset` is outside 13..18.
+        ExportError: `opset` is outside 9 to 18.
     """
     if opset > MAX_OPSET:
         raise ExportError(
@@ -183,9 +183,12 @@ def _frugal_optimizers(rt: Runtime) -> Iterator[None]:
 
     registry.update({name: collecting(factory) for name, factory in originals.items()})
     os.environ[_CATCH_ERRORS] = "FALSE"
+    gc.collect()
+    gc.freeze()  # so that collecting need not look at all of TensorFlow each time
     try:
         yield
     finally:
+        gc.unfreeze()
         registry.update(originals)
         if variable is None:
             del os.environ[_CATCH_ERRORS]
@@ -226,7 +229,7 @@ def to_onnx(
         specs: `tf.TensorSpec` of each input; its name becomes the graph input's name.
         output_names: names of the graph outputs, in order.
         what: how to call the model in messages.
-        opset: ONNX operator set to write, 13 to 18.
+        opset: ONNX operator set to write, 9 to 18.
         nchw: give rank-4 inputs and outputs as [N, C, H, W] instead of [N, H, W, C].
 
     Returns:

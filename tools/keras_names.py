@@ -16,14 +16,9 @@ from numpy.typing import NDArray
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 PRODUCTS = ("MatMul", "Gemm")
-_CONSTANT_ROLES = {
-    "Mul": "scale",
-    "Div": "scale",
-    "Reshape": "shape",
-    "Expand": "shape",
-    "Squeeze": "axes",
-    "Unsqueeze": "axes",
-}
+_FLOAT_ROLES = {"Add": "bias", "Mul": "scale", "Div": "scale"}
+_INTEGER_ROLES = {"Reshape": "shape", "Expand": "shape", "Squeeze": "axes", "Unsqueeze": "axes"}
+_INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
 
 LayerOf = Callable[[str], str | None]
 
@@ -121,6 +116,38 @@ def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from bodies(inner)
 
 
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Bring the nodes into the order in which the outputs ask for them; the converter's order changes between runs."""
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    needs = [_reads(node) for node in graph.node]
+    order: list[int] = []
+    done: set[int] = set()
+    stack = [makers[value.name] for value in reversed(graph.output) if value.name in makers]
+    while stack:
+        index = stack[-1]
+        waiting = [makers[name] for name in needs[index] if name in makers and makers[name] not in done]
+        if index not in done and waiting:
+            stack.extend(reversed(waiting))
+            continue
+        stack.pop()
+        if index not in done:
+            done.add(index)
+            order.append(index)
+    copies = [onnx.NodeProto.FromString(graph.node[index].SerializeToString()) for index in order]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """The tensors that a node needs, those that its bodies take from outside included."""
+    names = list(node.input)
+    for attribute in node.attribute:
+        for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            names.extend(name for inner in body.node for name in _reads(inner))
+            names.extend(value.name for value in body.output)
+    return names
+
+
 def rename_boundary(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     """Rename graph inputs and outputs wherever they are used; bring the outputs into the order of `names`."""
     for body in (graph, *bodies(graph)):
@@ -168,6 +195,7 @@ def rename_graph(
     Returns:
         What belongs to which layer.
     """
+    sort_nodes(graph)
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     boundary = [value.name for value in (*graph.input, *graph.output)]
     outer = {*initializers, *(name for node in graph.node for name in node.output)}
@@ -182,9 +210,11 @@ def rename_graph(
 
     for node in graph.node:
         layer, role = roles.get(node.name, (layer_of(node.name), None))
+        end = _changes_layout(graph, node)
+        layer = layer if end is None else None
         if role is not None and layer is not None and (scope := layer_of(node.name)) not in (None, layer):
             naming.folded[str(scope)] = layer
-        node.name = unique_node(_node_name(graph, node, layer, role, naming.layer, layers))
+        node.name = unique_node(f"{end}/{node.op_type}" if end else _node_name(node, layer, role, naming.layer, layers))
         if layer is not None:
             naming.layer[node.name] = layer
             if role is not None and len(node.input) < 3:
@@ -212,7 +242,6 @@ def rename_graph(
 
 
 def _node_name(
-    graph: onnx.GraphProto,
     node: onnx.NodeProto,
     layer: str | None,
     role: str | None,
@@ -220,11 +249,6 @@ def _node_name(
     layers: Sequence[str],
 ) -> str:
     """What to call a node, before numbering."""
-    if node.op_type == "Transpose" or layer is None:
-        # The change of layout at the border belongs to no layer.
-        ends = [value.name for value in (*graph.input, *graph.output) if value.name in (*node.input, *node.output)]
-        if ends:
-            return f"{ends[0]}/{node.op_type}"
     if layer is None:
         return node.op_type
     if role is None:
@@ -232,6 +256,16 @@ def _node_name(
     name = layer if role == "kernel" else f"{layer}/{role.removesuffix('_kernel')}"
     # A layer that is called twice: its second node must not read like another layer's.
     return f"{layer}/{node.op_type}" if name in taken or (name != layer and name in layers) else name
+
+
+def _changes_layout(graph: onnx.GraphProto, node: onnx.NodeProto) -> str | None:
+    """The graph input or output at which a node only changes between Keras' layout and ONNX's; it is no layer's."""
+    if node.op_type == "Transpose":
+        return next((v.name for v in (*graph.input, *graph.output) if v.name in (*node.input, *node.output)), None)
+    if node.op_type == "Reshape" and any(v.name == node.input[0] for v in graph.input):
+        readers = [other.op_type for other in graph.node if node.output[0] in other.input]
+        return node.input[0] if readers and set(readers) <= {"Conv"} else None
+    return None
 
 
 def _apply(graph: onnx.GraphProto, values: Mapping[str, str]) -> None:
@@ -288,17 +322,17 @@ def _role(node: onnx.NodeProto, index: int, kernel_role: str | None, tensor: onn
         return kernel_role or "kernel"
     if node.op_type in (*CONVOLUTIONS, "Gemm") and index == 2:
         return "bias"
-    if _size(tensor) == 1 and node.op_type in ("Mul", "Div", "Add"):
-        return "constant"  # part of an activation, not of what was trained
-    return "bias" if node.op_type == "Add" else _CONSTANT_ROLES.get(node.op_type, "constant")
+    if tensor.data_type in _INTEGERS:
+        return _INTEGER_ROLES.get(node.op_type, "constant")
+    # A single number is part of an activation, not of what was trained.
+    return "constant" if _size(tensor) == 1 else _FLOAT_ROLES.get(node.op_type, "constant")
 
 
 def _is_weight(node: onnx.NodeProto, part: str, tensor: onnx.TensorProto) -> bool:
     """Whether an initializer holds numbers that come from training, as far as one can tell."""
-    if part in ("bias", "kernel") or part.endswith("_kernel"):
+    if part == "bias" or part.endswith("kernel"):
         return True
-    floating = tensor.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
-    return floating and _size(tensor) > 1 and node.op_type not in ("Resize", "Pad", "Clip")
+    return tensor.data_type not in _INTEGERS and _size(tensor) > 1 and node.op_type not in ("Resize", "Pad", "Clip")
 
 
 def _size(tensor: onnx.TensorProto) -> int:

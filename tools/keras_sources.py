@@ -6,11 +6,13 @@ a Keras 2 file with its training state. So every source is looked at before Kera
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import json
 import re
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ SOURCES = ".keras, .h5, .hdf5, a SavedModel folder, or module:function"
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _KERAS_MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
+_COMPILED = "_XlaMustCompile"
 _FUNCTION = re.compile(r"(?P<module>[\w.]*):(?P<function>[\w.]*)")
 
 
@@ -193,8 +196,8 @@ def _saved_model(rt: Runtime, path: Path, wanted: str | None) -> SavedModelSourc
     if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
         raise ExportError(f"{path}: is a folder but no SavedModel, it holds no saved_model.pb; name {SOURCES}.")
     try:
-        with quiet():
-            loaded = rt.tf.saved_model.load(str(path))
+        with quiet(), _without_compilation(path) as folder:
+            loaded = rt.tf.saved_model.load(str(folder))
     except Exception as error:  # TensorFlow raises many kinds
         raise ExportError(
             f"{path}: TensorFlow cannot load this SavedModel, it may be incomplete or damaged ({first_line(error)})."
@@ -209,6 +212,36 @@ def _saved_model(rt: Runtime, path: Path, wanted: str | None) -> SavedModelSourc
             f"{path}: has no signature {wanted!r}; choose one with --signature: {', '.join(sorted(signatures))}."
         )
     return SavedModelSource(loaded, signatures[wanted], str(path))
+
+
+@contextlib.contextmanager
+def _without_compilation(path: Path) -> Iterator[Path]:
+    """The folder of a SavedModel whose functions may be inlined.
+
+    Keras marks grouped convolutions as functions to be compiled as a whole. No converter can look into those, so the
+    mark is taken off a copy of the graph; the weights are not copied.
+    """
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    file = path / "saved_model.pb"
+    model = saved_model_pb2.SavedModel()
+    if not file.is_file():
+        yield path
+        return
+    model.ParseFromString(file.read_bytes())
+    functions = [function for graph in model.meta_graphs for function in graph.graph_def.library.function]
+    marked = [owner for function in functions for owner in (function, *function.node_def) if _COMPILED in owner.attr]
+    if not marked:
+        yield path
+        return
+    for owner in marked:
+        del owner.attr[_COMPILED]
+    with tempfile.TemporaryDirectory() as folder:
+        for item in path.resolve().iterdir():
+            if item.name not in ("saved_model.pb", "fingerprint.pb"):
+                (Path(folder) / item.name).symlink_to(item, target_is_directory=item.is_dir())
+        (Path(folder) / "saved_model.pb").write_bytes(model.SerializeToString(deterministic=True))
+        yield Path(folder)
 
 
 # Functions

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 
 from tools.keras_convert import NamedLayer
-from tools.keras_names import CONVOLUTIONS, Naming
+from tools.keras_names import CONVOLUTIONS, PRODUCTS, Naming
 
-#: Two of the reasons, for whoever wants to count them.
+#: Some of the reasons, for whoever wants to count them.
 ZERO_BIAS = "zero bias dropped"
+FOLDED = "folded into"
 MUL_AND_ADD = "became Mul and Add"
 
 
@@ -52,7 +53,7 @@ def summarize(model: onnx.ModelProto, layers: Sequence[NamedLayer], naming: Nami
     """
     if not layers:
         return _graph_rows(model, naming)
-    rows, folded = [], _folded(layers, naming)
+    rows, folded, shapes = [], _folded(layers, naming), _graph_shapes(model)
     for entry in layers:
         if _holds_layers(entry.layer):
             continue
@@ -67,7 +68,7 @@ def summarize(model: onnx.ModelProto, layers: Sequence[NamedLayer], naming: Nami
                 kind=type(entry.layer).__name__,
                 kernel=kernel,
                 stride=_sizes(entry.layer, "strides") if kernel else None,
-                output_shape=_output_shape(entry.layer),
+                output_shape=_output_shape(entry.layer) or shapes.get(entry.name, ()),
                 keras_parameters=keras_parameters,
                 onnx_parameters=held,
                 reason=_reason(entry, keras_parameters, held, naming, folded),
@@ -100,7 +101,7 @@ def _reason(entry: NamedLayer, before: int, after: int, naming: Naming, folded: 
     if before == after:
         return ""
     if entry.name in folded:
-        return f"folded into {folded[entry.name]}"
+        return f"{FOLDED} {folded[entry.name]}"
     if type(entry.layer).__name__ == "BatchNormalization":
         return MUL_AND_ADD
     taken = next((name for name, into in folded.items() if into == entry.name), None)
@@ -110,7 +111,7 @@ def _reason(entry: NamedLayer, before: int, after: int, naming: Naming, folded: 
     if bias is not None and entry.name in naming.without_bias and not np.any(np.asarray(bias)):
         return ZERO_BIAS
     if after == 0:
-        return "folded into its neighbours" if entry.layer.trainable_weights else "not part of inference"
+        return "held by other nodes" if entry.layer.trainable_weights else "not part of inference"
     return "constants folded"
 
 
@@ -138,32 +139,36 @@ def _output_shape(layer: Any) -> tuple[int | None, ...]:
 
 def _graph_rows(model: onnx.ModelProto, naming: Naming) -> tuple[SummaryRow, ...]:
     """Rows for the layers of a SavedModel: its Keras layers are gone, but the graph still names them."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    shapes = {value.name: value for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    shapes = _graph_shapes(model)
     rows: dict[str, SummaryRow] = {}
-    for node in model.graph.node:
-        layer = naming.layer.get(node.name)
-        if layer is None or layer in rows or not naming.parameters.get(layer):
-            continue
-        attributes = {attribute.name: attribute for attribute in node.attribute}
-        convolution = node.op_type in CONVOLUTIONS
-        if not convolution and node.op_type not in ("MatMul", "Gemm", "Mul", "Add"):
-            continue
-        rows[layer] = SummaryRow(
-            layer=layer,
-            kind=node.op_type,
-            kernel=tuple(attributes["kernel_shape"].ints) if convolution and "kernel_shape" in attributes else None,
-            stride=tuple(attributes["strides"].ints) if convolution and "strides" in attributes else None,
-            output_shape=_graph_shape(shapes.get(node.output[0]), channels_last=convolution),
-            keras_parameters=None,
-            onnx_parameters=naming.parameters[layer],
-            reason="",
-        )
-    return tuple(rows.values())
+    for holders in ((*CONVOLUTIONS, *PRODUCTS), ("Mul", "Add")):
+        for node in model.graph.node:
+            layer = naming.layer.get(node.name)
+            if layer is None or layer in rows or node.op_type not in holders or not naming.parameters.get(layer):
+                continue
+            attributes = {attribute.name: tuple(attribute.ints) for attribute in node.attribute}
+            rows[layer] = SummaryRow(
+                layer=layer,
+                kind=node.op_type,
+                kernel=attributes.get("kernel_shape"),
+                stride=attributes.get("strides"),
+                output_shape=shapes.get(node.name, ()),
+                keras_parameters=None,
+                onnx_parameters=naming.parameters[layer],
+                reason="",
+            )
+    order = list(dict.fromkeys(naming.layer.values()))
+    return tuple(rows[layer] for layer in sorted(rows, key=order.index))
 
 
-def _graph_shape(value: onnx.ValueInfoProto | None, *, channels_last: bool) -> tuple[int | None, ...]:
-    if value is None:
-        return ()
-    dims = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
-    return tuple([dims[0], *dims[2:], dims[1]] if channels_last and len(dims) > 2 else dims)
+def _graph_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Output shapes of convolutions, the channels moved to the end, and of products, by node name."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    inferred = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for node in graph.node:
+        if node.op_type in (*CONVOLUTIONS, *PRODUCTS) and node.output[0] in inferred:
+            dims = [dim.dim_value or None for dim in inferred[node.output[0]]]
+            channels_first = node.op_type in CONVOLUTIONS
+            shapes[node.name] = (dims[0], *dims[2:], dims[1]) if channels_first else tuple(dims)
+    return shapes

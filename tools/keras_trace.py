@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,7 @@ class Traceable:
         tracing: a context in which `call` has to be traced.
         layers: the model's layers; none for a SavedModel.
         kernels: the trained kernels.
-        namer: all names in the converted graph -> the layer that a name of it speaks of.
+        layer_of: the layer that a node or tensor name of the converter speaks of.
         weight_bytes: size of all weights.
         notes: sentences for the user.
     """
@@ -48,7 +48,7 @@ class Traceable:
     tracing: Callable[[], contextlib.AbstractContextManager[None]]
     layers: tuple[NamedLayer, ...]
     kernels: tuple[Kernel, ...]
-    namer: Callable[[Sequence[str]], LayerOf]
+    layer_of: LayerOf
     weight_bytes: int
     notes: tuple[str, ...] = ()
 
@@ -78,21 +78,19 @@ def trace_saved_model(rt: Runtime, source: SavedModelSource, input_shape: InputS
     Raises:
         ExportError: the given shape does not fit.
     """
-    signature = source.signature
+    signature, owner = source.signature, source.loaded
     declared = signature.structured_input_signature[1]
     inputs, outputs = _in_call_order(declared), _in_call_order(signature.structured_outputs)
     specs = [rt.tf.TensorSpec(declared[key].shape, declared[key].dtype, name=key) for key in inputs]
 
     def call(*tensors: Any) -> list[Any]:
+        # The signature refers to its variables only weakly; they live as long as what was loaded.
+        assert owner is not None
         result = signature(**dict(zip(inputs, tensors, strict=True)))
         return [result[key] for key in outputs]
 
     variables = list(signature.variables)
-    layer_names = [_variable_layer(variable.name) for variable in variables]
-
-    def namer(names: Sequence[str]) -> LayerOf:
-        return _scope_namer(names, {name for name in layer_names if name})
-
+    layer = _ScopeNamer(_scopes(signature), {name for name in map(_variable_layer, variables) if name})
     return Traceable(
         specs=tuple(_with_shapes(rt, specs, input_shape, source.name)),
         output_names=tuple(unique(outputs, taken=inputs)),
@@ -100,8 +98,8 @@ def trace_saved_model(rt: Runtime, source: SavedModelSource, input_shape: InputS
         reference=_reference(rt, call),
         tracing=contextlib.nullcontext,
         layers=(),
-        kernels=tuple(_variable_kernels(variables, layer_names)),
-        namer=namer,
+        kernels=tuple(_variable_kernels(variables, layer.layers)),
+        layer_of=layer,
         weight_bytes=_bytes(rt, variables),
     )
 
@@ -131,7 +129,9 @@ def _trace_functional(rt: Runtime, model: Any, name: str, input_shape: InputShap
     def call(*tensors: Any) -> list[Any]:
         return list(rt.tf.nest.flatten(flat(list(tensors), training=False)))
 
-    return _of_layers(rt, model, call, _with_shapes(rt, specs, input_shape, name), flat.output_names)
+    structure = getattr(model, "_outputs_struct", None)
+    output_names = _structure_names(rt, structure, "output") if isinstance(structure, dict) else flat.output_names
+    return _of_layers(rt, model, call, _with_shapes(rt, specs, input_shape, name), output_names)
 
 
 def _trace_subclassed(rt: Runtime, model: Any, name: str, input_shape: InputShape | None) -> Traceable:
@@ -195,12 +195,9 @@ def _of_layers(
     """What all models with layers have in common."""
     layers = named_layers(model)
 
-    def namer(names: Sequence[str]) -> LayerOf:
-        def layer(name: str) -> str | None:
-            index = layer_of(name)
-            return None if index is None else layers[index].name
-
-        return layer
+    def layer(name: str) -> str | None:
+        index = layer_of(name)
+        return None if index is None else layers[index].name
 
     return Traceable(
         specs=tuple(specs),
@@ -210,7 +207,7 @@ def _of_layers(
         tracing=lambda: layer_tokens(layers),
         layers=tuple(layers),
         kernels=tuple(_layer_kernels(layers)),
-        namer=namer,
+        layer_of=layer,
         weight_bytes=_bytes(rt, model.weights),
     )
 
@@ -233,8 +230,12 @@ def _layer_kernels(layers: Iterable[NamedLayer]) -> list[Kernel]:
             weight = getattr(entry.layer, role, None)
             if weight is None or not 2 <= len(weight.shape) <= 5:
                 continue
-            transposed = "Transpose" in type(entry.layer).__name__
-            kernels.append(_kernel(entry.name, role, np.asarray(weight), transposed=transposed))
+            kind = type(entry.layer).__name__
+            value = np.asarray(weight)
+            if value.ndim > 2 and kind.startswith("Depthwise"):
+                kernels.append(Kernel(entry.name, role, onnx_layout(value, "depthwise_kernel"), "Conv"))
+            else:
+                kernels.append(_kernel(entry.name, role, value, transposed="Transpose" in kind))
     return kernels
 
 
@@ -255,48 +256,61 @@ def _in_call_order(names: Iterable[str]) -> list[str]:
     return names
 
 
-def _variable_layer(name: str) -> str | None:
+def _variable_layer(variable: Any) -> str | None:
     """The layer that a variable called `block/conv1/kernel:0` belongs to."""
-    parts = name.split(":")[0].split("/")
+    parts = variable.name.split(":")[0].split("/")
     return parts[-2] if len(parts) > 1 else None
 
 
-def _variable_kernels(variables: Sequence[Any], layers: Sequence[str | None]) -> list[Kernel]:
+def _variable_kernels(variables: Sequence[Any], layers: Set[str]) -> list[Kernel]:
     kernels = []
-    for variable, layer in zip(variables, layers, strict=True):
-        role = variable.name.split(":")[0].split("/")[-1]
-        if role in _KERNEL_ROLES and 2 <= len(variable.shape) <= 5:
-            value = variable.numpy()
-            kernels.extend(
-                [_kernel(layer, role, value), _kernel(layer, role, value, transposed=True)]
-                if role == "kernel" and value.ndim > 2
-                else [_kernel(layer, role, value)]
-            )
+    for variable in variables:
+        role, value = variable.name.split(":")[0].split("/")[-1], variable.numpy()
+        if role not in _KERNEL_ROLES or not 2 <= value.ndim <= 5:
+            continue
+        name = _variable_layer(variable)
+        layer = name if name in layers else None
+        kernels.append(_kernel(layer, role, value))
+        if role == "kernel" and value.ndim > 2:  # what kind of layer it is, only the graph knows
+            kernels.append(_kernel(layer, role, value, transposed=True))
+            kernels.append(Kernel(layer, role, onnx_layout(value, "depthwise_kernel"), "Conv"))
     return kernels
 
 
-def _scope_namer(names: Sequence[str], layers: set[str]) -> LayerOf:
-    """Read the layer off a TensorFlow scope such as `StatefulPartitionedCall/model_1/conv1_1/convolution`.
+def _scopes(signature: Any) -> list[str]:
+    """Names of all nodes in a signature's graph and in the functions that it calls."""
+    graph = signature.graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    return [node.name for node in nodes]
+
+
+class _ScopeNamer:
+    """Reads the layer off a TensorFlow scope such as `StatefulPartitionedCall/model_1/conv1_1/convolution`.
 
     Exporting may add `_1` to every scope; it did if the layers of the variables are not there without it.
+
+    Attributes:
+        layers: those of the given layers that occur in scopes; other variables are not named after their layer.
     """
 
-    def segments(name: str) -> list[str]:
-        parts = name.split(":")[0].split("/")
-        return [part for part in parts if not part.startswith("StatefulPartitionedCall")]
+    def __init__(self, scopes: Sequence[str], layers: Set[str]) -> None:
+        inside = {part for scope in scopes for part in _inner_scopes(scope)}
+        self._numbered = not layers <= inside
+        self.layers = layers & {self._plain(part) for part in inside}
 
-    seen = {part for name in names for part in segments(name)}
-    added = not layers <= seen
+    def _plain(self, part: str) -> str:
+        return re.sub(r"_\d+$", "", part) if self._numbered else part
 
-    def plain(part: str) -> str:
-        return re.sub(r"_\d+$", "", part) if added else part
-
-    def layer(name: str) -> str | None:
-        inside = [plain(part) for part in segments(name)[1:-1]]  # without the model and the operation
-        known = [part for part in inside if part in layers]
+    def __call__(self, name: str) -> str | None:
+        inside = [self._plain(part) for part in _inner_scopes(name)]
+        known = [part for part in inside if part in self.layers]
         return known[-1] if known else next(iter(inside), None)
 
-    return layer
+
+def _inner_scopes(name: str) -> list[str]:
+    """The scopes of a name without those of calls and of the model, and without the operation."""
+    parts = name.split(":")[0].split("/")
+    return [part for part in parts if not part.startswith("StatefulPartitionedCall")][1:-1]
 
 
 # Shapes and names

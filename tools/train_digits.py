@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from onnx_pointwise.errors import OnnxPointwiseError
-from onnx_pointwise.model_io import atomic_folder
+from onnx_pointwise.model_io import atomic_folder, require_writable
 from tools.keras_runtime import quiet, runtime
 
 SEED = 2024
@@ -112,7 +112,7 @@ def distort(images: FloatArray, rng: np.random.Generator) -> FloatArray:
 
 
 def train(data: Split, epochs: int = EPOCHS) -> Any:
-    """Train the network of `models.digits`.
+    """Train the network of `models/digits.py`.
 
     Args:
         data: the split; only `train` and `train_labels` are used.
@@ -121,7 +121,7 @@ def train(data: Split, epochs: int = EPOCHS) -> Any:
     Returns:
         The trained model, without an optimizer's state.
     """
-    from models.digits import digits
+    from models.digits import digit_classifier
 
     rt = runtime()
     keras = rt.keras
@@ -130,7 +130,7 @@ def train(data: Split, epochs: int = EPOCHS) -> Any:
     rt.tf.config.experimental.enable_op_determinism()
     rng = np.random.default_rng(SEED)
     steps = -(-len(data.train) // BATCH)
-    model = digits()
+    model = digit_classifier()
     model.compile(
         keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(2e-3, epochs * steps), weight_decay=1e-2),
         loss="sparse_categorical_crossentropy",
@@ -139,7 +139,7 @@ def train(data: Split, epochs: int = EPOCHS) -> Any:
     for epoch in range(epochs):
         history = model.fit(distort(data.train, rng), data.train_labels, batch_size=BATCH, epochs=1, verbose=0).history
         print(f"epoch {epoch + 1}/{epochs}: loss {history['loss'][-1]:.4f}, accuracy {history['accuracy'][-1]:.4f}")
-    plain = digits()
+    plain = digit_classifier()
     plain.set_weights(model.get_weights())
     return plain
 
@@ -218,7 +218,7 @@ def run(folder: Path, epochs: int = EPOCHS) -> float:
     """
     from tools.export_keras import export
 
-    folder.mkdir(parents=True, exist_ok=True)
+    paths = [require_writable(folder / f"digits.{suffix}") for suffix in ("keras", "onnx", "npz")]
     fix_threads()
     data = split()
     with quiet():
@@ -231,14 +231,11 @@ def run(folder: Path, epochs: int = EPOCHS) -> float:
             f"the trained network reaches {accuracy:.4f} on the test digits, below {LEAST_ACCURACY}; "
             "train for more epochs."
         )
-    result = export(model)
-    write(folder / "digits.keras", keras_bytes(model))
-    write(folder / "digits.onnx", result.model.SerializeToString(deterministic=True))
     arrays: dict[str, NDArray[Any]] = {"calibration": data.calibration, "x": data.test, "y": data.test_labels}
-    write(folder / "digits.npz", npz_bytes(arrays))
-    for name in ("digits.keras", "digits.onnx", "digits.npz"):
-        content = (folder / name).read_bytes()
-        print(f"{folder / name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()[:16]}")
+    contents = [keras_bytes(model), export(model).model.SerializeToString(deterministic=True), npz_bytes(arrays)]
+    for path, content in zip(paths, contents, strict=True):
+        write(path, content)
+        print(f"{path}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()[:16]}")
     return accuracy
 
 
