@@ -6,6 +6,7 @@
 >>> result.save("cheaper.onnx")
 """
 
+from onnx_pointwise.benchmark import Benchmark, bench
 from onnx_pointwise.check import CheckResult, check
 from onnx_pointwise.errors import (
     InputError,
@@ -18,10 +19,13 @@ from onnx_pointwise.errors import (
 from onnx_pointwise.inspection import Inspection, inspect
 from onnx_pointwise.pipeline import RewriteResult, insert_pointwise, rewrite
 from onnx_pointwise.plan import Choice, Plan
+from onnx_pointwise.profiling import node_times
+from onnx_pointwise.providers import discover
 from onnx_pointwise.rewrite import BottleneckPass
 from onnx_pointwise.sites import Refusal, Site, find_sites
 
 __all__ = [
+    "Benchmark",
     "BottleneckPass",
     "CheckResult",
     "Choice",
@@ -36,9 +40,12 @@ __all__ = [
     "Refusal",
     "RewriteResult",
     "Site",
+    "bench",
     "check",
+    "discover",
     "find_sites",
     "insert_pointwise",
     "inspect",
+    "node_times",
     "rewrite",
 ]

@@ -253,6 +253,56 @@ def check(
         raise typer.Exit(CHECK_FAILED)
 
 
+@app.command()
+def bench(
+    model: Annotated[Path, typer.Argument(help="The .onnx file.", show_default=False)],
+    other: Annotated[Path | None, typer.Argument(help="Another one to compare with.", show_default=False)] = None,
+    input_shape: _Shapes = [],
+    batch: Annotated[list[int], typer.Option(min=1, help="Batch size; may be named several times.")] = [],
+    threads: Annotated[list[int], typer.Option(min=1, help="Threads; may be named several times.")] = [],
+    provider: _Provider = "cpu",
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs at most.")] = 100,
+    warmup: Annotated[int, typer.Option(min=1, help="Runs before them.")] = 10,
+    max_seconds: Annotated[float, typer.Option(min=0.01, help="Seconds a row may take.")] = 10.0,
+    memory: Annotated[bool, typer.Option("--memory", help="Measure peak memory in fresh processes too.")] = False,
+    nodes: Annotated[bool, typer.Option("--nodes", help="Time each kernel of the model too.")] = False,
+    json_file: _Json = None,
+) -> None:
+    """Time a model, alone or in turns with another one."""
+    output = _Output(json_file)
+    shapes = _named_shapes(input_shape)
+    with output.working("timing"):
+        result = api.bench(
+            model,
+            other,
+            input_shapes=shapes,
+            batch_sizes=batch,
+            thread_counts=tuple(threads) or (None,),
+            provider=provider,
+            runs=runs,
+            warmup=warmup,
+            max_seconds=max_seconds,
+            memory=memory,
+        )
+        kernels = (
+            api.node_times(model, input_shapes=shapes, provider=provider, threads=threads[0] if threads else None)
+            if nodes
+            else []
+        )
+    output.show(report.bench(result, kernels))
+    output.save(result.to_dict() | {"nodes": [kernel.to_dict() for kernel in kernels]})
+
+
+@app.command()
+def providers(json_file: _Json = None) -> None:
+    """List the execution providers of this machine, and why the others are missing."""
+    output = _Output(json_file)
+    with output.working("looking for providers"):
+        found = api.discover()
+    output.show(report.providers(found))
+    output.save({"providers": [info.to_dict() for info in found]})
+
+
 def _prepare(source: Path, target: Path, json_file: str | None, save_plan: Path | None = None) -> _Output:
     require_other_file(source, target)
     require_writable(target)

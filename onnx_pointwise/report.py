@@ -8,11 +8,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnx_pointwise.benchmark import Benchmark, LatencyComparison
 from onnx_pointwise.check import CheckResult, ProviderCheck
 from onnx_pointwise.cost import ModelCost
 from onnx_pointwise.drift import Drift
 from onnx_pointwise.inspection import ENERGIES, Inspection, SiteView
 from onnx_pointwise.pipeline import RewriteResult, SiteResult
+from onnx_pointwise.profiling import NodeTime
+from onnx_pointwise.providers import ProviderInfo
 from onnx_pointwise.sites import Refusal
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -282,9 +285,70 @@ def _provider_lines(result: ProviderCheck) -> Iterable[str]:
         more = ", ..." if len(result.nodes_off) > 4 else ""
         yield f"{len(result.nodes_off)} nodes left {result.provider} for another provider: {names}{more}"
     if result.latency is not None:
-        timed = result.latency
-        low, high = timed.interval
-        yield (
-            f"Latency on {result.provider}: {timed.verdict}, {timed.ratio:.3f} of before "
-            f"(95 % within {low:.3f} to {high:.3f}; noise floor {timed.noise:.3f}; {timed.rounds} rounds)."
+        yield f"Latency on {result.provider}: {comparison(result.latency)}"
+
+
+def comparison(timed: LatencyComparison) -> str:
+    """Say how the latencies of two networks compare."""
+    low, high = timed.interval
+    return (
+        f"{timed.verdict}, {timed.ratio:.3f} of before (95 % within {low:.3f} to {high:.3f}, "
+        f"noise floor {timed.noise:.3f}, {timed.rounds} rounds)."
+    )
+
+
+def providers(infos: Sequence[ProviderInfo]) -> RenderableType:
+    """Show which execution providers are there, and why the others are not."""
+    table = _table(("Provider", "left"), ("Device", "left"), ("Version", "left"))
+    lines = []
+    for info in infos:
+        if info.available:
+            device = info.device or ""
+            table.add_row(info.name, f"{device} (emulated on the CPU)" if info.software else device, info.version or "")
+        else:
+            line = Text(f"{info.name}: ", style="bold dim")
+            line.append(info.reason or "not available", style="not bold dim")
+            lines.append(line)
+    return Group(table, Text(), *lines)
+
+
+def bench(result: Benchmark, nodes: Sequence[NodeTime] = ()) -> RenderableType:
+    """Show latency, over batch sizes and threads, and the time of each convolution where it was measured."""
+    table = _table(
+        ("Network", "left"),
+        ("Batch", "right"),
+        ("Threads", "right"),
+        ("Median", "right"),
+        ("P90", "right"),
+        ("Items/s", "right"),
+    )
+    verdicts = []
+    for row in result.rows:
+        batch = "as it is" if row.batch is None else str(row.batch)
+        threads = "default" if row.threads is None else str(row.threads)
+        timed = [(result.model, row.latency)]
+        if row.comparison is not None:
+            timed.append((result.other or "", row.comparison.after))
+            verdicts.append(Text(f"Batch {batch}, threads {threads}: {comparison(row.comparison)}"))
+        for name, latency in timed:
+            median, p90 = milliseconds(latency.median), milliseconds(latency.p90)
+            table.add_row(name, batch, threads, median, p90, f"{latency.throughput:.4g}")
+    lines = [
+        Text(f"Peak memory of the {role}: {size(used.loading)} to load, {size(used.running)} to run.")
+        for role, used in result.memory.items()
+    ]
+    lines += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
+    machine = result.machine
+    about = Text(f"{machine.cpu}, {machine.cores} cores, {', '.join(machine.instruction_sets)}", style="dim")
+    kernels: list[RenderableType] = [_node_table(nodes), Text()] if nodes else []
+    return Group(*kernels, table, *verdicts, *lines, about)
+
+
+def _node_table(nodes: Sequence[NodeTime]) -> Table:
+    table = _table(("Kernel", "left"), ("Operator", "left"), ("Time", "right"), ("Share", "right"))
+    total = sum(node.seconds for node in nodes) or 1.0
+    for node in nodes:
+        table.add_row(
+            node.site or node.name, node.op_type, f"{1e6 * node.seconds:.0f} us", percent(node.seconds / total)
         )
+    return table

@@ -277,3 +277,20 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     )
     assert result.exit_code != 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_providers_lists_the_cpu_and_reasons_for_the_others() -> None:
+    result = run("providers", "--json", "-")
+    infos = {info["name"]: info for info in json.loads(result.stdout)["providers"]}
+    assert infos["cpu"]["available"] is True
+    assert all(info["available"] or info["reason"] for info in infos.values())
+
+
+def test_bench_times_two_models_over_threads(tmp_path: Path) -> None:
+    arguments = ("bench", DIGITS, DIGITS, "--threads", "1", "--batch", "1", "--batch", "2", "--nodes")
+    result = run(*arguments, "--max-seconds", "0.2", "--json", tmp_path / "bench.json")
+    assert result.returncode == 0, result.stderr
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+    document = json.loads((tmp_path / "bench.json").read_text())
+    assert [(row["batch"], row["threads"]) for row in document["rows"]] == [(1, 1), (2, 1)]
+    assert {node["site"] for node in document["nodes"]} >= {"conv1", "conv2", "conv3", "conv4", "conv5"}
