@@ -1,4 +1,4 @@
-"""Latency and memory, measured so that a difference can be trusted.
+"""Latency, measured so that a difference can be trusted.
 
 Two networks are never timed one after the other: the machine drifts more than they differ. They run in turns, round by
 round, in an order that rotates, together with a second session of the first network. Each round gives one ratio of the
@@ -7,7 +7,9 @@ network to its own second session, which a perfect measurement would find to be 
 the verdict is "no change".
 
 Within its turn a network runs a few times in a row, the first time untimed when runs are short, so that its weights
-are back in the caches as they are in a process that runs this network alone.
+are back in the caches as they are in a process that runs this network alone. The fastest run of a turn stands for the
+turn: what else runs on a machine only ever makes a run slower. On a busy machine with two threads this had a tenth of
+the spread that medians of turns had.
 """
 
 from __future__ import annotations
@@ -39,8 +41,10 @@ _RESAMPLES = 2000
 _LEAST_NOISE = 0.01
 _MIN_ROUNDS = 5
 _MIN_WARMUP = 2
+# Threads of a session that has had its turn must not spin on, on the processors that the next session needs.
+_CONFIG = {"session.force_spinning_stop": "1"}
 # A turn takes about this long, and at most so many runs; runs that take longer stand alone.
-_TURN_SECONDS = 0.01
+_TURN_SECONDS = 0.03
 _TURN_RUNS = 10
 
 
@@ -72,7 +76,7 @@ class LatencyComparison:
     Attributes:
         before: Latency of the first network.
         after: Latency of the second network.
-        ratio: Median over the rounds of the second network's latency by the first one's.
+        ratio: Median over the rounds of the second network's latency by the first one's, each the fastest of its turn.
         interval: Bootstrap interval of ``ratio`` that holds it with 95 % confidence.
         noise: Noise floor: how far from 1 the same interval of the first network against itself reaches.
         verdict: ``faster`` or ``slower`` where the whole interval lies beyond the noise floor, else ``no change``.
@@ -149,11 +153,11 @@ def compare(
         paths = [stack.enter_context(runtime_source(source)) for source in (before, after)]
         runners = []
         for path, source in ((paths[0], before), (paths[1], after), (paths[0], before)):
-            session = providers.open_session(path, provider, threads=threads, optimization=optimization)
+            session = providers.open_session(path, provider, threads=threads, optimization=optimization, config=_CONFIG)
             runners.append(Runner(session, feeds, provider, model_name(source)))
         samples = _interleave(runners, runs, warmup, max_seconds)
         bound = runners[0].bound
-    first, second, again = (np.array([statistics.median(turn) for turn in turns]) for turns in samples)
+    first, second, again = (np.array([min(turn) for turn in turns]) for turns in samples)
     generator = np.random.default_rng(seed)
     ratio, interval = _ratio(second / first, generator)
     _, self_interval = _ratio(again / first, generator)
@@ -376,7 +380,7 @@ def _interleave(runners: Sequence[Runner], runs: int, warmup: int, max_seconds: 
     start = time.perf_counter()
     paces = [_warm(runner, warmup, max_seconds / (4 * len(runners))) for runner in runners]
     # All take the same number of runs a turn, so that each is disturbed as often.
-    length = max(1, min(_TURN_RUNS, runs, round(_TURN_SECONDS / max(min(paces), 1e-9))))
+    length = max(1, min(_TURN_RUNS, runs, round(_TURN_SECONDS / max(*paces, 1e-9))))
     untimed = 1 if length > 1 else 0
     samples: list[list[list[float]]] = [[] for _ in runners]
     rounds = max(_MIN_ROUNDS, -(-runs // length))

@@ -20,26 +20,14 @@ from onnx_pointwise.benchmark import LatencyComparison, compare
 from onnx_pointwise.cost import ModelCost, model_cost
 from onnx_pointwise.drift import Drift, DriftMeter
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.inputs import (
-    Array,
-    InputSpec,
-    as_model,
-    feedable,
-    input_specs,
-    random_inputs,
-    split_inputs,
-)
+from onnx_pointwise.inputs import Array, as_model, input_specs
 from onnx_pointwise.machine import Machine, machine
 from onnx_pointwise.model_io import ModelSource, file_bytes, runtime_source
 from onnx_pointwise.providers import AssignedNode
-from onnx_pointwise.runner import open_initializers
+from onnx_pointwise.runner import model_name, open_initializers
 from onnx_pointwise.runtime_errors import sentence
-from onnx_pointwise.shapes import concrete_inputs, resolve
-
-# Given inputs run in slices of this many items: activations of a whole data set would not fit into memory.
-_SLICE = 16
-
-Shapes = Mapping[str, tuple[int, ...]]
+from onnx_pointwise.shapes import resolve, runtime_inputs
+from onnx_pointwise.trials import Batch, Shapes, batches_of, first_item, is_open
 
 
 @dataclass(frozen=True)
@@ -230,26 +218,25 @@ def check(
     pair = _Pair(before, after, as_model(before), as_model(after))
     _require_arguments(pair.dense, providers, batch_sizes, max_drift)
     specs = input_specs(pair.dense)
-    batches = _batches(pair.dense, specs, inputs, input_shapes, batch_sizes, seed)
+    batches = batches_of(pair.dense, specs, inputs, input_shapes, batch_sizes, seed)
     findings = _declared_differences(pair)
-    comparable = not any(finding.code == "declared_inputs" for finding in findings)
+    takes_same_inputs = _signature(pair.dense) == _signature(pair.rewritten)
     results = []
-    if comparable:
+    if takes_same_inputs:
         settings = _Settings(threads, optimization, max_drift, latency_seconds if latency else None, seed)
-        reference = None
-        if any(not _is_cpu(provider) for provider in providers):
-            reference = _run(before, batches, "cpu", settings).outputs
+        elsewhere = any(not _is_cpu(provider) for provider in providers)
+        on_cpu = _run(before, batches, "cpu", settings) if elsewhere else None
         for provider in providers:
-            result, more = _check_on(pair, provider, batches, reference, settings)
+            result, more = _check_on(pair, provider, batches, on_cpu, settings)
             results.append(result)
-            findings.extend(more)
+            findings.extend(finding for finding in more if finding not in findings)
     base = {name: tuple(array.shape) for name, array in batches[0].feeds.items()}
     return CheckResult(
         passed=not findings,
         findings=tuple(findings),
         warnings=tuple(_warnings(pair, results)),
         before=_cost(before, pair.dense, base),
-        after=_cost(after, pair.rewritten, base if comparable else None),
+        after=_cost(after, pair.rewritten, base if takes_same_inputs else None),
         providers=tuple(results),
         machine=machine(),
     )
@@ -272,16 +259,8 @@ class _Settings:
     seed: int
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """One run's inputs; ``counts`` tells whether its outputs count towards the drift."""
-
-    feeds: dict[str, Array]
-    counts: bool
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(array.shape) for name, array in self.feeds.items()}
+def _signature(model: ir.Model) -> list[tuple[str | None, ir.DataType | None]]:
+    return [(value.name, value.dtype) for value in runtime_inputs(model)]
 
 
 def _is_cpu(provider: str) -> bool:
@@ -313,103 +292,6 @@ def _require_arguments(
             raise InputError(f"A drift limit must be 0 or above, not {tolerance}.")
 
 
-# --- inputs -----------------------------------------------------------------------------------------------------------
-
-
-def _batches(
-    model: ir.Model,
-    specs: Sequence[InputSpec],
-    inputs: Mapping[str, Array] | None,
-    input_shapes: Mapping[str, Sequence[int]] | None,
-    batch_sizes: Sequence[int],
-    seed: int,
-) -> list[_Batch]:
-    """List the runs: given inputs first, else random ones; then other batch sizes and spatial sizes."""
-    if inputs is not None:
-        if input_shapes:
-            raise InputError("Inputs have their own shapes; give either inputs or input shapes.")
-        runs = [_Batch(feedable(part), True) for part in split_inputs(specs, inputs, limit=_SLICE)]
-        base = _single(specs, runs[0].feeds)
-    else:
-        base = concrete_inputs(model, input_shapes)[0]
-        runs = [_Batch(feedable(random_inputs(specs, base, seed=seed)), True)]
-    seen = [run.shapes for run in runs]
-    for size in batch_sizes:
-        _add(runs, seen, specs, _with_batch(specs, base, size), seed, counts=inputs is None)
-    for shapes in _other_sizes(specs, base):
-        _add(runs, seen, specs, shapes, seed, counts=False)
-    return runs
-
-
-def _add(
-    runs: list[_Batch],
-    seen: list[dict[str, tuple[int, ...]]],
-    specs: Sequence[InputSpec],
-    shapes: Shapes,
-    seed: int,
-    *,
-    counts: bool,
-) -> None:
-    if dict(shapes) not in seen:
-        seen.append(dict(shapes))
-        runs.append(_Batch(feedable(random_inputs(specs, shapes, seed=seed)), counts))
-
-
-def _open(spec: InputSpec, axis: int) -> bool:
-    return spec.shape is None or not isinstance(spec.shape[axis], int)
-
-
-def _single(specs: Sequence[InputSpec], given: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
-    """Shapes of one item of given inputs, or of the batch that the model fixes."""
-    shapes = {}
-    for spec in specs:
-        shape = given[spec.name].shape
-        if shape:
-            first = spec.shape[0] if spec.shape else None
-            shape = (first if isinstance(first, int) else 1, *shape[1:])
-        shapes[spec.name] = tuple(shape)
-    return shapes
-
-
-def _with_batch(specs: Sequence[InputSpec], base: Shapes, size: int) -> dict[str, tuple[int, ...]]:
-    """Set the first dimension of every input that leaves it open."""
-    return {
-        spec.name: (size, *base[spec.name][1:]) if base[spec.name] and _open(spec, 0) else base[spec.name]
-        for spec in specs
-    }
-
-
-def _other_sizes(specs: Sequence[InputSpec], base: Shapes) -> list[dict[str, tuple[int, ...]]]:
-    """Vary open dimensions other than the batch: an uneven pair of round sizes, and odd sizes.
-
-    Dimensions of the same name get the same size. Round sizes are multiples of 32, which networks that halve their
-    input five times accept; all are below the base, so that they cost less.
-    """
-    trials = []
-    for pick in (_round_size, _odd_size):
-        names: dict[str, int] = {}
-        shapes = {}
-        for spec in specs:
-            shape = list(base[spec.name])
-            for axis in range(1, len(shape)):
-                if spec.shape is not None and _open(spec, axis):
-                    key = str(spec.shape[axis] or f"{spec.name} {axis}")
-                    shape[axis] = names.setdefault(key, pick(shape[axis], len(names)))
-            shapes[spec.name] = tuple(shape)
-        if names:
-            trials.append(_with_batch(specs, shapes, 1))
-    return trials
-
-
-def _round_size(size: int, index: int) -> int:
-    share = (1 / 2, 3 / 4)[index % 2]
-    return max(32, round(size * share / 32) * 32) if size >= 64 else max(1, round(size * share))
-
-
-def _odd_size(size: int, index: int) -> int:
-    return max(1, round(size * (3 / 5, 2 / 5)[index % 2]) | 1)
-
-
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -417,49 +299,48 @@ def _odd_size(size: int, index: int) -> int:
 class _Run:
     """What one network gave: for each batch its outputs, or why it did not run."""
 
-    outputs: list[list[Array] | str]
-    names: list[str]
+    outputs: list[dict[str, Array] | str]
     nodes_off: tuple[AssignedNode, ...]
 
 
-def _run(source: ModelSource | bytes, batches: Sequence[_Batch], provider: str, settings: _Settings) -> _Run:
-    outputs: list[list[Array] | str] = []
+def _run(source: ModelSource | bytes, batches: Sequence[Batch], provider: str, settings: _Settings) -> _Run:
+    outputs: list[dict[str, Array] | str] = []
     with runtime_source(source) as path:
         session = providers.open_session(path, provider, threads=settings.threads, optimization=settings.optimization)
+        names = [output.name for output in session.get_outputs() if output.type.startswith("tensor(")]
         for batch in batches:
             try:
-                outputs.append([np.asarray(value) for value in session.run(None, batch.feeds)])
+                outputs.append(dict(zip(names, session.run(names, batch.feeds), strict=True)))
             except Exception as error:  # the runtime's exceptions share no base class
                 outputs.append(sentence(error))
-        names = [output.name for output in session.get_outputs()]
         nodes_off = () if _is_cpu(provider) else tuple(providers.nodes_off_provider(session))
-    return _Run(outputs, names, nodes_off)
+    return _Run(outputs, nodes_off)
 
 
 def _check_on(
     pair: _Pair,
     provider: str,
-    batches: Sequence[_Batch],
-    reference: Sequence[list[Array] | str] | None,
+    batches: Sequence[Batch],
+    on_cpu: _Run | None,
     settings: _Settings,
 ) -> tuple[ProviderCheck, list[Finding]]:
     """Run both networks on one provider, one after the other, and compare."""
     info = providers.provider_info(provider)
-    dense = _run(pair.before, batches, provider, settings)
+    dense = on_cpu if on_cpu and _is_cpu(provider) else _run(pair.before, batches, provider, settings)
     if isinstance(dense.outputs[0], str):
-        where = pair.before if isinstance(pair.before, str | Path) else "the first model"
         raise ModelError(
-            f"{where}: the model does not run on {provider} with inputs {_text(batches[0])}: {dense.outputs[0]}."
+            f"{model_name(pair.before)}: the model does not run on {provider} with inputs {batches[0]}: "
+            f"{dense.outputs[0]}; name others with --input-shape."
         )
     rewritten = _run(pair.after, batches, provider, settings)
     findings: list[Finding] = []
     trials = []
-    meter = DriftMeter(dense.names)
+    meter = DriftMeter()
     for batch, first, second in zip(batches, dense.outputs, rewritten.outputs, strict=True):
         if isinstance(first, str):
             trials.append(Trial(batch.shapes, None, first))
             continue
-        faults = _shape_faults(pair, provider, batch, dense.names, first, second, settings)
+        faults = _shape_faults(pair, provider, batch, first, second, settings)
         findings.extend(faults)
         trials.append(Trial(batch.shapes, not faults, None))
         if batch.counts and not isinstance(second, str):
@@ -472,7 +353,7 @@ def _check_on(
         timing = compare(
             pair.before,
             pair.after,
-            inputs=_latency_inputs(input_specs(pair.dense), batches[0]),
+            inputs=first_item(input_specs(pair.dense), batches[0]),
             provider=provider,
             threads=settings.threads,
             optimization=settings.optimization,
@@ -485,8 +366,8 @@ def _check_on(
         software=info.software,
         shapes_equal=equal,
         drift=drift,
-        drift_from_cpu=None if _is_cpu(provider) else _drift_from(reference, rewritten, batches),
-        dense_from_cpu=None if _is_cpu(provider) else _drift_from(reference, dense, batches),
+        drift_from_cpu=None if _is_cpu(provider) or on_cpu is None else _drift_from(on_cpu, rewritten, batches),
+        dense_from_cpu=None if _is_cpu(provider) or on_cpu is None else _drift_from(on_cpu, dense, batches),
         trials=tuple(_merge(trials)),
         nodes_off=rewritten.nodes_off,
         nodes_off_before=dense.nodes_off,
@@ -504,26 +385,12 @@ def _merge(trials: Sequence[Trial]) -> list[Trial]:
     return kept
 
 
-def _latency_inputs(specs: Sequence[InputSpec], batch: _Batch) -> dict[str, Array]:
-    """Take the first item of a batch, or all of it where the model fixes the batch size."""
-    return {
-        spec.name: np.ascontiguousarray(array[:1]) if array.ndim and _open(spec, 0) else array
-        for spec, array in ((spec, batch.feeds[spec.name]) for spec in specs)
-    }
-
-
-def _drift_from(
-    reference: Sequence[list[Array] | str] | None, run: _Run, batches: Sequence[_Batch]
-) -> dict[str, Drift]:
-    meter = DriftMeter(run.names)
-    for batch, first, second in zip(batches, reference or (), run.outputs, strict=True):
+def _drift_from(reference: _Run, run: _Run, batches: Sequence[Batch]) -> dict[str, Drift]:
+    meter = DriftMeter()
+    for batch, first, second in zip(batches, reference.outputs, run.outputs, strict=True):
         if batch.counts and not isinstance(first, str) and not isinstance(second, str):
             meter.add(first, second)
     return meter.result()
-
-
-def _text(batch: _Batch) -> str:
-    return ", ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in batch.shapes.items())
 
 
 # --- findings ---------------------------------------------------------------------------------------------------------
@@ -532,10 +399,9 @@ def _text(batch: _Batch) -> str:
 def _declared_differences(pair: _Pair) -> list[Finding]:
     """Compare names, element types and shapes that the two graphs declare."""
     findings = []
-    dense, rewritten = pair.dense.graph, pair.rewritten.graph
     for code, kind, first, second in (
-        ("declared_inputs", "inputs", input_values(dense), input_values(rewritten)),
-        ("declared_outputs", "outputs", list(dense.outputs), list(rewritten.outputs)),
+        ("declared_inputs", "inputs", runtime_inputs(pair.dense), runtime_inputs(pair.rewritten)),
+        ("declared_outputs", "outputs", list(pair.dense.graph.outputs), list(pair.rewritten.graph.outputs)),
     ):
         was, now = [_declaration(value) for value in first], [_declaration(value) for value in second]
         if was != now:
@@ -549,11 +415,6 @@ def _declared_differences(pair: _Pair) -> list[Finding]:
     return findings
 
 
-def input_values(graph: ir.Graph) -> list[ir.Value]:
-    """List the graph inputs that a caller must feed: those without a stored value."""
-    return [value for value in graph.inputs if value.name not in graph.initializers]
-
-
 def _declaration(value: ir.Value) -> str:
     sizes = "..."
     if value.shape is not None:
@@ -565,20 +426,22 @@ def _declaration(value: ir.Value) -> str:
 def _shape_faults(
     pair: _Pair,
     provider: str,
-    batch: _Batch,
-    names: Sequence[str],
-    first: Sequence[Array],
-    second: Sequence[Array] | str,
+    batch: Batch,
+    first: Mapping[str, Array],
+    second: Mapping[str, Array] | str,
     settings: _Settings,
 ) -> list[Finding]:
-    """Compare number, shapes and element types of the outputs of one run."""
-    given = _text(batch)
+    """Compare shapes and element types of the outputs of one run; outputs that one side lacks are declared as such."""
+    given = str(batch)
     if isinstance(second, str):
         text = f"On {provider} with inputs {given} the second network does not run: {second}."
-        return [Finding("does_not_run", text, {"provider": provider, "input_shapes": _lists(batch)})]
+        return [Finding("does_not_run", text, {"provider": provider, "input_shapes": batch.lists()})]
     faults = []
-    for name, was, now in zip(names, first, second, strict=False):
-        numbers = {"provider": provider, "output": name, "input_shapes": _lists(batch)}
+    for name, was in first.items():
+        if name not in second:
+            continue
+        now = second[name]
+        numbers = {"provider": provider, "output": name, "input_shapes": batch.lists()}
         if was.dtype != now.dtype:
             text = f"Output '{name}' is {now.dtype} instead of {was.dtype} on {provider}."
             faults.append(Finding("output_dtype", text, numbers | {"before": str(was.dtype), "after": str(now.dtype)}))
@@ -589,18 +452,11 @@ def _shape_faults(
             faults.append(
                 Finding("output_shape", text, numbers | {"before": list(was.shape), "after": list(now.shape)})
             )
-    if len(first) != len(second):
-        text = f"The second network gives {len(second)} outputs instead of {len(first)} on {provider}."
-        faults.append(Finding("output_shape", text, {"provider": provider, "before": len(first), "after": len(second)}))
     return faults
 
 
-def _lists(batch: _Batch) -> dict[str, list[int]]:
-    return {name: list(shape) for name, shape in batch.shapes.items()}
-
-
 def _depends_on_data(
-    before: ModelSource | bytes, provider: str, batch: _Batch, name: str, output: Array, settings: _Settings
+    before: ModelSource | bytes, provider: str, batch: Batch, name: str, output: Array, settings: _Settings
 ) -> bool:
     """Tell whether the first network's own output has another shape for other inputs of the same shape."""
     generator = np.random.default_rng(settings.seed + 1)
@@ -610,9 +466,9 @@ def _depends_on_data(
         else array
         for key, array in batch.feeds.items()
     }
-    again = _run(before, [_Batch(shuffled, False)], provider, settings)
+    again = _run(before, [Batch(shuffled, False)], provider, settings)
     values = again.outputs[0]
-    return not isinstance(values, str) and values[again.names.index(name)].shape != output.shape
+    return not isinstance(values, str) and values[name].shape != output.shape
 
 
 def _drift_faults(
@@ -653,7 +509,7 @@ def _cost(source: ModelSource | bytes, model: ir.Model, shapes: Shapes | None) -
     one = None
     if shapes is not None:
         one = {
-            spec.name: (1, *shapes[spec.name][1:]) if shapes[spec.name] and _open(spec, 0) else shapes[spec.name]
+            spec.name: (1, *shapes[spec.name][1:]) if shapes[spec.name] and is_open(spec, 0) else shapes[spec.name]
             for spec in input_specs(model)
         }
     size = file_bytes(source) if isinstance(source, str | Path) else None

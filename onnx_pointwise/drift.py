@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+_NUMBERS = {"f", "i", "u", "b", "V"}  # NumPy's kinds; V is what ml_dtypes calls bfloat16
 
 
 @dataclass(frozen=True)
@@ -43,29 +45,25 @@ class Drift:
 
 
 class DriftMeter:
-    """Adds up drift over runs, so that no outputs need to be kept.
+    """Adds up drift over runs, so that no outputs need to be kept."""
 
-    Args:
-        names: Names of the outputs, in the order in which they are added.
-    """
+    def __init__(self) -> None:
+        self._sums: dict[str, _Sums] = {}
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._sums = {name: _Sums() for name in names}
-
-    def add(self, reference: Sequence[NDArray[Any]], output: Sequence[NDArray[Any]]) -> None:
-        """Add the outputs of one run; those whose shape differs are left out."""
-        for sums, first, second in zip(self._sums.values(), reference, output, strict=False):
-            if first.shape == second.shape and first.dtype.kind in "fiubV" and second.dtype.kind in "fiubV":
-                sums.add(first, second)
+    def add(self, reference: Mapping[str, NDArray[Any]], output: Mapping[str, NDArray[Any]]) -> None:
+        """Add one run's outputs by name; those that one side lacks, or whose shapes differ, are left out."""
+        for name, first in reference.items():
+            second = output.get(name)
+            if second is not None and first.shape == second.shape and {first.dtype.kind, second.dtype.kind} <= _NUMBERS:
+                self._sums.setdefault(name, _Sums()).add(first, second)
 
     def result(self) -> dict[str, Drift]:
         """Give the drift of each output that was compared at least once."""
-        return {name: sums.result() for name, sums in self._sums.items() if sums.runs}
+        return {name: sums.result() for name, sums in self._sums.items()}
 
 
 class _Sums:
     def __init__(self) -> None:
-        self.runs = 0
         self.values = self.before = self.after = self.differs = 0
         self.error = self.reference = self.output = self.product = self.largest = 0.0
         self.items = self.agreed = 0
@@ -75,7 +73,6 @@ class _Sums:
         finite_r, finite_y = np.isfinite(r), np.isfinite(y)
         both = finite_r & finite_y
         same = np.isnan(r) & np.isnan(y) | (r == y)
-        self.runs += 1
         self.values += r.size
         self.before += int(r.size - np.count_nonzero(finite_r))
         self.after += int(y.size - np.count_nonzero(finite_y))

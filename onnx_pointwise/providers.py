@@ -21,7 +21,7 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -194,6 +194,7 @@ def open_session(
     threads: int | None = None,
     optimization: str = "all",
     profile: Path | None = None,
+    config: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
     """Open a session on one provider, and on no other.
 
@@ -204,6 +205,7 @@ def open_session(
         threads: Threads inside one operator; None leaves the choice to the runtime.
         optimization: Graph optimisation level, a key of `OPTIMIZATION_LEVELS`.
         profile: Prefix of a profile that the session writes; ``session.end_profiling()`` gives the file's whole name.
+        config: Further session configuration entries of ONNX Runtime, key to value.
 
     Raises:
         ProviderError: The provider is unknown, does not load, or refuses its options or this model.
@@ -218,6 +220,8 @@ def open_session(
             f"{where}: {'is a directory; name the .onnx file in it' if Path(source).is_dir() else 'no such file'}."
         )
     settings = _settings(threads, optimization, profile)
+    for key, value in (config or {}).items():
+        settings.add_session_config_entry(key, value)
     try:
         session = _create(source, entry, options, settings)
     except Exception as error:  # the runtime's exceptions share no base class
