@@ -129,7 +129,7 @@ def require_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array]) -> d
     for spec in specs:
         if spec.name not in inputs:
             raise InputError(f"Input '{spec.name}' is missing; the model's inputs are {declared}.")
-    arrays = {spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in specs}
+    arrays = {spec.name: np.asarray(inputs[spec.name], order="C") for spec in specs}
     for spec in specs:
         _require_fit(spec, arrays[spec.name])
     return arrays
