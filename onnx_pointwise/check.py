@@ -441,7 +441,7 @@ def _shape_faults(
         if name not in second:
             continue
         now = second[name]
-        numbers = {"provider": provider, "output": name, "input_shapes": batch.lists()}
+        numbers: dict[str, Any] = {"provider": provider, "output": name}
         if was.dtype != now.dtype:
             text = f"Output '{name}' is {now.dtype} instead of {was.dtype} on {provider}."
             faults.append(Finding("output_dtype", text, numbers | {"before": str(was.dtype), "after": str(now.dtype)}))
@@ -449,9 +449,8 @@ def _shape_faults(
             text = (
                 f"Output '{name}' has shape {list(now.shape)} instead of {list(was.shape)} on {provider} with {given}."
             )
-            faults.append(
-                Finding("output_shape", text, numbers | {"before": list(was.shape), "after": list(now.shape)})
-            )
+            numbers |= {"input_shapes": batch.lists(), "before": list(was.shape), "after": list(now.shape)}
+            faults.append(Finding("output_shape", text, numbers))
     return faults
 
 

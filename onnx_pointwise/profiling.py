@@ -94,7 +94,9 @@ def _kernel_seconds(events: Sequence[Mapping[str, Any]], runs: int) -> dict[tupl
         elif name == "model_run":  # written when the run has ended
             per_run.append({})
     timed = per_run[:-1][-runs:]
-    return {key: [seconds.get(key, 0.0) for seconds in timed] for key in timed[-1]}
+    # In the order in which they first ran; a kernel in one branch of an If may be missing from some runs.
+    keys = {key: None for seconds in timed for key in seconds}
+    return {key: [seconds.get(key, 0.0) for seconds in timed] for key in keys}
 
 
 def site_times(times: Sequence[NodeTime]) -> dict[str, float]:
