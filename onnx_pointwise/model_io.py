@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnx_pointwise.errors import ModelError, OutputError
-from onnx_pointwise.wire import Layout, lay_out, tensors
+from onnx_pointwise.wire import Layout, all_graphs, innermost, lay_out, tensors
 
 #: What every public function takes for a model.
 ModelSource = str | Path | onnx.ModelProto | ir.Model
@@ -68,9 +69,11 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _deserialize(proto: onnx.ModelProto, where: str, folder: Path) -> ir.Model:
     _require_model(proto, where)
     try:
-        model = ir.serde.deserialize_model(proto)
+        with quiet("onnx_ir.serde"):
+            model = ir.serde.deserialize_model(proto)
     except Exception as error:  # onnx_ir raises whatever its readers raise
-        raise ModelError(f"{where}: the model cannot be read: {_reason(error)}.") from error
+        raise ModelError(f"{where}: the model cannot be read: {innermost(error)}.") from error
+    _require_whole(model, where)
     for tensor in external_tensors(model):
         tensor.base_dir = folder.absolute()
         _require_external(tensor, where)
@@ -92,6 +95,29 @@ def _require_model(proto: onnx.ModelProto, where: str) -> None:
         raise ModelError(f"{where}: the initializer '{name}' is sparse; export the model with dense weights.")
 
 
+def _require_whole(model: ir.Model, where: str) -> None:
+    """onnx_ir only warns of values that come from nowhere, and gives names that are no UTF-8 as bytes."""
+    for graph in all_graphs(model):
+        for node in graph:
+            taken = [value for value in node.inputs if value is not None]
+            names = [node.name, node.op_type, node.domain, *(value.name for value in (*taken, *node.outputs))]
+            if any(isinstance(name, bytes) for name in names):
+                raise ModelError(f"{where}: a name in it is no text; copy or export the model again.")
+            for value in taken:
+                if _comes_from_nowhere(value):
+                    raise ModelError(
+                        f"{where}: the node '{node.name}' takes '{value.name}', which nothing puts out; "
+                        "export the model again."
+                    )
+        for value in graph.outputs:
+            if _comes_from_nowhere(value):
+                raise ModelError(f"{where}: the output '{value.name}' comes from no node; export the model again.")
+
+
+def _comes_from_nowhere(value: ir.Value) -> bool:
+    return value.producer() is None and not value.is_graph_input() and not value.is_initializer()
+
+
 def _require_external(tensor: ir.ExternalTensor, where: str) -> None:
     folder, location = os.path.realpath(tensor.base_dir), tensor.location
     target = Path(os.path.realpath(tensor.path))
@@ -111,11 +137,16 @@ def _require_external(tensor: ir.ExternalTensor, where: str) -> None:
         )
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause in one line: onnx_ir wraps it in a quotation of the whole message."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Keep a logger to errors: what it would warn of is handled here."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.model_io import runtime_source
+from onnx_pointwise.model_io import quiet, runtime_source
 from onnx_pointwise.providers import open_session
 from onnx_pointwise.runtime_errors import sentence
 
@@ -130,7 +129,9 @@ def resolve(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = 
     if copy.functions:
         copy = InlinePass()(copy).model
     _forget_shapes(copy, inputs)
-    _infer_quietly(copy)
+    # What inference cannot do is left to the run, so its warnings would only alarm.
+    with quiet("onnx_ir.passes.common.shape_inference"):
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
     shapes = _known(copy)
     missing = [value for value in _convolution_ends(copy.graph) if value.name not in shapes]
     if missing:
@@ -147,17 +148,6 @@ def _forget_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> None:
     for value in runtime_inputs(model):
         if str(value.name) in inputs:
             value.shape = ir.Shape(inputs[str(value.name)])
-
-
-def _infer_quietly(model: ir.Model) -> None:
-    """Run ONNX shape inference; what it cannot do is left to the run, so its warnings would only alarm."""
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-    finally:
-        logger.setLevel(level)
 
 
 def _known(model: ir.Model) -> dict[str, Shape]:

@@ -137,20 +137,33 @@ def without_initializers(model: ir.Model) -> onnx.ModelProto:
     """Turn a model into a ``ModelProto`` without the initializers of its main graph.
 
     Tensors elsewhere (attributes, subgraphs) are in it; those that lie in other files are read.
+
+    Raises:
+        ModelError: Something in the model cannot be written.
     """
-    copy = model.clone()
-    placeholder = ir.tensor([0.0])
-    for value in copy.graph.initializers.values():
-        value.const_value = placeholder  # Only the names matter: quantisation annotations hang on them.
-    for graph in all_graphs(copy):
-        _read_external(graph)
-    proto = ir.serde.serialize_model(copy)
+    try:
+        copy = model.clone()
+        placeholder = ir.tensor([0.0])
+        for value in copy.graph.initializers.values():
+            value.const_value = placeholder  # Only the names matter: quantisation annotations hang on them.
+        for graph in all_graphs(copy):
+            _read_external(graph)
+        proto = ir.serde.serialize_model(copy)
+    except Exception as error:  # onnx_ir raises whatever its writers raise
+        raise ModelError(f"The model cannot be written: {innermost(error)}; export it again.") from error
     del proto.graph.initializer[:]
     # onnx_ir states the shape of every initializer once more; files should not grow by that.
     stated = [info for info in proto.graph.value_info if info.name not in copy.graph.initializers]
     del proto.graph.value_info[:]
     proto.graph.value_info.extend(stated)
     return proto
+
+
+def innermost(error: BaseException) -> str:
+    """First sentence of the innermost cause of an error: onnx_ir wraps it in a quotation of the whole message."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
