@@ -34,7 +34,7 @@ from tools.keras_trace import InputShape, Traceable, trace_model, trace_saved_mo
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["ExportError", "ExportResult", "SummaryRow", "VerificationError", "export", "main"]
+__all__ = ["ExportError", "ExportResult", "SummaryRow", "VerificationError", "app", "export"]
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,10 @@ def export(
     if target is not None:
         with atomic_folder(target) as scratch:
             (scratch / target.name).write_bytes(model.SerializeToString(deterministic=True))
-    return ExportResult(
-        model, rows, (*traceable.notes, *_notes(rows, traceable)), agreement.error, agreement.batches, target
-    )
+    notes = [*traceable.notes, *_notes(rows, traceable)]
+    if not agreement.telling:
+        notes.append("The outputs do not change with the input, as in an untrained network: agreement says little.")
+    return ExportResult(model, rows, tuple(notes), agreement.error, agreement.batches, target)
 
 
 def _target(source: str | Path | Any, out: Path) -> Path:
@@ -234,6 +235,10 @@ def _by(sizes: tuple[int | None, ...] | None) -> str:
     return "x".join("?" if size is None else str(size) for size in sizes or ())
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def command(
     source: Annotated[
         str, typer.Argument(help="A .keras, .h5 or .hdf5 file, a SavedModel folder, or module:function.")
@@ -271,12 +276,5 @@ def command(
     _print(result, Console())
 
 
-def main() -> None:
-    """The command line."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(help=command.__doc__)(command)
-    app()
-
-
 if __name__ == "__main__":
-    main()
+    app()

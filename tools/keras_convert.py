@@ -4,8 +4,9 @@ The workarounds, each kept to the duration of the conversion:
 
 * functions run eagerly while tracing, so that a grouped convolution is not hidden in a compiled call;
 * ``Erfc`` (exact gelu) becomes ``1 - Erf``, which ONNX has;
-* tf2onnx copies the graph once per optimizer to survive their failures; a variable in the environment turns that off,
-  and what the optimizers leave behind is collected after each, or large models do not fit in memory;
+* a single number added to a convolution (hard swish) is kept from being taken for its bias;
+* tf2onnx copies the graph once per optimizer to survive their failures, and keeps a copy of all weights from each of
+  them; a variable in the environment turns the former off, the latter are shed, and garbage is collected after each;
 * layers are renamed to unmistakable tokens, so that every node can be traced back to the layer it came from.
 """
 
@@ -15,6 +16,7 @@ import contextlib
 import gc
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +33,8 @@ DEFAULT_OPSET = 17
 
 _CATCH_ERRORS = "TF2ONNX_CATCH_ERRORS"
 _TOKEN = re.compile(r"Lx(\d+)x")
-# Freezing, TensorFlow's own optimisation and each of tf2onnx's leave copies: ResNet50, 102 MB, peaked at 4.0 GB.
-_BYTES_PER_WEIGHT_BYTE = 34
+# Freezing and TensorFlow's own optimisation hold many copies: ResNet50 (102 MB) peaked at 3.0 GB.
+_BYTES_PER_WEIGHT_BYTE = 24
 _BASE_BYTES = 700 * 2**20
 
 
@@ -161,10 +163,24 @@ def _eager_functions(rt: Runtime) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _frugal_optimizers(rt: Runtime) -> Iterator[None]:
-    """Let tf2onnx optimize in place, and collect garbage after each of its optimizers."""
-    registry = rt.tf2onnx.optimizer._optimizers
-    originals, variable = dict(registry), os.environ.get(_CATCH_ERRORS)
+def _frugal() -> Iterator[None]:
+    """Let tf2onnx optimize in place, and keep garbage collection cheap enough to run after each of its optimizers."""
+    before = os.environ.get(_CATCH_ERRORS)
+    os.environ[_CATCH_ERRORS] = "FALSE"
+    gc.collect()
+    gc.freeze()  # so that collecting need not look at all of TensorFlow each time
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if before is None:
+            del os.environ[_CATCH_ERRORS]
+        else:
+            os.environ[_CATCH_ERRORS] = before
+
+
+def _optimizers(rt: Runtime) -> OrderedDict[str, Callable[[], Any]]:
+    """tf2onnx's own optimizers, each collecting garbage when it is done."""
 
     def collecting(factory: Callable[[], Any]) -> Callable[[], Any]:
         def make() -> Any:
@@ -173,27 +189,57 @@ def _frugal_optimizers(rt: Runtime) -> Iterator[None]:
 
             def optimize_and_collect(*args: Any, **kwargs: Any) -> Any:
                 graph = optimize(*args, **kwargs)
+                _shed_copies(graph)
                 gc.collect()
                 return graph
 
             optimizer.optimize = optimize_and_collect
+            if hasattr(optimizer, "_handler_map"):
+                _guard_add(optimizer)
             return optimizer
 
         return make
 
-    registry.update({name: collecting(factory) for name, factory in originals.items()})
-    os.environ[_CATCH_ERRORS] = "FALSE"
-    gc.collect()
-    gc.freeze()  # so that collecting need not look at all of TensorFlow each time
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        registry.update(originals)
-        if variable is None:
-            del os.environ[_CATCH_ERRORS]
-        else:
-            os.environ[_CATCH_ERRORS] = variable
+    registry = rt.tf2onnx.optimizer._get_optimizers()
+    return OrderedDict((name, collecting(factory)) for name, factory in registry.items())
+
+
+def _shed_copies(graph: Any) -> None:
+    """Free the memory of constants that were written anew.
+
+    Every optimizer ends by writing each node's attributes into its protobuf message once more, and a message keeps the
+    memory of what was in it before: one copy of all weights each time.
+    """
+    for node in graph.get_nodes():
+        if node.is_const():
+            node._attr = {name: onnx.AttributeProto.FromString(a.SerializeToString()) for name, a in node._attr.items()}
+            node._op = onnx.NodeProto(name=node.name, op_type=node.type, domain=node.domain)
+            node._op.output.extend(node.output)
+
+
+def _guard_add(optimizer: Any) -> None:
+    """Keep the optimizer of transpositions from taking a single number behind a convolution for its bias; it fails."""
+    handle = optimizer._handler_map["Add"]
+
+    def add(transpose: Any, node: Any) -> Any:
+        if any(source.is_const() and source.get_tensor_value(as_list=False).ndim == 0 for source in node.inputs):
+            return optimizer._handle_node_having_branches(transpose, node)
+        return handle(transpose, node)
+
+    optimizer._handler_map["Add"] = add
+
+
+class _Callable:
+    """What tf2onnx takes for a Keras model: something with names that is called with a tensor, or a list of them."""
+
+    def __init__(self, rt: Runtime, call: Callable[..., dict[str, Any]], output_names: list[str]) -> None:
+        self.name = "model"
+        self.output_names = output_names
+        self._rt = rt
+        self._call = call
+
+    def __call__(self, *inputs: Any, training: bool = False) -> dict[str, Any]:
+        return self._call(*self._rt.tf.nest.flatten(inputs))
 
 
 def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
@@ -244,32 +290,39 @@ def to_onnx(
     outputs = [f"output_{i:03d}" for i in range(len(output_names))]
     plain = [rt.tf.TensorSpec(spec.shape, spec.dtype, name=name) for spec, name in zip(specs, inputs, strict=True)]
 
-    with quiet(), _frugal_optimizers(rt):
+    @rt.tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator, unused-ignore]
+    def named(*tensors: Any) -> dict[str, Any]:
+        # An output that is an input, or another output, needs a name of its own.
+        return {name: rt.tf.identity(tensor) for name, tensor in zip(outputs, call(*tensors), strict=True)}
+
+    with quiet(), _frugal(), _eager_functions(rt):
         try:
-            with _eager_functions(rt):
-                function = rt.tf.function(
-                    lambda *args: {name: rt.tf.identity(out) for name, out in zip(outputs, call(*args), strict=True)},
-                    input_signature=plain,
-                    autograph=False,
-                )
-                ranks = [out.shape.rank for out in function.get_concrete_function().outputs]
-            model, _ = rt.tf2onnx.convert.from_function(
-                function,
+            model, _ = rt.tf2onnx.convert.from_keras(
+                _Callable(rt, named, outputs),
                 input_signature=plain,
                 opset=opset,
                 custom_op_handlers={"Erfc": (_erfc, [])},
-                inputs_as_nchw=[n for n, spec in zip(inputs, plain, strict=True) if nchw and spec.shape.rank == 4]
-                or None,
-                outputs_as_nchw=[n for n, rank in zip(outputs, ranks, strict=True) if nchw and rank == 4] or None,
+                optimizers=_optimizers(rt),
+                inputs_as_nchw=_images({name: spec.shape for name, spec in zip(inputs, plain, strict=True)}, nchw),
+                outputs_as_nchw=_images(_shapes(rt, named, plain), nchw) if nchw else None,
             )
         except ExportError:
             raise
-        except Exception as error:
+        except Exception as error:  # TensorFlow, tf2onnx and the model's own code raise many kinds
             raise ExportError(f"{what}: the converter gave up: {first_line(error)}.") from error
     if not isinstance(model, onnx.ModelProto):
         raise ExportError(f"{what}: the converter returned a {type(model).__name__} instead of an ONNX model.")
-    renamed = dict(zip(inputs, (spec.name for spec in specs), strict=True)) | dict(
-        zip(outputs, output_names, strict=True)
-    )
-    rename_boundary(model.graph, renamed)
+    plainly, wanted = [*inputs, *outputs], [*(spec.name for spec in specs), *output_names]
+    rename_boundary(model.graph, dict(zip(plainly, wanted, strict=True)))
     return model
+
+
+def _shapes(rt: Runtime, named: Callable[..., dict[str, Any]], specs: Sequence[Any]) -> dict[str, Any]:
+    """Shapes of the outputs, from a trace."""
+    structure = rt.tf.function(named, input_signature=specs, autograph=False).get_concrete_function().structured_outputs
+    return {name: spec.shape for name, spec in structure.items()}
+
+
+def _images(shapes: dict[str, Any], nchw: bool) -> list[str] | None:
+    """Names of the rank-4 tensors, to be given channels first; None for none, as tf2onnx wants it."""
+    return [name for name, shape in shapes.items() if nchw and shape.rank == 4] or None

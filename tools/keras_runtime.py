@@ -71,5 +71,7 @@ def quiet() -> Iterator[None]:
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, without the full stop; its type where it has none."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # TensorFlow puts the trace of a traced function first and what went wrong last.
+    line = lines[-1] if lines[0].startswith("in user code") else lines[0]
+    return line.strip().rstrip(".:")

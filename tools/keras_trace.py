@@ -219,7 +219,8 @@ def _call_once(model: Any, name: str, arguments: Sequence[Any]) -> Any:
             return model(*arguments, training=False)
     except Exception as error:  # the model's own code
         raise ExportError(
-            f"{name}: calling the model failed with {type(error).__name__}: {first_line(error)}."
+            f"{name}: calling the model failed with {type(error).__name__}: {first_line(error)}; if it takes several "
+            "arguments, wrap it in a functional keras.Model(inputs, outputs)."
         ) from error
 
 
