@@ -326,7 +326,9 @@ def bench(
                 used[role] = peak_memory(
                     source, input_shapes=sized, provider=provider, threads=thread_counts[0], optimization=optimization
                 )
-    warnings = [text for source in (model, other) if source is not None for text in open_initializers(source)]
+    warnings = open_initializers(graph, model_name(model))
+    if other is not None:
+        warnings += open_initializers(as_model(other), model_name(other))
     info = providers.provider_info(provider)
     if info.software:
         warnings.append(f"{provider} runs on {info.device}, a device emulated on the CPU; its timings mean nothing.")

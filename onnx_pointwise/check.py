@@ -7,6 +7,7 @@ latency. The networks run one after the other, so that only one of them is in me
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from onnx_pointwise.benchmark import LatencyComparison, compare
 from onnx_pointwise.cost import ModelCost, model_cost
 from onnx_pointwise.drift import Drift, DriftMeter
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.inputs import Array, as_model, input_specs
+from onnx_pointwise.inputs import Array, InputSpec, as_model, input_specs
 from onnx_pointwise.machine import Machine, machine
 from onnx_pointwise.model_io import ModelSource, file_bytes, runtime_source
 from onnx_pointwise.providers import AssignedNode
@@ -215,39 +216,61 @@ def check(
         ModelError: A model cannot be read, or the first network does not run.
         ProviderError: A provider does not load, or cannot run one of the models.
     """
-    pair = _Pair(before, after, as_model(before), as_model(after))
-    _require_arguments(pair.dense, providers, batch_sizes, max_drift)
-    specs = input_specs(pair.dense)
-    batches = batches_of(pair.dense, specs, inputs, input_shapes, batch_sizes, seed)
-    findings = _declared_differences(pair)
-    takes_same_inputs = _signature(pair.dense) == _signature(pair.rewritten)
+    model = as_model(before)
+    _require_arguments(model, providers, batch_sizes, max_drift)
+    batches = batches_of(model, input_specs(model), inputs, input_shapes, batch_sizes, seed)
+    signature = _signature(model)
+    dense = _describe(before, model, batches[0].shapes)
+    # Weights are needed for the descriptions alone, and graphs are cyclic: only a collection gives gigabytes back.
+    del model
+    gc.collect()
+    model = as_model(after)
+    takes_same_inputs = _signature(model) == signature
+    rewritten = _describe(after, model, batches[0].shapes if takes_same_inputs else None)
+    del model
+    gc.collect()
+    findings = _declared_differences(dense, rewritten)
     results = []
     if takes_same_inputs:
         settings = _Settings(threads, optimization, max_drift, latency_seconds if latency else None, seed)
         elsewhere = any(not _is_cpu(provider) for provider in providers)
         on_cpu = _run(before, batches, "cpu", settings) if elsewhere else None
         for provider in providers:
-            result, more = _check_on(pair, provider, batches, on_cpu, settings)
+            result, more = _check_on(dense, rewritten, provider, batches, on_cpu, settings)
             results.append(result)
             findings.extend(finding for finding in more if finding not in findings)
-    base = {name: tuple(array.shape) for name, array in batches[0].feeds.items()}
     return CheckResult(
         passed=not findings,
         findings=tuple(findings),
-        warnings=tuple(_warnings(pair, results)),
-        before=_cost(before, pair.dense, base),
-        after=_cost(after, pair.rewritten, base if takes_same_inputs else None),
+        warnings=(*dense.warnings, *rewritten.warnings, *_warnings(results)),
+        before=dense.cost,
+        after=rewritten.cost,
         providers=tuple(results),
         machine=machine(),
     )
 
 
 @dataclass(frozen=True)
-class _Pair:
-    before: ModelSource | bytes
-    after: ModelSource | bytes
-    dense: ir.Model
-    rewritten: ir.Model
+class _Side:
+    """What is known of one network without running it, its weights left out."""
+
+    source: ModelSource | bytes
+    specs: tuple[InputSpec, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    cost: ModelCost
+    warnings: tuple[str, ...]
+
+
+def _describe(source: ModelSource | bytes, model: ir.Model, shapes: Shapes | None) -> _Side:
+    return _Side(
+        source=source,
+        specs=tuple(input_specs(model)),
+        inputs=tuple(_declaration(value) for value in runtime_inputs(model)),
+        outputs=tuple(_declaration(value) for value in model.graph.outputs),
+        cost=_cost(source, model, shapes),
+        warnings=tuple(open_initializers(model, model_name(source))),
+    )
 
 
 @dataclass(frozen=True)
@@ -318,7 +341,8 @@ def _run(source: ModelSource | bytes, batches: Sequence[Batch], provider: str, s
 
 
 def _check_on(
-    pair: _Pair,
+    before: _Side,
+    after: _Side,
     provider: str,
     batches: Sequence[Batch],
     on_cpu: _Run | None,
@@ -326,13 +350,13 @@ def _check_on(
 ) -> tuple[ProviderCheck, list[Finding]]:
     """Run both networks on one provider, one after the other, and compare."""
     info = providers.provider_info(provider)
-    dense = on_cpu if on_cpu and _is_cpu(provider) else _run(pair.before, batches, provider, settings)
+    dense = on_cpu if on_cpu and _is_cpu(provider) else _run(before.source, batches, provider, settings)
     if isinstance(dense.outputs[0], str):
         raise ModelError(
-            f"{model_name(pair.before)}: the model does not run on {provider} with inputs {batches[0]}: "
+            f"{model_name(before.source)}: the model does not run on {provider} with inputs {batches[0]}: "
             f"{dense.outputs[0]}; name others with --input-shape."
         )
-    rewritten = _run(pair.after, batches, provider, settings)
+    rewritten = _run(after.source, batches, provider, settings)
     findings: list[Finding] = []
     trials = []
     meter = DriftMeter()
@@ -340,7 +364,7 @@ def _check_on(
         if isinstance(first, str):
             trials.append(Trial(batch.shapes, None, first))
             continue
-        faults = _shape_faults(pair, provider, batch, first, second, settings)
+        faults = _shape_faults(before.source, provider, batch, first, second, settings)
         findings.extend(faults)
         trials.append(Trial(batch.shapes, not faults, None))
         if batch.counts and not isinstance(second, str):
@@ -351,9 +375,9 @@ def _check_on(
     timing = None
     if settings.latency_seconds and equal and not info.software:
         timing = compare(
-            pair.before,
-            pair.after,
-            inputs=first_item(input_specs(pair.dense), batches[0]),
+            before.source,
+            after.source,
+            inputs=first_item(before.specs, batches[0]),
             provider=provider,
             threads=settings.threads,
             optimization=settings.optimization,
@@ -396,22 +420,13 @@ def _drift_from(reference: _Run, run: _Run, batches: Sequence[Batch]) -> dict[st
 # --- findings ---------------------------------------------------------------------------------------------------------
 
 
-def _declared_differences(pair: _Pair) -> list[Finding]:
+def _declared_differences(before: _Side, after: _Side) -> list[Finding]:
     """Compare names, element types and shapes that the two graphs declare."""
     findings = []
-    for code, kind, first, second in (
-        ("declared_inputs", "inputs", runtime_inputs(pair.dense), runtime_inputs(pair.rewritten)),
-        ("declared_outputs", "outputs", list(pair.dense.graph.outputs), list(pair.rewritten.graph.outputs)),
-    ):
-        was, now = [_declaration(value) for value in first], [_declaration(value) for value in second]
+    for kind, was, now in (("inputs", before.inputs, after.inputs), ("outputs", before.outputs, after.outputs)):
         if was != now:
-            findings.append(
-                Finding(
-                    code,
-                    f"The declared {kind} differ: {'; '.join(was)} before, {'; '.join(now)} after.",
-                    {"before": was, "after": now},
-                )
-            )
+            text = f"The declared {kind} differ: {'; '.join(was)} before, {'; '.join(now)} after."
+            findings.append(Finding(f"declared_{kind}", text, {"before": list(was), "after": list(now)}))
     return findings
 
 
@@ -424,7 +439,7 @@ def _declaration(value: ir.Value) -> str:
 
 
 def _shape_faults(
-    pair: _Pair,
+    before: ModelSource | bytes,
     provider: str,
     batch: Batch,
     first: Mapping[str, Array],
@@ -445,7 +460,7 @@ def _shape_faults(
         if was.dtype != now.dtype:
             text = f"Output '{name}' is {now.dtype} instead of {was.dtype} on {provider}."
             faults.append(Finding("output_dtype", text, numbers | {"before": str(was.dtype), "after": str(now.dtype)}))
-        if was.shape != now.shape and not _depends_on_data(pair.before, provider, batch, name, was, settings):
+        if was.shape != now.shape and not _depends_on_data(before, provider, batch, name, was, settings):
             text = (
                 f"Output '{name}' has shape {list(now.shape)} instead of {list(was.shape)} on {provider} with {given}."
             )
@@ -490,9 +505,7 @@ def _drift_faults(
     return faults
 
 
-def _warnings(pair: _Pair, results: Sequence[ProviderCheck]) -> Iterator[str]:
-    yield from open_initializers(pair.before)
-    yield from open_initializers(pair.after)
+def _warnings(results: Sequence[ProviderCheck]) -> Iterator[str]:
     for result in results:
         if result.software:
             yield f"{result.provider} ran on {result.device}, a device emulated on the CPU, so it was not timed."
@@ -511,5 +524,5 @@ def _cost(source: ModelSource | bytes, model: ir.Model, shapes: Shapes | None) -
             spec.name: (1, *shapes[spec.name][1:]) if shapes[spec.name] and is_open(spec, 0) else shapes[spec.name]
             for spec in input_specs(model)
         }
-    size = file_bytes(source) if isinstance(source, str | Path) else None
+    size = file_bytes(source, model) if isinstance(source, str | Path) else None
     return model_cost(model, resolve(model, one), file_bytes=size)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import onnx_ir as ir
 import onnxruntime as ort
 
 from onnx_pointwise import providers
@@ -102,17 +103,21 @@ class Runner:
             raise ModelError(f"{self._name}: the model does not run: {sentence(error)}.") from error
 
 
-def open_initializers(source: ModelSource | bytes) -> list[str]:
+def open_initializers(model: ir.Model, name: str) -> list[str]:
     """Warn of initializers that are graph inputs too: the runtime takes them for variables and folds nothing into them.
+
+    Args:
+        model: The model.
+        name: What the sentence calls it.
 
     Returns:
         No sentence, or one.
     """
-    graph = as_model(source).graph
+    graph = model.graph
     names = [value.name for value in graph.inputs if value.name in graph.initializers]
     if not names:
         return []
     return [
-        f"{model_name(source)}: {len(names)} initializers are graph inputs too ('{names[0]}'...), so ONNX Runtime "
-        "takes them for variables and optimises less; freeze them for a fair comparison."
+        f"{name}: {len(names)} initializers are graph inputs too ('{names[0]}'...), so ONNX Runtime takes them for "
+        "variables and optimises less; freeze them for a fair comparison."
     ]
