@@ -1,0 +1,352 @@
+"""Second moments of the patches that a convolution sees, accumulated from its inputs in bounded memory.
+
+A patch p[I*K] holds the I * K inputs of one output position, zeros of the padding included, in the index order
+`i * K + tap` of `kernel.reshape(O, I * K)`. Products are made in float32, which is what the runtime computes in and
+twice as fast, over blocks of patches; blocks are summed in float64. Patches are shifted by a constant before they are
+multiplied, so that the mean of rectified maps does not eat the digits of their covariance.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_pointwise.errors import InputError
+
+Array32 = NDArray[np.float32]
+Array64 = NDArray[np.float64]
+
+#: Bytes of one block of patches.
+BLOCK_BYTES = 48 * 2**20
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution slides over its input.
+
+    Attributes:
+        kernel: Size of the kernel along each spatial axis.
+        strides: Strides.
+        dilations: Dilations.
+        pads: Zeros around the input: begins, then ends.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+
+    @property
+    def taps(self) -> int:
+        """Positions of the kernel, K."""
+        return math.prod(self.kernel)
+
+    def out_size(self, in_size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial size of the output for a spatial size of the input."""
+        axes = range(len(self.kernel))
+        return tuple(
+            (in_size[a] + self.pads[a] + self.pads[a + len(axes)] - self.dilations[a] * (self.kernel[a] - 1) - 1)
+            // self.strides[a]
+            + 1
+            for a in axes
+        )
+
+
+def make_window(
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int] | str,
+    in_size: Sequence[int],
+) -> Window:
+    """Describe a convolution, with `auto_pad` turned into numbers by the rules of the ONNX Conv operator.
+
+    Args:
+        kernel: Size of the kernel along each spatial axis.
+        strides: Strides.
+        dilations: Dilations.
+        pads: Begins, then ends; or `VALID`, `SAME_UPPER`, `SAME_LOWER`.
+        in_size: Spatial size of the input; matters for the two `SAME` modes only.
+
+    Returns:
+        The window.
+    """
+    if not isinstance(pads, str):
+        numbers = tuple(pads)
+    elif pads in ("VALID", "NOTSET"):
+        numbers = (0,) * (2 * len(kernel))
+    else:
+        begins, ends = [], []
+        for size, k, stride, dilation in zip(in_size, kernel, strides, dilations, strict=True):
+            total = max((math.ceil(size / stride) - 1) * stride + dilation * (k - 1) + 1 - size, 0)
+            less, more = total // 2, total - total // 2
+            begins.append(less if pads == "SAME_UPPER" else more)
+            ends.append(more if pads == "SAME_UPPER" else less)
+        numbers = (*begins, *ends)
+    return Window(tuple(kernel), tuple(strides), tuple(dilations), numbers)
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A part of the examples and of the output positions: every `steps`-th position from `offsets` on.
+
+    Attributes:
+        examples: Indices of the examples; None for all.
+        steps: Distance of the positions along each spatial axis.
+        offsets: First position along each spatial axis.
+    """
+
+    examples: NDArray[np.int64] | None
+    steps: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+
+def lattices(
+    examples: NDArray[np.int64],
+    out_size: Sequence[int],
+    patch: int,
+    *,
+    limit: int,
+    seed: int,
+    block_bytes: int = BLOCK_BYTES,
+) -> list[Lattice]:
+    """Cut examples and output positions into blocks, leaving positions out where there are too many.
+
+    Args:
+        examples: Indices of the examples to take.
+        out_size: Spatial size of the output.
+        patch: Numbers in a patch, I * K.
+        limit: Patches to take in all, about; every example contributes at least one.
+        seed: Seed of the offsets.
+        block_bytes: Most bytes of a block of float32 patches, unless one example alone has more.
+
+    Returns:
+        Blocks in the order of the examples; the same arguments give the same blocks.
+    """
+    count, steps = len(examples), [1] * len(out_size)
+    while True:
+        taken = count * math.prod(math.ceil(n / s) for n, s in zip(out_size, steps, strict=True))
+        # Widening the axis with the most positions left keeps the lattice as square as it can be.
+        axis = max(range(len(steps)), key=lambda a: out_size[a] / steps[a])
+        wider = taken * steps[axis] / (steps[axis] + 1)
+        if taken <= limit or wider < 0.7 * limit or steps[axis] >= out_size[axis]:
+            break
+        steps[axis] += 1
+    each = math.prod(math.ceil(n / s) for n, s in zip(out_size, steps, strict=True))
+    size = max(1, min(count, block_bytes // (4 * patch * each)))
+    rng = np.random.default_rng(seed)
+    blocks = []
+    for start in range(0, count, size):
+        offsets = tuple(int(rng.integers(min(s, n))) for s, n in zip(steps, out_size, strict=True))
+        blocks.append(Lattice(examples[start : start + size], tuple(steps), offsets))
+    return blocks
+
+
+def patches(inputs: NDArray[Any], window: Window, lattice: Lattice | None = None) -> Array32:
+    """Unfold inputs into patches.
+
+    Args:
+        inputs: [N, I, *size], any floating-point type.
+        window: How the convolution slides.
+        lattice: Which examples and output positions; all if None.
+
+    Returns:
+        float32 [I * K, n]; columns are ordered by example, then by position.
+    """
+    rank = len(window.kernel)
+    if lattice is None:
+        lattice = Lattice(None, (1,) * rank, (0,) * rank)
+    x = inputs if lattice.examples is None else inputs[lattice.examples]
+    size = x.shape[2:]
+    out = window.out_size(size)
+    counts = tuple(
+        len(range(offset, n, step)) for offset, n, step in zip(lattice.offsets, out, lattice.steps, strict=True)
+    )
+    x = np.swapaxes(x, 0, 1)
+    if any(window.pads):
+        around = [(0, 0), (0, 0), *zip(window.pads[:rank], window.pads[rank:], strict=True)]
+        x = np.pad(x, around)
+    unfolded = np.empty((x.shape[0], window.taps, x.shape[1], *counts), np.float32)
+    for tap, place in enumerate(itertools.product(*(range(k) for k in window.kernel))):
+        where: list[slice] = [slice(None), slice(None)]
+        for axis in range(rank):
+            stride = window.strides[axis] * lattice.steps[axis]
+            start = place[axis] * window.dilations[axis] + lattice.offsets[axis] * window.strides[axis]
+            where.append(slice(start, start + (counts[axis] - 1) * stride + 1, stride))
+        unfolded[:, tap] = x[tuple(where)]
+    return unfolded.reshape(x.shape[0] * window.taps, -1)
+
+
+def sample(outputs: NDArray[Any], lattice: Lattice) -> Array32:
+    """Read a convolution's outputs at the positions of a lattice.
+
+    Args:
+        outputs: [N, O, *out_size].
+        lattice: Which examples and positions.
+
+    Returns:
+        float32 [O, n], in the order of the columns of `patches`.
+    """
+    where = [slice(offset, None, step) for offset, step in zip(lattice.offsets, lattice.steps, strict=True)]
+    taken = outputs if lattice.examples is None else outputs[lattice.examples]
+    taken = taken[(slice(None), slice(None), *where)]
+    return np.ascontiguousarray(np.swapaxes(taken, 0, 1), dtype=np.float32).reshape(outputs.shape[1], -1)
+
+
+class Moments:
+    """Running sums of patches and, where given, of the targets that go with them.
+
+    Args:
+        patch: Numbers in a patch, I * K.
+        targets: Numbers in a target, O; 0 for none.
+        shift: [I*K], taken off every patch before it is multiplied; anything near their mean will do.
+    """
+
+    def __init__(self, patch: int, targets: int = 0, *, shift: Array32 | None = None) -> None:
+        self.count = 0
+        self._shift = np.zeros(patch, np.float32) if shift is None else shift.astype(np.float32)
+        self._sum = np.zeros(patch)
+        self._products = np.zeros((patch, patch))
+        self.clear_targets(targets)
+
+    def clear_targets(self, targets: int) -> None:
+        """Forget the targets, to add others for the same patches."""
+        self._target_count = 0
+        self._target_sum = np.zeros(targets)
+        self._target_squares = np.zeros(targets)
+        self._cross_products = np.zeros((targets, len(self._sum)))
+
+    def sibling(self) -> Moments:
+        """Empty sums of the same size and shift."""
+        return Moments(len(self._sum), len(self._target_sum), shift=self._shift)
+
+    def add(self, block: Array32, targets: Array32 | None = None) -> None:
+        """Add a block of patches [I*K, n] and, where there are any, their targets [O, n].
+
+        Raises:
+            InputError: A patch is not finite.
+        """
+        shifted = block - self._shift[:, None]
+        with np.errstate(invalid="ignore", over="ignore"):
+            products = shifted @ shifted.T
+        if not np.isfinite(products).all():
+            raise InputError("An activation is not finite or overflows: check the calibration inputs and their range.")
+        self.count += shifted.shape[1]
+        self._sum += shifted.sum(axis=1, dtype=np.float64)
+        self._products += products
+        if targets is not None:
+            self._add_targets(shifted, targets)
+
+    def add_targets(self, block: Array32, targets: Array32) -> None:
+        """Add targets [O, n] for a block of patches that was added before."""
+        self._add_targets(block - self._shift[:, None], targets)
+
+    def _add_targets(self, shifted: Array32, targets: Array32) -> None:
+        self._target_count += shifted.shape[1]
+        self._target_sum += targets.sum(axis=1, dtype=np.float64)
+        self._target_squares += np.einsum("on,on->o", targets, targets, dtype=np.float64)
+        self._cross_products += targets @ shifted.T
+
+    def mean(self) -> Array64:
+        """Mean patch, [I*K]."""
+        return self._shift + self._sum / self.count
+
+    def covariance(self) -> Array64:
+        """Covariance of the patches, [I*K, I*K]."""
+        mean = self._sum / self.count
+        return self._products / self.count - np.outer(mean, mean)
+
+    def target_mean(self) -> Array64:
+        """Mean target, [O]."""
+        return self._target_sum / self._target_count
+
+    def target_variance(self) -> Array64:
+        """Variance of each target, [O]."""
+        return np.maximum(self._target_squares / self._target_count - self.target_mean() ** 2, 0.0)
+
+    def cross_covariance(self) -> Array64:
+        """Covariance of targets and patches, [O, I*K]."""
+        return self._cross_products / self._target_count - np.outer(self.target_mean(), self._sum / self.count)
+
+    def merged(self, other: Moments) -> Moments:
+        """Sums over the patches of both, which must be siblings."""
+        assert np.array_equal(self._shift, other._shift), "sums of another shift do not add up"
+        total = self.sibling()
+        total.count = self.count + other.count
+        total._sum = self._sum + other._sum
+        total._products = self._products + other._products
+        total._target_count = self._target_count + other._target_count
+        total._target_sum = self._target_sum + other._target_sum
+        total._target_squares = self._target_squares + other._target_squares
+        total._cross_products = self._cross_products + other._cross_products
+        return total
+
+
+class Stationary:
+    """Second moment of patches under the assumption that it does not change over the map.
+
+    What two taps see then depends on the distance between them alone, so (2k - 1)^d products of channels replace the
+    (k^d)^2 of `Moments`, about a third of the arithmetic for 3x3 kernels. The map is continued by its mean. The result
+    is positive semidefinite, because it is an autocorrelation.
+
+    Args:
+        channels: Input channels, I.
+        window: How the convolution slides; its strides and pads do not matter.
+    """
+
+    def __init__(self, channels: int, window: Window) -> None:
+        self._window = window
+        self._pixels = 0
+        self._sum = np.zeros(channels)
+        self._shift: Array32 | None = None
+        reach = [range(1 - k, k) for k in window.kernel]
+        # One of each pair of opposite distances is enough: the other one is its transpose.
+        self._lags = [lag for lag in itertools.product(*reach) if lag >= (0,) * len(lag)]
+        self._products = {lag: np.zeros((channels, channels)) for lag in self._lags}
+
+    def add(self, inputs: NDArray[Any]) -> None:
+        """Add inputs [N, I, *size].
+
+        Raises:
+            InputError: A value is not finite.
+        """
+        x = np.swapaxes(inputs, 0, 1).astype(np.float32)
+        if self._shift is None:
+            self._shift = x.reshape(len(x), -1).mean(axis=1)
+        x -= self._shift.reshape(-1, *[1] * (x.ndim - 1))
+        if not np.isfinite(x).all():
+            raise InputError("An activation is not finite or overflows: check the calibration inputs and their range.")
+        self._pixels += x[0].size
+        self._sum += x.reshape(len(x), -1).sum(axis=1, dtype=np.float64)
+        for lag in self._lags:
+            here: list[slice] = [slice(None), slice(None)]
+            there: list[slice] = [slice(None), slice(None)]
+            for axis, step in enumerate(lag):
+                move = step * self._window.dilations[axis]
+                here.append(slice(max(0, -move), x.shape[axis + 2] - max(0, move)))
+                there.append(slice(max(0, move), x.shape[axis + 2] - max(0, -move)))
+            first = x[tuple(here)].reshape(len(x), -1)
+            if first.size:
+                self._products[lag] += first @ x[tuple(there)].reshape(len(x), -1).T
+
+    def mean(self) -> Array64:
+        """Mean patch, [I*K]."""
+        assert self._shift is not None, "no inputs were added"
+        return np.repeat(self._shift + self._sum / self._pixels, self._window.taps)
+
+    def covariance(self) -> Array64:
+        """Covariance of the patches, [I*K, I*K]."""
+        mean = self._sum / self._pixels
+        taps = list(itertools.product(*(range(k) for k in self._window.kernel)))
+        full = np.empty((len(mean), len(taps), len(mean), len(taps)))
+        sizes = {lag: products / self._pixels - np.outer(mean, mean) for lag, products in self._products.items()}
+        for (a, first), (b, second) in itertools.product(enumerate(taps), repeat=2):
+            lag = tuple(v - u for u, v in zip(first, second, strict=True))
+            full[:, a, :, b] = sizes[lag] if lag in sizes else sizes[tuple(-step for step in lag)].T
+        return full.reshape(len(mean) * len(taps), -1)
