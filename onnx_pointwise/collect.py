@@ -1,0 +1,188 @@
+"""Second moments of the inputs of many sites of an untouched network, in few passes and bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_pointwise.moments import Moments, Stationary, Window, lattices, make_window, patches
+from onnx_pointwise.segments import Piece, without_shapes
+from onnx_pointwise.shapes import ResolvedShapes, runtime_inputs
+from onnx_pointwise.sites import Site
+
+Array = NDArray[Any]
+Kind = Literal["exact", "stationary", "channels"]
+
+#: Patches of each site that are looked at, unless told otherwise.
+PATCHES = 60_000
+#: Widest patch, I * K, whose second moment is summed exactly; wider ones are taken to be stationary.
+EXACT = 2304
+#: Widest patch whose taps are told apart at all; of wider ones only the channels are looked at.
+STATIONARY = 4608
+# Bytes of the largest activation of one batch.
+_BATCH_BYTES = 2**28
+_LARGEST_BATCH = 64
+
+
+@dataclass(frozen=True)
+class SiteMoments:
+    """What a site sees.
+
+    Attributes:
+        covariance: Covariance of the input patches, [I*K, I*K], or of the channels, [I, I]; as `factorize` takes it.
+        mean: Mean patch, [I*K].
+        kind: `exact`; `stationary`, the same for taps at the same distance; or `channels`.
+    """
+
+    covariance: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    kind: Kind
+
+
+def moment_kind(site: Site) -> Kind:
+    """How closely the inputs of a site are looked at."""
+    width = site.in_channels * site.taps
+    return "exact" if width <= EXACT else "stationary" if width <= STATIONARY else "channels"
+
+
+def fitting_batch(model: ir.Model, shapes: ResolvedShapes) -> int:
+    """Choose how many examples to run at once.
+
+    Args:
+        model: The model as it declares its inputs.
+        shapes: Its shapes.
+
+    Returns:
+        The batch size that the inputs declare, if they do; else one at which the largest activation stays small.
+    """
+    for value in runtime_inputs(model):
+        if value.shape is not None and len(value.shape) and isinstance(size := value.shape[0], int) and size > 0:
+            return size
+    base = max((shape[0] for shape in shapes.inputs.values() if shape), default=1)
+    largest = max((4 * math.prod(shape) / base for shape in shapes.shapes.values()), default=1.0)
+    return int(max(1, min(_LARGEST_BATCH, _BATCH_BYTES // largest)))
+
+
+def site_moments(
+    shapes: ResolvedShapes,
+    sites: Sequence[Site],
+    inputs: Mapping[str, Array],
+    *,
+    batch: int,
+    patch_limit: int = PATCHES,
+    memory: int = 2**30,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, SiteMoments]:
+    """Run the untouched network on example inputs and collect what each site sees.
+
+    Args:
+        shapes: The model's shapes.
+        sites: The sites to look at; those that lie in subgraphs are left out.
+        inputs: Example inputs by name, [N, ...].
+        batch: Examples in one run.
+        patch_limit: Patches of a site to look at, about.
+        memory: Bytes of moments to hold at once; more sites than fit take further passes.
+        seed: Seed of the positions that are left out.
+        threads: Threads of the runtime; its own choice if None.
+        progress: Called with the name of each pass and batch.
+
+    Returns:
+        The moments by site name.
+
+    Raises:
+        ModelError: The model does not run on the inputs.
+        InputError: An activation is not finite.
+    """
+    model = without_shapes(shapes.model)
+    known = {str(value.name) for value in model.graph.inputs}
+    known |= {str(value.name) for node in model.graph for value in node.outputs}
+    reachable = [(index, site) for index, site in enumerate(sites) if _source(site) in known]
+    found: dict[str, SiteMoments] = {}
+    for number, group in enumerate(groups := list(_groups(reachable, memory))):
+        collectors = {site.name: _Collector(site, seed, index) for index, site in group}
+        names = list(dict.fromkeys(_source(site) for _, site in group))
+        made = [name for name in names if name not in inputs]
+        piece = Piece(model, list(inputs), made, threads=threads) if made else None
+        count = len(next(iter(inputs.values())))
+        for start in range(0, count, batch):
+            if progress is not None:
+                progress(f"{number * count + start} of {len(groups) * count}")
+            feeds = {name: array[start : start + batch] for name, array in inputs.items()}
+            values = dict(feeds)
+            if piece is not None:
+                values.update(zip(made, piece.run(feeds), strict=True))
+            share = max(1, round(patch_limit * min(batch, count - start) / count))
+            for _, site in group:
+                collectors[site.name].add(values[_source(site)], share, start)
+        found.update({name: collector.moments() for name, collector in collectors.items()})
+    return {site.name: found[site.name] for _, site in reachable}
+
+
+def _source(site: Site) -> str:
+    value = site.node.inputs[0]
+    return str(value.name) if value is not None else ""
+
+
+def _groups(sites: Sequence[tuple[int, Site]], memory: int) -> Iterator[list[tuple[int, Site]]]:
+    """Cut the sites into groups whose moments fit into memory together."""
+    group: list[tuple[int, Site]] = []
+    held = 0
+    for index, site in sites:
+        kind = moment_kind(site)
+        size = 8 * (site.in_channels * (site.taps if kind != "channels" else 1)) ** 2
+        if group and held + size > memory:
+            yield group
+            group, held = [], 0
+        group.append((index, site))
+        held += size
+    if group:
+        yield group
+
+
+class _Collector:
+    """Running sums of one site."""
+
+    def __init__(self, site: Site, seed: int, index: int) -> None:
+        self._site, self._seed, self._index = site, seed, index
+        self._kind = moment_kind(site)
+        self._sums: Moments | Stationary | None = None
+
+    def _window(self, size: Sequence[int]) -> Window:
+        site = self._site
+        if self._kind == "channels":
+            once = (1,) * len(site.kernel_shape)
+            return Window(once, once, once, (0,) * (2 * len(once)))
+        return make_window(site.kernel_shape, site.strides, site.dilations, site.pads, size)
+
+    def add(self, inputs: Array, limit: int, start: int) -> None:
+        window = self._window(inputs.shape[2:])
+        if self._kind == "stationary":
+            if self._sums is None:
+                self._sums = Stationary(inputs.shape[1], window)
+            assert isinstance(self._sums, Stationary)
+            self._sums.add(inputs)
+            return
+        width = inputs.shape[1] * window.taps
+        seed = int(np.random.SeedSequence([self._seed, self._index, start]).generate_state(1)[0])
+        examples = np.arange(len(inputs))
+        for lattice in lattices(examples, window.out_size(inputs.shape[2:]), width, limit=limit, seed=seed):
+            block = patches(inputs, window, lattice)
+            if self._sums is None:
+                self._sums = Moments(width, shift=block.mean(axis=1))
+            assert isinstance(self._sums, Moments)
+            self._sums.add(block)
+
+    def moments(self) -> SiteMoments:
+        assert self._sums is not None, "there are no examples"
+        mean = self._sums.mean()
+        if self._kind == "channels":
+            mean = np.repeat(mean, self._site.taps)
+        return SiteMoments(self._sums.covariance(), mean, self._kind)

@@ -1,0 +1,241 @@
+"""Weights of one rewritten site that give back what the untouched network computes, from inputs that have drifted.
+
+Notation as in `factorize`. p is a patch of the site's input in the network as rewritten so far, t the output that the
+untouched network has at the same place. What the site computes goes through an activation that is flat below `low`
+and above `high` (both infinite for none), after a value s is added to it (a residual branch; 0 for none).
+
+* Least squares. With e = t - W p - b and both sides centred, G = E[e p^T] (S + a 1)^-1 and T = W + G: a ridge towards
+  the trained kernel W, whose strength a is picked on held-back examples. T is then factorised in the norm of S + a 1,
+  and the bias takes up the means.
+* Through the activation. Where the true u = t + s lies on a flat part, any output there is as good, so its target
+  may move there freely: the target of a rectifier is u where u > 0 and min(u', 0) elsewhere, with u' what the factors
+  give now. Alternating this with least squares never raises the one-sided squared error (a majorisation of the error
+  behind the activation; Zhang, Zou, He and Sun 2016 treat the same problem with penalties).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from onnx_pointwise.factorize import Factors, Form, Method, Rank, compose, factorize
+from onnx_pointwise.moments import Moments
+
+Array32 = NDArray[np.float32]
+Array64 = NDArray[np.float64]
+
+# Strengths of the ridge, relative to the mean eigenvalue of S; infinity stands for W itself.
+RIDGES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, math.inf)
+# Wider patches than this are solved for each strength of fewer ones: eigenvectors would take longer.
+_EIGEN_LIMIT = 1500
+# What the factorisation adds to S where W itself is kept.
+_LEAST = 1e-6
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The flat parts of what follows a site; a rectifier is flat below 0."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def linear(self) -> bool:
+        """Whether it has no flat part."""
+        return math.isinf(self.low) and math.isinf(self.high)
+
+    def targets(self, true: Array32, now: Array32) -> Array32:
+        """Targets before the activation: the true values, or on its flat parts the nearest as good one."""
+        targets = true
+        if not math.isinf(self.low):
+            targets = np.where(true <= self.low, np.minimum(now, self.low), targets)
+        if not math.isinf(self.high):
+            targets = np.where(true >= self.high, np.maximum(now, self.high), targets)
+        return targets.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Patches and what should come out for them.
+
+    Attributes:
+        patches: float32 [I*K, n].
+        targets: float32 [O, n], the site's output in the untouched network, corrected for what is added to it.
+        added: float32 [O, n], what the network adds to the output before the activation; None for nothing.
+        held: Whether the block is held back for the choice of the ridge.
+    """
+
+    patches: Array32
+    targets: Array32
+    added: Array32 | None = None
+    held: bool = False
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Weights of a rewritten site.
+
+    Attributes:
+        factors: The pieces; their error is that of the factorisation alone.
+        bias: [O].
+        error: Relative L2 error of the output over the blocks, before the activation, means taken out.
+        ridge: Strength of the ridge relative to the mean eigenvalue of S; infinite where W itself was best.
+    """
+
+    factors: Factors
+    bias: Array64
+    error: float
+    ridge: float
+
+
+def reconstruct(
+    kernel: NDArray[np.floating],
+    bias: Array64 | None,
+    form: Form,
+    rank: Rank,
+    blocks: Callable[[], Iterator[Block]],
+    *,
+    method: Method = "als",
+    activation: Activation = Activation(),
+    rounds: int = 2,
+    sweeps: int = 4,
+) -> Reconstruction:
+    """Compute the weights of one rewritten site.
+
+    Args:
+        kernel: The trained kernel [O, I, *k].
+        bias: The trained bias [O].
+        form: How the site is rewritten.
+        rank: Channels between the pieces.
+        blocks: Gives the patches and targets, the same ones at each call.
+        method: See `factorize`.
+        activation: What follows the site.
+        rounds: Rounds through the activation, where it has a flat part.
+        sweeps: See `factorize`.
+
+    Returns:
+        The weights, in the kernel's dtype.
+
+    Raises:
+        PlanError: As in `factorize`.
+        InputError: An activation is not finite.
+    """
+    outputs = len(kernel)
+    weights = kernel.astype(np.float64)
+    flat = weights.reshape(outputs, -1)
+    offset = np.zeros(outputs) if bias is None else bias
+    fit, held = _accumulate(flat, offset, blocks)
+    both = fit.merged(held) if held is not None else fit
+    ridge = RIDGES[2] if held is None else _pick_ridge(fit, held)
+    covariance, mean = both.covariance(), both.mean()
+    level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
+    regular = covariance + (_LEAST if math.isinf(ridge) else ridge) * level * np.eye(len(covariance))
+    solver = None if math.isinf(ridge) else scipy.linalg.cho_factor(regular, lower=True, check_finite=False)
+
+    def solve(moments: Moments) -> tuple[Factors, Array64, Array64]:
+        target = flat
+        if solver is not None:
+            target = flat + scipy.linalg.cho_solve(solver, moments.cross_covariance().T, check_finite=False).T
+        factors = factorize(
+            target.reshape(kernel.shape).astype(kernel.dtype),
+            form,
+            rank,
+            method=method,
+            second_moment=regular,
+            sweeps=sweeps,
+        )
+        composed = compose(factors).reshape(outputs, -1)
+        return factors, offset + moments.target_mean() + (flat - composed) @ mean, composed
+
+    factors, constant, composed = solve(both)
+    error = _relative_error(both, flat, composed, covariance)
+    if not activation.linear:
+        for _ in range(rounds):
+            _retarget(both, flat, offset, composed, constant, activation, blocks)
+            factors, constant, composed = solve(both)
+    return Reconstruction(factors, constant, error, ridge)
+
+
+def _accumulate(
+    flat: Array64, offset: Array64, blocks: Callable[[], Iterator[Block]]
+) -> tuple[Moments, Moments | None]:
+    """Moments of the patches and of the residuals e, of the blocks to fit and of those held back."""
+    fit: Moments | None = None
+    held: Moments | None = None
+    narrow, constant = flat.astype(np.float32), offset.astype(np.float32)[:, None]
+    for block in blocks():
+        residual = block.targets - narrow @ block.patches - constant
+        if fit is None:
+            fit = Moments(flat.shape[1], len(flat), shift=block.patches.mean(axis=1))
+        if block.held and held is None:
+            held = fit.sibling()
+        into = held if block.held and held is not None else fit
+        into.add(block.patches, residual)
+    assert fit is not None, "there are no patches"
+    return (fit, held) if fit.count else (held or fit, None)
+
+
+def _pick_ridge(fit: Moments, held: Moments) -> float:
+    """The strength that leaves the least squared error on the blocks held back."""
+    gap = held.mean() - fit.mean()
+    drop = held.target_mean() - fit.target_mean()
+    # Second moments of the held-back blocks about the means of the others, which the bias would be fitted to.
+    spread = held.covariance() + np.outer(gap, gap)
+    about = held.cross_covariance() + np.outer(drop, gap)
+    best, chosen = 0.0, math.inf
+    for ridge, change in _changes(fit):
+        loss = float(np.vdot(change @ spread, change) - 2.0 * np.vdot(change, about))
+        if loss < best:
+            best, chosen = loss, ridge
+    return chosen
+
+
+def _changes(fit: Moments) -> Iterator[tuple[float, Array64]]:
+    """G for each strength of the ridge."""
+    covariance, cross = fit.covariance(), fit.cross_covariance()
+    level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
+    if len(covariance) <= _EIGEN_LIMIT:
+        values, vectors = np.linalg.eigh(covariance)
+        turned = cross @ vectors
+        for ridge in RIDGES[:-1]:
+            yield ridge, (turned / (np.maximum(values, 0.0) + ridge * level)) @ vectors.T
+    else:
+        for ridge in RIDGES[2:-1:2]:
+            regular = covariance + ridge * level * np.eye(len(covariance))
+            yield ridge, scipy.linalg.solve(regular, cross.T, assume_a="pos", check_finite=False).T
+
+
+def _retarget(
+    moments: Moments,
+    flat: Array64,
+    offset: Array64,
+    composed: Array64,
+    constant: Array64,
+    activation: Activation,
+    blocks: Callable[[], Iterator[Block]],
+) -> None:
+    """Replace the residuals in the moments by those to the targets that the activation leaves free."""
+    moments.clear_targets(len(flat))
+    narrow, base = flat.astype(np.float32), offset.astype(np.float32)[:, None]
+    current, shift = composed.astype(np.float32), constant.astype(np.float32)[:, None]
+    for block in blocks():
+        now = current @ block.patches + shift
+        if block.added is None:
+            targets = activation.targets(block.targets, now)
+        else:
+            targets = activation.targets(block.targets + block.added, now + block.added) - block.added
+        moments.add_targets(block.patches, targets - narrow @ block.patches - base)
+
+
+def _relative_error(moments: Moments, flat: Array64, composed: Array64, covariance: Array64) -> float:
+    """Relative L2 error of the composed kernel against the targets t = e + W p, means taken out."""
+    cross, spread = moments.cross_covariance(), moments.target_variance().sum()
+    change = composed - flat
+    lost = spread - 2.0 * np.vdot(change, cross) + np.vdot(change @ covariance, change)
+    whole = spread + 2.0 * np.vdot(flat, cross) + np.vdot(flat @ covariance, flat)
+    return math.sqrt(max(float(lost), 0.0) / float(whole)) if whole > 0.0 else 0.0

@@ -1,0 +1,181 @@
+"""What the error of one site does to the network's outputs, measured by running the network with the error in place.
+
+The network is walked through site by site on a few examples. At each site a few kernels of known error take the place
+of the trained one; what follows the site is run on their outputs, and how far the network's outputs move is read off.
+Where an output is a Softmax, its input is looked at: probabilities hide what moves while the network is sure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_pointwise.allocate import Response, fit_response
+from onnx_pointwise.collect import SiteMoments
+from onnx_pointwise.factorize import Factors, Form, Method, Rank, error_curve, factorize
+from onnx_pointwise.plan import Choice
+from onnx_pointwise.refit import corrected, site_session
+from onnx_pointwise.rewrite import Replacement
+from onnx_pointwise.segments import TwinRun
+from onnx_pointwise.sites import Site
+
+Array = NDArray[Any]
+
+# Relative squared errors at which a site is tried, about: what plans of half the arithmetic ask of most sites.
+_LEVELS = (0.02, 0.07, 0.2)
+# Fewer examples than this have no mean worth taking out.
+_ENOUGH = 8
+_NORMALISERS = {"Softmax", "LogSoftmax", "Sigmoid"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement at one site.
+
+    Attributes:
+        form: Form of the factors.
+        rank: Their rank.
+        bound: Relative squared error that `error_curve` gives for the rank.
+        error: Relative squared error of the factors.
+        drift: Relative squared drift of the network's outputs, their mean over the examples taken out.
+    """
+
+    form: Form
+    rank: Rank
+    bound: float
+    error: float
+    drift: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What is known of one site.
+
+    Attributes:
+        points: The measurements.
+        response: The curve through them.
+    """
+
+    points: tuple[Point, ...]
+    response: Response
+
+    def errors(self, form: Form, bounds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Estimate the error that `factorize` reaches from what `error_curve` gives.
+
+        The curve is an upper bound for `reduce` and `reduce_expand`; how far below it the alternation gets is
+        interpolated between the measured ranks.
+        """
+        known = sorted((p.bound, p.error / p.bound) for p in self.points if p.form == "reduce" and p.bound > 0.0)
+        if form == "expand" or not known:
+            return bounds
+        at, ratio = np.array(known).T
+        safe = np.maximum(bounds, np.finfo(np.float64).tiny)
+        reached: NDArray[np.float64] = bounds * np.interp(np.log(safe), np.log(at), ratio)
+        return reached
+
+
+def measured_outputs(model: ir.Model) -> list[str]:
+    """Names of the values at which drift is measured: the outputs, or what a final Softmax reads."""
+    names = []
+    for value in model.graph.outputs:
+        node = value.producer()
+        if node is not None and node.op_type in _NORMALISERS and node.inputs[0] is not None:
+            value = node.inputs[0]
+        names.append(str(value.name))
+    return list(dict.fromkeys(names))
+
+
+def sensitivities(
+    model: ir.Model,
+    sites: Sequence[Site],
+    moments: Mapping[str, SiteMoments],
+    inputs: Mapping[str, Array],
+    *,
+    method: Method = "als",
+    batch: int = 64,
+    memory: int = 2**31,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Sensitivity]:
+    """Measure what the error of each site does to the network's outputs.
+
+    Args:
+        model: The untouched model with its types inferred (`ResolvedShapes.model`); it is left as it is.
+        sites: The sites to measure, in graph order.
+        moments: What each site sees, by its name.
+        inputs: A few example inputs by name, [N, ...].
+        method: How factors are computed.
+        batch: Examples in one run of the runtime.
+        memory: Bytes of activations to hold in memory.
+        threads: Threads of the runtime; its own choice if None.
+        progress: Called with the name of each site before it is taken.
+
+    Returns:
+        The sensitivity by site name.
+
+    Raises:
+        ModelError: The model does not run on the inputs.
+    """
+    found: dict[str, Sensitivity] = {}
+    targets = measured_outputs(model)
+    with TwinRun(model, sites, inputs, batch=batch, memory=memory, threads=threads, outputs=targets) as run:
+        for site in sites:
+            if progress is not None:
+                progress(site.name)
+            source = str(site.node.inputs[0].name) if site.node.inputs[0] is not None else ""
+            run.advance([source])
+            dense = run.dense_output(site)
+            rest = run.rest(site)
+            reference = [] if rest is None else run.outcome(rest, site, dense)
+            covariance, mean = moments[site.name].covariance, moments[site.name].mean
+            points = []
+            for choice, bound, made in _trials(site, covariance, method) if rest is not None else ():
+                weights = corrected(site, Replacement(made, None), mean)
+                moved = run.apply(site_session(model, site, choice, weights, threads), run.dense[source])
+                assert rest is not None
+                drift = relative_drift(reference, run.outcome(rest, site, moved))
+                run.release(moved)
+                points.append(Point(choice.form, made.rank, bound, made.error**2, drift))
+            response = fit_response([point.error for point in points], [point.drift for point in points])
+            found[site.name] = Sensitivity(tuple(points), response)
+            run.finish(site, dense, None)
+    return found
+
+
+def _trials(site: Site, covariance: NDArray[np.float64], method: Method) -> Iterator[tuple[Choice, float, Factors]]:
+    """Factors of a few ranks of both simple forms, near the error levels that plans ask for."""
+    kernel, _ = site.weights()
+    for form in ("reduce", "expand"):
+        curve = error_curve(kernel, form, covariance)
+        inner = np.sqrt(curve[1:-1])
+        ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}
+        for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
+            factors = factorize(kernel.astype(site.dtype), form, rank, method=method, second_moment=covariance)
+            yield Choice(form, rank), float(curve[rank]), factors
+
+
+def relative_drift(reference: Sequence[Array], moved: Sequence[Array]) -> float:
+    """Relative squared drift, the mean of all outputs.
+
+    What an output has in common over the examples says nothing, so with enough examples its mean is taken out.
+
+    Args:
+        reference: The outputs of the untouched network, [N, ...] each.
+        moved: The outputs to compare.
+
+    Returns:
+        Mean over the outputs of ||moved - reference||^2 / ||reference - mean||^2; 0 for outputs that are constant.
+    """
+    shares = []
+    for one, other in zip(reference, moved, strict=True):
+        truth = one.astype(np.float64)
+        spread = truth - truth.mean(axis=0) if one.ndim and len(one) >= _ENOUGH else truth
+        whole = float(np.vdot(spread, spread))
+        lost = float(((other - truth) ** 2).sum())
+        shares.append(lost / whole if whole > 0.0 else 0.0)
+    return float(np.mean(shares)) if shares else 0.0
