@@ -135,7 +135,8 @@ def _solve(
     spent = np.concatenate([np.asarray(w, dtype=np.float64) for w in weights]).T
     # The solver's tolerances are absolute: budgets are scaled to 1, and what breaks one alone is ruled out.
     alone = (spent <= np.asarray(limits)[:, None]).all(axis=0)
-    size = np.array([abs(limit) or 1.0 for limit in limits])
+    wide = np.maximum(spent.max(axis=1), 1.0)
+    size = np.where(np.abs(limits) > 1e-12 * wide, np.abs(limits), wide)
     result = milp(
         np.concatenate(list(objective)),
         integrality=np.ones(starts[-1]),
