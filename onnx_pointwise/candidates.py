@@ -16,6 +16,9 @@ from onnx_pointwise.sites import Site
 
 Resource = Literal["macs", "params"]
 
+#: Relative squared error below which a candidate is exact: the rounding of float32 weights.
+NEGLIGIBLE = 1e-14
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -74,6 +77,7 @@ def candidates(
     found: list[tuple[int, int, float, Form, tuple[int, ...]]] = []
     for form in forms:
         errors = error_curve(kernel, form, second_moment)
+        errors[errors < NEGLIGIBLE] = 0.0
         ranks = np.stack(np.meshgrid(*(np.arange(1, size) for size in errors.shape), indexing="ij"), -1)
         ranks = ranks.reshape(-1, errors.ndim)
         macs, params = _costs(site, form, ranks)
