@@ -21,6 +21,7 @@ import os
 import pkgutil
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -533,7 +534,8 @@ def _create(
     model = source if isinstance(source, bytes) else str(source)
     if entry.plugin:
         settings.add_provider_for_devices(_plugin_devices(entry, options), options)
-        return ort.InferenceSession(model, settings, enable_fallback=0)
+        with _without_notes():
+            return ort.InferenceSession(model, settings, enable_fallback=0)
     providers: list[str | tuple[str, dict[str, str]]] = [(entry.runtime_name, options)]
     if entry.name == "tensorrt" and "CUDAExecutionProvider" in _built_in_names():
         # What TensorRT leaves over runs on the same GPU, as in deployments; nodes_off_provider still counts it.
@@ -610,6 +612,30 @@ def _quiet_environment() -> Iterator[None]:
         yield
     finally:
         ort.set_default_logger_severity(_DEFAULT_SEVERITY)
+
+
+# What WebGPU's implementation writes past every log level where a device has more bindings than it can use.
+_NOTES = re.compile(rb"Warning: max\w+ artificially reduced from ")
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Keep notes of a plug-in off standard error; all else that is written meanwhile still arrives there."""
+    try:
+        sys.stderr.flush()
+        saved = os.dup(2)
+    except (OSError, AttributeError):  # no standard error at all
+        yield
+        return
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            caught.seek(0)
+            os.write(2, b"".join(line for line in caught if not _NOTES.match(line)))
 
 
 def _require_known(entry: _Entry, options: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ installs it. CUDA and TensorRT run the same tests where they load. What does not
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -160,6 +161,15 @@ def test_emulated_devices_are_not_timed(gpu: str) -> None:
     software = provider_info(gpu).software
     assert (result.latency is None) == result.providers[0].software == software
     assert any("so it was not timed" in warning for warning in result.warnings) == software
+
+
+def test_nothing_is_written_to_the_terminal(webgpu: str, capfd: pytest.CaptureFixture[str]) -> None:
+    session = open_session(pair(8)[1].SerializeToString(), webgpu)
+    session.run(None, {"x": normal(1, 16, 8, 8)})
+    assert capfd.readouterr() == ("", "")
+    with providers._without_notes():
+        os.write(2, b"Warning: maxThings artificially reduced from 9 to 8\nAnother matter\n")
+    assert capfd.readouterr() == ("", "Another matter\n")
 
 
 def test_options_reach_the_provider_and_unknown_ones_are_refused(webgpu: str) -> None:
