@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,42 +74,26 @@ def candidates(
     """
     kernel, _ = site.weights()
     dense = dense_cost(site)
-    limit = dense.macs if resource == "macs" else dense.params
-    found: list[tuple[int, int, float, Form, tuple[int, ...]]] = []
-    for form in forms:
-        errors = error_curve(kernel, form, second_moment)
-        errors[errors < NEGLIGIBLE] = 0.0
-        ranks = np.stack(np.meshgrid(*(np.arange(1, size) for size in errors.shape), indexing="ij"), -1)
-        ranks = ranks.reshape(-1, errors.ndim)
+    rows, errors = [np.zeros((0, 5), np.int64)], [np.zeros(0)]
+    for index, form in enumerate(forms):
+        curve = error_curve(kernel, form, second_moment)
+        ranks = np.stack(np.meshgrid(*(np.arange(1, size) for size in curve.shape), indexing="ij"), -1)
+        ranks = ranks.reshape(-1, curve.ndim)
         macs, params = _costs(site, form, ranks)
-        cost = macs if resource == "macs" else params
-        error = errors[tuple(ranks.T)]
-        order = np.lexsort((error, cost))
-        order = order[cost[order] < limit]
-        best = np.minimum.accumulate(error[order]) if order.size else error[:0]
-        front = order[np.r_[True, error[order][1:] < best[:-1]]] if order.size else order
-        found.extend(
-            (int(macs[index]), int(params[index]), float(error[index]), form, tuple(int(r) for r in ranks[index]))
-            for index in front
-        )
-    at = 0 if resource == "macs" else 1
-    found.sort(key=lambda item: (item[at], item[2]))
-    kept: list[tuple[int, int, float, Form, tuple[int, ...]]] = []
-    for item in found:
-        if not kept or item[2] < kept[-1][2]:
-            kept.append(item)
-    return Candidates(
-        site,
-        tuple(
-            Choice(form, rank if len(rank) == 2 else rank[0], error=float(np.sqrt(error)))
-            for _, _, error, form, rank in kept
-        ),
-        np.array([item[0] for item in kept], np.int64),
-        np.array([item[1] for item in kept], np.int64),
-        np.array([item[2] for item in kept], np.float64),
-        dense.macs,
-        dense.params,
+        rows.append(np.stack([macs, params, np.full(len(ranks), index), ranks[:, 0], ranks[:, -1]], 1))
+        errors.append(curve[tuple(ranks.T)])
+    table, error = np.concatenate(rows), np.concatenate(errors)
+    error[error < NEGLIGIBLE] = 0.0
+    cost, limit = (table[:, 0], dense.macs) if resource == "macs" else (table[:, 1], dense.params)
+    order = np.lexsort((error, cost))
+    order = order[cost[order] < limit]
+    front = order[np.diff(np.minimum.accumulate(error[order]), prepend=np.inf) < 0.0]
+    table, error = table[front], error[front]
+    choices = tuple(
+        Choice(forms[form], (first, last) if forms[form] == "reduce_expand" else first, error=math.sqrt(lost))
+        for (_, _, form, first, last), lost in zip(table.tolist(), error.tolist(), strict=True)
     )
+    return Candidates(site, choices, table[:, 0], table[:, 1], error, dense.macs, dense.params)
 
 
 def _costs(site: Site, form: Form, ranks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
