@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from onnx_pointwise.candidates import Candidates, Resource, candidates
+from onnx_pointwise.calibrated import Options, Study, options, share_out
+from onnx_pointwise.candidates import Resource, candidates
 from onnx_pointwise.cost import ModelCost, dense_cost
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.factorize import FORMS, Form, Method
 from onnx_pointwise.plan import Choice, Plan, make_choice, require_sites
 from onnx_pointwise.sites import Refusal, Site
 
+NO_BUDGET = (
+    "Name a budget: target_macs, target_params, ratio, energy, the rank of a site, or the largest drift allowed."
+)
+#: Budgets that are a share of the whole model's cost, and what they count.
+TARGETS: dict[str, Resource] = {"target_macs": "macs", "target_params": "params"}
+
 
 @dataclass(frozen=True)
 class Budget:
-    """How far to go. Exactly one of the ways is used, except that ``ranks`` may stand beside any of the shares.
+    """How far to go.
+
+    ``ranks`` may stand beside anything else. ``ratio`` and ``energy`` treat every site alike and stand alone; the
+    targets may be combined.
 
     Attributes:
         ranks: Choice by site name, made by hand.
-        ratio: The same share of its own cost at every site.
+        ratio: The same share of its own MACs at every site.
         energy: The share of the output's energy kept at every site.
         target_macs: Share of the whole model's MACs to keep.
         target_params: Share of the whole model's parameters to keep.
@@ -37,13 +46,14 @@ class Budget:
 
     def __post_init__(self) -> None:
         shares = self.shares()
-        if len(shares) > 1:
+        alone = [name for name in shares if name not in TARGETS]
+        if alone and len(shares) > 1:
             raise PlanError(f"Name one budget, not {' and '.join(sorted(shares))} at once.")
         for name, value in shares.items():
             if not 0 < value <= 1:
                 raise PlanError(f"The budget {name} is a share above 0 and at most 1, not {value:g}.")
         if not shares and not self.ranks:
-            raise PlanError("Name a budget: target_macs, target_params, ratio, energy or the rank of a site.")
+            raise PlanError(NO_BUDGET)
 
     def shares(self) -> dict[str, float]:
         """The shares that are set, by name."""
@@ -56,9 +66,14 @@ class Budget:
         return {name: value for name, value in named.items() if value is not None}
 
     @property
+    def targets(self) -> dict[Resource, float]:
+        """The shares of the whole model that are set, by what they count."""
+        return {TARGETS[name]: value for name, value in self.shares().items() if name in TARGETS}
+
+    @property
     def resource(self) -> Resource:
         """What must fall for a rewrite to count."""
-        return "params" if self.target_params is not None else "macs"
+        return next(iter(self.targets), "macs")
 
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict of what was asked for."""
@@ -86,33 +101,27 @@ def hand_made(ranks: Mapping[str, int | tuple[int, int] | Choice], forms: Sequen
     return made
 
 
-def choose(
-    sites: Sequence[Site],
-    wanted: Budget,
-    total: ModelCost,
-    *,
-    forms: Sequence[Form] = FORMS,
-    method: Method = "als",
-    nodes_to_exclude: Sequence[str] = (),
-) -> Plan:
-    """Turn a budget into a plan.
+@dataclass(frozen=True)
+class Split:
+    """What a budget leaves open once ranks by hand, refusals and exclusions are settled.
 
-    Args:
-        sites: All sites of the model.
-        wanted: The budget.
-        total: Cost of the dense model.
-        forms: The forms that compete for a site.
-        method: How the factors will be computed.
-        nodes_to_exclude: Sites to leave dense.
+    Attributes:
+        open: Sites still to be decided, in graph order.
+        fixed: Choices made by hand, by site name.
+        refusals: Refusals that are settled, by site name.
+    """
 
-    Returns:
-        The plan, with a refusal for every convolution that stays dense.
+    open: tuple[Site, ...]
+    fixed: Mapping[str, Choice]
+    refusals: Mapping[str, Refusal]
+
+
+def settle(sites: Sequence[Site], wanted: Budget, nodes_to_exclude: Sequence[str] = ()) -> Split:
+    """Sort the sites of a model into those decided already and those that a budget has to decide.
 
     Raises:
-        PlanError: The budget cannot be met, or it names sites that do not exist or cannot be rewritten.
+        PlanError: A rank or an exclusion names a site that does not exist or cannot be rewritten.
     """
-    if not forms:
-        raise PlanError(f"Name at least one form of {', '.join(FORMS)}.")
     by_name = {site.name: site for site in sites}
     require_sites(Plan(wanted.ranks), by_name)
     for name in nodes_to_exclude:
@@ -121,8 +130,7 @@ def choose(
     refusals: dict[str, Refusal] = {}
     fixed: dict[str, Choice] = {}
     for name, choice in wanted.ranks.items():
-        site = by_name[name]
-        dense, cost = dense_cost(site), choice.cost(site)
+        dense, cost = dense_cost(by_name[name]), choice.cost(by_name[name])
         if cost.macs < dense.macs:
             fixed[name] = choice
         else:
@@ -136,24 +144,52 @@ def choose(
             refusals.setdefault(site.name, site.refusal)
         elif site.name in nodes_to_exclude:
             refusals[site.name] = Refusal("excluded", "It was excluded by name.")
-    open_sites = [site for site in sites if site.name not in refusals and site.name not in fixed]
-    chosen = dict(fixed)
-    resource = wanted.resource
-    if wanted.shares():
-        options = [candidates(site, forms=forms, resource=resource) for site in open_sites]
-        if wanted.ratio is not None:
-            chosen |= by_ratio(options, wanted.ratio)
-        elif wanted.energy is not None:
-            chosen |= by_energy(options, wanted.energy)
-        else:
-            target = wanted.target_macs if wanted.target_params is None else wanted.target_params
-            assert target is not None
-            whole = total.macs if resource == "macs" else total.params
-            saved = sum(_saved(by_name[name], choice, resource) for name, choice in fixed.items())
-            chosen |= by_target(options, target, whole, resource, spent=whole - saved)
-        refusals |= _left_dense(options, chosen, resource)
-    else:
-        refusals |= {site.name: Refusal("not_asked", "No rank was named for it.") for site in open_sites}
+    left = tuple(site for site in sites if site.name not in refusals and site.name not in fixed)
+    if not wanted.shares():
+        refusals |= {site.name: Refusal("not_asked", "No rank was named for it.") for site in left}
+        left = ()
+    return Split(left, fixed, refusals)
+
+
+def choose(
+    sites: Sequence[Site],
+    split: Split,
+    wanted: Budget,
+    total: ModelCost,
+    *,
+    forms: Sequence[Form] = FORMS,
+    method: Method = "als",
+    found: Study | None = None,
+) -> Plan:
+    """Turn a budget into a plan.
+
+    Args:
+        sites: All sites of the model.
+        split: What is settled already, from ``settle``.
+        wanted: The budget.
+        total: Cost of the dense model.
+        forms: The forms that compete for a site.
+        method: How the factors will be computed.
+        found: What example inputs told; without it, relative errors of the kernels alone are added up, which knows
+            nothing of what a site's error does to the outputs.
+
+    Returns:
+        The plan, with a refusal for every convolution that stays dense.
+
+    Raises:
+        PlanError: The budget cannot be met.
+    """
+    if not forms:
+        raise PlanError(f"Name at least one form of {', '.join(FORMS)}.")
+    listed = options_of(split, wanted, forms=forms, found=found)
+    chosen = dict(split.fixed)
+    if wanted.ratio is not None:
+        chosen |= by_ratio(listed, wanted.ratio)
+    elif wanted.energy is not None:
+        chosen |= by_energy(listed, wanted.energy)
+    elif wanted.targets:
+        chosen |= by_targets(listed, wanted.targets, total, fixed=_fixed_savings(sites, split))
+    refusals = dict(split.refusals) | _left_dense(listed, chosen, wanted.resource)
     order = [site.name for site in sites]
     return Plan(
         {name: chosen[name] for name in order if name in chosen},
@@ -163,67 +199,95 @@ def choose(
     )
 
 
-def _saved(site: Site, choice: Choice, resource: Resource) -> int:
-    dense, cost = dense_cost(site), choice.cost(site)
-    return dense.macs - cost.macs if resource == "macs" else dense.params - cost.params
+def options_of(
+    split: Split, wanted: Budget, *, forms: Sequence[Form] = FORMS, found: Study | None = None
+) -> list[Options]:
+    """List what could be done to the sites that a budget has to decide."""
+    if found is not None:
+        names = {site.name for site in split.open}
+        seen = options(found, forms=forms, resource=wanted.resource)
+        return [option for option in seen if option.site.name in names]
+    return [_plain_options(site, forms, wanted.resource) for site in split.open]
 
 
-def by_ratio(options: Sequence[Candidates], ratio: float, resource: Resource = "macs") -> dict[str, Choice]:
-    """At every site, the smallest error that keeps at most a share of its cost.
+def _plain_options(site: Site, forms: Sequence[Form], resource: Resource) -> Options:
+    listed = candidates(site, forms=forms, resource=resource)
+    costs = np.stack([np.append(listed.macs, listed.dense_macs), np.append(listed.params, listed.dense_params)], axis=1)
+    return Options(site, (*listed.choices, None), costs.astype(np.float64), np.append(listed.error, 0.0))
+
+
+def _fixed_savings(sites: Sequence[Site], split: Split) -> dict[Resource, int]:
+    saved: dict[Resource, int] = {"macs": 0, "params": 0}
+    for site in sites:
+        if site.name in split.fixed:
+            dense, cost = dense_cost(site), split.fixed[site.name].cost(site)
+            saved["macs"] += dense.macs - cost.macs
+            saved["params"] += dense.params - cost.params
+    return saved
+
+
+def by_ratio(listed: Sequence[Options], ratio: float) -> dict[str, Choice]:
+    """At every site, the smallest error that keeps at most a share of its MACs.
 
     Args:
-        options: Candidates of each site.
-        ratio: Share of each site's own cost, above 0 and below 1.
-        resource: What is budgeted.
+        listed: Options of each site.
+        ratio: Share of each site's own MACs, above 0 and at most 1.
 
     Returns:
         Choices by site name; sites where even the cheapest candidate costs more are left out.
     """
     chosen = {}
-    for option in options:
-        affordable = np.flatnonzero(option.cost(resource) <= ratio * option.dense_cost(resource))
-        if affordable.size:
-            chosen[option.site.name] = option.choices[affordable[-1]]
+    for option in listed:
+        macs = option.costs[:, 0]
+        affordable = [
+            choice for choice, cost in zip(option.choices, macs, strict=True) if choice and cost <= ratio * macs[-1]
+        ]
+        if affordable:
+            chosen[option.site.name] = min(affordable, key=_error)
     return chosen
 
 
-def by_energy(options: Sequence[Candidates], energy: float) -> dict[str, Choice]:
+def by_energy(listed: Sequence[Options], energy: float) -> dict[str, Choice]:
     """At every site, the cheapest candidate that keeps a share of its output's energy.
 
     Args:
-        options: Candidates of each site.
+        listed: Options of each site.
         energy: Share of the squared output norm to keep, above 0 and at most 1.
 
     Returns:
         Choices by site name; sites where no cheaper candidate keeps that much are left out.
     """
     chosen = {}
-    for option in options:
-        faithful = np.flatnonzero(option.error <= 1.0 - energy + 1e-12)
-        if faithful.size:
-            chosen[option.site.name] = option.choices[faithful[0]]
+    for option in listed:
+        faithful = [
+            (cost, choice)
+            for choice, cost in zip(option.choices, option.costs[:, 0], strict=True)
+            if choice and _error(choice) ** 2 <= 1.0 - energy + 1e-12
+        ]
+        if faithful:
+            chosen[option.site.name] = min(faithful, key=lambda item: item[0])[1]
     return chosen
 
 
-def by_target(
-    options: Sequence[Candidates],
-    target: float,
-    total: int,
-    resource: Resource = "macs",
-    *,
-    spent: int | None = None,
-) -> dict[str, Choice]:
-    """Reach a share of the whole model's cost at the least lost energy, greedily.
+def _error(choice: Choice) -> float:
+    assert choice.error is not None, "candidates carry their error"
+    return choice.error
 
-    Sites start dense. The step that loses the least relative energy for what it saves is taken next, along the lower
-    convex hull of each site's candidates, until the budget is met.
+
+def by_targets(
+    listed: Sequence[Options],
+    targets: Mapping[Resource, float],
+    total: ModelCost,
+    *,
+    fixed: Mapping[Resource, int] | None = None,
+) -> dict[str, Choice]:
+    """Reach shares of the whole model's cost at the least predicted loss.
 
     Args:
-        options: Candidates of each site.
-        target: Share of the whole model's cost to keep, above 0 and at most 1.
+        listed: Options of each site.
+        targets: Share of the whole model's cost to keep, by what it counts.
         total: Cost of the whole dense model.
-        resource: What is budgeted.
-        spent: Cost of the model before any of these sites is rewritten, where it is not ``total`` any more.
+        fixed: What choices made by hand have saved already.
 
     Returns:
         Choices by site name; the others stay dense.
@@ -231,59 +295,30 @@ def by_target(
     Raises:
         PlanError: The budget cannot be met.
     """
-    spent = total if spent is None else spent
-    least = spent - sum(
-        option.dense_cost(resource) - int(option.cost(resource)[0]) for option in options if option.choices
-    )
-    if least > target * total:
-        raise PlanError(
-            f"The target {target:.3g} cannot be reached: with every site at rank 1, "
-            f"{least / total:.3f} of the {_WORDS[resource]} are left."
-        )
-    position: dict[int, int] = {}
-    heap: list[tuple[float, int, int]] = []
-    hulls = [_hull(option, resource) for option in options]
-    for index, hull in enumerate(hulls):
-        if len(hull) > 1:
-            heapq.heappush(heap, (_slope(hull, 0), index, 0))
-    while spent > target * total:
-        _, index, step = heapq.heappop(heap)
-        hull = hulls[index]
-        spent -= hull[step][0] - hull[step + 1][0]
-        position[index] = hull[step + 1][2]
-        if step + 2 < len(hull):
-            heapq.heappush(heap, (_slope(hull, step + 1), index, step + 1))
-    return {options[index].site.name: options[index].choices[at] for index, at in sorted(position.items())}
+    limits: dict[Resource, float] = {}
+    for resource, target in targets.items():
+        whole = total.macs if resource == "macs" else total.params
+        column = 0 if resource == "macs" else 1
+        dense = sum(float(option.costs[-1, column]) for option in listed)
+        least = sum(float(option.costs[:, column].min()) for option in listed)
+        rest = whole - (fixed or {}).get(resource, 0) - dense
+        if rest + least > target * whole:
+            raise PlanError(
+                f"The target {target:.3g} cannot be reached: with every site at its lowest rank, "
+                f"{(rest + least) / max(1, whole):.3f} of the {_WORDS[resource]} are left."
+            )
+        limits[resource] = target * whole - rest
+    return share_out(listed, limits)
 
 
-def _slope(hull: list[tuple[int, float, int]], step: int) -> float:
-    (cost, error, _), (cheaper, worse, _) = hull[step], hull[step + 1]
-    return (worse - error) / (cost - cheaper)
-
-
-def _hull(option: Candidates, resource: Resource) -> list[tuple[int, float, int]]:
-    """Lower convex hull of (cost, error, candidate), from the dense site to the cheapest candidate."""
-    points = [(option.dense_cost(resource), 0.0, -1)]
-    points += [
-        (int(cost), float(error), index)
-        for index, (cost, error) in reversed(list(enumerate(zip(option.cost(resource), option.error, strict=True))))
-    ]
-    hull: list[tuple[int, float, int]] = []
-    for point in points:
-        while len(hull) >= 2 and _slope([hull[-2], point], 0) <= _slope([hull[-2], hull[-1]], 0):
-            hull.pop()
-        hull.append(point)
-    return hull
-
-
-def _left_dense(options: Sequence[Candidates], chosen: Mapping[str, Choice], resource: Resource) -> dict[str, Refusal]:
+def _left_dense(listed: Sequence[Options], chosen: Mapping[str, Choice], resource: Resource) -> dict[str, Refusal]:
     """Say for each site that stays dense why it does."""
     said = {}
-    for option in options:
+    for option in listed:
         if option.site.name in chosen:
             continue
-        dense = float(option.dense_cost(resource))
-        if option.choices:
+        dense = float(option.costs[-1, 0 if resource == "macs" else 1])
+        if len(option.choices) > 1:
             said[option.site.name] = Refusal("budget_met", "The budget is met without it.", {resource: dense})
         else:
             said[option.site.name] = Refusal(

@@ -16,7 +16,8 @@ from onnx_pointwise.collect import PATCHES, SiteMoments, fitting_batch, site_mom
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.factorize import FORMS, Form, Method, factorize
 from onnx_pointwise.plan import Choice, Plan
-from onnx_pointwise.refit import MEMORY, SiteRefit, corrected, refit
+from onnx_pointwise.refit import MEMORY, SiteRefit, corrected
+from onnx_pointwise.refit import refit as sequential_refit
 from onnx_pointwise.rewrite import BottleneckPass, Replacement
 from onnx_pointwise.segments import Piece, without_shapes
 from onnx_pointwise.sensitivity import Sensitivity, measured_outputs, relative_drift, sensitivities
@@ -275,6 +276,7 @@ def make_weights(
     found: Study,
     choices: Mapping[str, Choice],
     *,
+    refit: bool = True,
     rounds: int = 2,
     progress: Progress = lambda stage, what: None,
 ) -> Weights:
@@ -283,6 +285,7 @@ def make_weights(
     Args:
         found: What the examples told.
         choices: Form and rank by site name; those of sites that were not studied are left out.
+        refit: Whether to refit at all.
         rounds: Rounds through activations, see `reconstruct`.
         progress: Called with a stage and what is taken up in it.
 
@@ -292,7 +295,10 @@ def make_weights(
     kept = {site.name: choices[site.name] for site in found.sites if site.name in choices}
     plain = {site.name: _plain(site, kept[site.name], found) for site in found.sites if site.name in kept}
     settings = found.settings
-    refits = refit(
+    if not refit:
+        drift = drift_of(found, kept, plain) if found.held and kept else None
+        return Weights(plain, {}, drift, drift)
+    refits = sequential_refit(
         found.shapes.model,
         found.sites,
         kept,

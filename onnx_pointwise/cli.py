@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console, RenderableType
@@ -15,11 +16,12 @@ from typer.core import TyperGroup
 
 import onnx_pointwise as api
 from onnx_pointwise import report
-from onnx_pointwise.errors import OnnxPointwiseError, PlanError
+from onnx_pointwise.errors import InputError, OnnxPointwiseError, PlanError
 from onnx_pointwise.factorize import FORMS, Form, Method
 from onnx_pointwise.model_io import require_writable, write_text
 from onnx_pointwise.pipeline import read_inputs, require_other_file
 from onnx_pointwise.plan import Choice, make_choice
+from onnx_pointwise.preprocessing import PRESETS, ChannelOrder, Layout, preprocessing_of
 from onnx_pointwise.sites import MIN_CHANNELS
 
 CHECK_FAILED, BAD_INPUT = 1, 2
@@ -71,6 +73,12 @@ class _Output:
             sys.stdout.write(text)
         else:
             write_text(self._target, text)
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str, str], None]]:
+        """Show what is going on, stage by stage."""
+        with _errors().status("reading") as status:
+            yield lambda stage, what: status.update(f"{stage}: {what}")
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
@@ -139,6 +147,26 @@ def rewrite(
     ] = [],
     plan: Annotated[Path | None, typer.Option(help="Replay a saved plan.")] = None,
     save_plan: Annotated[Path | None, typer.Option(help="Write the plan as JSON.")] = None,
+    max_loss: Annotated[float | None, typer.Option(help="How far the score of --evaluate may fall.")] = None,
+    evaluate: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own score of a session, higher is better.")
+    ] = None,
+    calibration: Annotated[
+        str,
+        typer.Option(metavar="SOURCE", help="Example inputs: .npz, file.npz:key, .npy, a folder, synthetic, none."),
+    ] = "auto",
+    calibration_limit: Annotated[int | None, typer.Option(min=1, help="Example inputs to use at most.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help=f"Value range of images: {', '.join(PRESETS)}; found out otherwise.")
+    ] = None,
+    mean: Annotated[str, typer.Option(help="Mean of each channel after scaling, comma-separated.")] = "",
+    std: Annotated[str, typer.Option(help="Standard deviation of each channel, comma-separated.")] = "",
+    scale: Annotated[float | None, typer.Option(help="Factor of pixels from 0 to 255.")] = None,
+    channel_order: Annotated[ChannelOrder | None, typer.Option(help="Order of colours that the model takes.")] = None,
+    layout: Annotated[Layout | None, typer.Option(help="Layout of given arrays, if not the model's.")] = None,
+    no_refit: Annotated[bool, typer.Option("--no-refit", help="Do not let sites make up for one another.")] = False,
+    memory: Annotated[str, typer.Option(help="Memory for activations and moments: 2G, 500M.")] = "2G",
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     form: Annotated[list[str], typer.Option(metavar="FORM", help="Forms that compete; all of them otherwise.")] = [],
     method: _Method = "als",
     exclude: Annotated[list[str], typer.Option(metavar="NODE", help="Leave this convolution dense.")] = [],
@@ -158,7 +186,7 @@ def rewrite(
     """Insert 1x1 convolutions until a budget is met, check the result and write it."""
     output = _prepare(source, target, json_file, save_plan)
     forms = _forms(form)
-    with output.working("rewriting"):
+    with output.progress() as progress:
         result = api.rewrite(
             source,
             target_macs=target_macs,
@@ -169,6 +197,21 @@ def rewrite(
             plan=plan,
             forms=forms,
             method=method,
+            refit=not no_refit,
+            calibration=calibration,
+            calibration_limit=calibration_limit,
+            preprocessing=preprocessing_of(
+                preset,
+                mean=_numbers("--mean", mean),
+                std=_numbers("--std", std),
+                scale=scale,
+                channel_order=channel_order,
+            ),
+            layout=layout,
+            evaluate=_scorer(evaluate),
+            max_loss=max_loss,
+            memory=_bytes(memory),
+            seed=seed,
             nodes_to_exclude=exclude,
             min_channels=min_channels,
             input_shapes=_named_shapes(input_shape),
@@ -179,6 +222,7 @@ def rewrite(
             latency=not no_latency,
             provider=provider,
             threads=threads,
+            progress=progress,
         )
     if save_plan is not None:
         write_text(save_plan, result.plan.to_json())
@@ -326,6 +370,41 @@ def _finish(
         output.show(f"[bold red]The check failed; {target} was not written. --force writes it all the same.")
     if not result.passed:
         raise typer.Exit(CHECK_FAILED)
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise InputError(f"{option} {text}: write numbers with commas between them.") from error
+
+
+def _bytes(text: str) -> int:
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    try:
+        size = int(float(text[:-1]) * units[text[-1:].upper()]) if text[-1:].upper() in units else int(text)
+    except ValueError:
+        size = 0
+    if size < 2**20:
+        raise InputError(f"--memory {text}: write at least a megabyte, as 500M or 2G.")
+    return size
+
+
+def _scorer(text: str | None) -> Callable[[Any], float] | None:
+    """Import the function that ``module:function`` names; modules beside the user come first, as in Python itself."""
+    if text is None:
+        return None
+    module, _, name = text.partition(":")
+    sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the user's module raises
+        raise InputError(f"--evaluate {text}: cannot be imported as MODULE:FUNCTION: {error}.") from error
+    finally:
+        sys.path.remove("")
+    if not callable(function):
+        raise InputError(f"--evaluate {text}: {name} is not a function.")
+    return cast(Callable[[Any], float], function)
 
 
 def _forms(texts: Sequence[str]) -> tuple[Form, ...]:

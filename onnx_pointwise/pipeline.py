@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 
-from onnx_pointwise.budget import Budget, choose, hand_made
+from onnx_pointwise.budget import NO_BUDGET, Budget, Split, choose, hand_made, settle
+from onnx_pointwise.calibrated import Progress, Study, Weights, make_weights, study
+from onnx_pointwise.calibration import Calibration, CalibrationSource, calibrate
 from onnx_pointwise.check import CheckResult
 from onnx_pointwise.check import check as check_models
 from onnx_pointwise.cost import ModelCost, SiteCost, dense_cost, model_cost
 from onnx_pointwise.errors import ModelError, OutputError, PlanError
 from onnx_pointwise.factorize import FORMS, Form, Method
-from onnx_pointwise.model_io import ModelSource, file_bytes, load, save
+from onnx_pointwise.model_io import ModelSource, file_bytes, load, runtime_source, save
 from onnx_pointwise.plan import Choice, Plan, make_choice, require_sites
+from onnx_pointwise.preprocessing import Layout, Preprocessing
+from onnx_pointwise.providers import open_session
+from onnx_pointwise.refit import MEMORY
 from onnx_pointwise.rewrite import BottleneckPass, Replacement, replacement
-from onnx_pointwise.shapes import Shape, resolve
+from onnx_pointwise.shapes import ResolvedShapes, Shape, resolve
 from onnx_pointwise.sites import MIN_CHANNELS, Refusal, Site, find_sites
 
 
@@ -64,6 +70,30 @@ class SiteResult:
 
 
 @dataclass(frozen=True)
+class Score:
+    """The user's own score of both models.
+
+    Attributes:
+        before: Of the source.
+        after: Of the rewritten model.
+        max_loss: How much it may fall; ``None`` for no limit.
+    """
+
+    before: float
+    after: float
+    max_loss: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it fell no further than it may."""
+        return self.max_loss is None or self.before - self.after <= self.max_loss
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give a JSON-ready dict."""
+        return {"before": self.before, "after": self.after, "max_loss": self.max_loss, "passed": self.passed}
+
+
+@dataclass(frozen=True)
 class RewriteResult:
     """A rewritten model and the evidence about it.
 
@@ -74,6 +104,9 @@ class RewriteResult:
         before: Cost of the source.
         after: Cost of the rewritten model.
         check: Both models compared in ONNX Runtime; ``None`` where ``check=False`` was asked for.
+        score: The user's own score of both; ``None`` without one.
+        calibration: What the weights were computed from, in words and numbers.
+        calibrated: What the refit did; ``None`` without example inputs.
         input_shapes: The concrete input shapes behind all costs.
         assumed_inputs: Inputs whose open dimensions had to be assumed.
         seconds: Wall time of each stage, in seconds.
@@ -85,14 +118,17 @@ class RewriteResult:
     before: ModelCost
     after: ModelCost
     check: CheckResult | None
+    score: Score | None
+    calibration: Mapping[str, Any]
+    calibrated: Weights | None
     input_shapes: Mapping[str, Shape]
     assumed_inputs: tuple[str, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """Whether the check found nothing wrong, or was not asked for."""
-        return self.check is None or self.check.passed
+        """Whether check and score found nothing wrong, or were not asked for."""
+        return (self.check is None or self.check.passed) and (self.score is None or self.score.passed)
 
     def save(self, path: str | Path, *, use_external_data_format: bool | None = None) -> None:
         """Write the rewritten model; see ``model_io.save``."""
@@ -105,11 +141,26 @@ class RewriteResult:
             "after": self.after.to_dict(),
             "sites": [site.to_dict() for site in self.sites],
             "check": None if self.check is None else self.check.to_dict(),
+            "score": None if self.score is None else self.score.to_dict(),
+            "calibration": dict(self.calibration) | self._calibrated(),
             "plan": self.plan.to_dict(),
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
             "assumed_inputs": list(self.assumed_inputs),
             "seconds": dict(self.seconds),
         }
+
+    def _calibrated(self) -> dict[str, Any]:
+        if self.calibrated is None:
+            return {}
+        return {
+            "held_back_drift": self.calibrated.drift,
+            "held_back_drift_unrefitted": self.calibrated.unrefitted,
+            "refitted": bool(self.calibrated.refits),
+        }
+
+
+# Bisection steps of the search for the cheapest network within a limit: to within 1 % of the MACs.
+_SEARCH_STEPS = 7
 
 
 class _Clock:
@@ -131,102 +182,285 @@ def rewrite(
     *,
     target_macs: float | None = None,
     target_params: float | None = None,
+    max_drift: float | Mapping[str, float] | None = None,
+    max_loss: float | None = None,
     ratio: float | None = None,
     energy: float | None = None,
     ranks: Mapping[str, int | tuple[int, int] | Choice] | None = None,
     plan: Plan | str | Path | None = None,
     forms: Sequence[Form] = FORMS,
     method: Method = "als",
+    refit: bool = True,
+    calibration: CalibrationSource = "auto",
+    calibration_limit: int | None = None,
+    preprocessing: Preprocessing | str | None = None,
+    layout: Layout | None = None,
+    evaluate: Callable[[ort.InferenceSession], float] | None = None,
     nodes_to_exclude: Sequence[str] = (),
     min_channels: int = MIN_CHANNELS,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     inline_functions: bool = False,
     check: bool = True,
-    max_drift: float | Mapping[str, float] | None = None,
     inputs: Mapping[str, NDArray[Any]] | None = None,
     latency: bool = True,
     provider: str = "cpu",
     threads: int | None = None,
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> RewriteResult:
     """Make a convolutional network cheaper, and check it.
+
+    One of the budgets must be named: a target, a share for every site, ranks, or, alone, the largest drift or loss,
+    for which the cheapest network is searched.
 
     Args:
         model: Path, ``ModelProto`` or ``onnx_ir.Model``; it is left as it is.
         target_macs: Share of the whole model's MACs to keep, above 0 and at most 1.
-        target_params: Share of the whole model's parameters to keep.
+        target_params: Share of the whole model's parameters to keep; may stand beside ``target_macs``.
+        max_drift: Largest relative L2 drift of the outputs allowed, for all of them or by name. Measured on examples
+            held back from the calibration, or on ``inputs``, or else on random inputs.
+        max_loss: How much the score of ``evaluate`` may fall.
         ratio: Share of its own MACs that every site keeps.
         energy: Share of its output's energy that every site keeps.
         ranks: Rank by site name, chosen by hand. A number stands for the first of ``forms`` that takes one rank, a
-            pair ``(R_in, R_out)`` for ``reduce_expand``; a ``Choice`` names its form. May stand beside one of the
-            shares above, which then governs the other sites.
-        plan: A plan, or the path of one, to replay instead of any budget.
+            pair ``(R_in, R_out)`` for ``reduce_expand``; a ``Choice`` names its form. May stand beside the others.
+        plan: A plan, or the path of one, to replay instead of any budget. With the same calibration it gives the same
+            bytes.
         forms: The forms that compete for a site.
         method: How the factors are computed, see ``factorize``.
+        refit: Let every site make up for what the sites before it have changed.
+        calibration: Example inputs, see ``calibration.calibrate``; by default synthetic images where the model takes
+            images. ``None`` uses the kernels alone.
+        calibration_limit: The most calibration inputs to take.
+        preprocessing: What pixels are mapped to, or the name of a preset, for images and synthetic images; found out
+            where the model tells, else assumed.
+        layout: Layout of given arrays of images, where it is not the model's.
+        evaluate: Your own score of a network: takes a session, gives a number, higher is better. Never needed.
         nodes_to_exclude: Sites to leave dense.
         min_channels: Sites with fewer input feature maps stay dense.
         input_shapes: Concrete shapes by input name, where the model leaves dimensions open.
         inline_functions: Inline local functions first, so that convolutions in them can be rewritten.
         check: Compare both models in ONNX Runtime.
-        max_drift: Largest relative L2 drift allowed, for all outputs or by output name; ``None`` only reports it.
-        inputs: Inputs of the check by name, [N, ...]; random ones in the declared shapes if ``None``.
+        inputs: Inputs of the check by name, [N, ...].
         latency: Time both networks in the check, too.
         provider: Execution provider of the check.
-        threads: Threads of the check; the runtime's own choice if ``None``.
+        threads: Threads of the runtime; its own choice if ``None``.
+        memory: Bytes of activations and moments to hold in memory, about; beyond, activations lie in files.
+        seed: Seed of everything that is drawn.
+        progress: Called with a stage and what is taken up in it.
 
     Returns:
         The rewritten model, its plan, costs and check.
 
     Raises:
         ModelError: The model cannot be read, described or run.
-        PlanError: The budget or plan does not fit the model.
-        InputError: The inputs or input shapes do not fit the model.
+        PlanError: The budget or plan does not fit the model, or cannot be met.
+        InputError: The inputs, calibration inputs or input shapes do not fit the model.
         ProviderError: The provider does not load.
     """
     clock = _Clock()
-    if plan is not None:
-        replay: Plan | None = _read_plan(plan)
-        if any(value is not None for value in (target_macs, target_params, ratio, energy, ranks)):
-            raise PlanError("A plan replays as it is; leave out every budget beside it, or edit the plan.")
-        wanted = None
-    else:
-        replay = None
-        wanted = Budget(hand_made(ranks or {}, forms), ratio, energy, target_macs, target_params)
+    shares = {"ratio": ratio, "energy": energy, "target_macs": target_macs, "target_params": target_params}
+    replay = None if plan is None else _read_plan(plan)
+    if replay is not None and (ranks or any(value is not None for value in shares.values())):
+        raise PlanError("A plan replays as it is; leave out every budget beside it, or edit the plan.")
+    searched = replay is None and not ranks and all(value is None for value in shares.values())
+    if searched and max_drift is None and max_loss is None:
+        raise PlanError(NO_BUDGET)
+    if max_loss is not None and evaluate is None:
+        raise PlanError("max_loss needs a score: name a function with evaluate.")
+    if searched and not check:
+        raise PlanError("Searching for the cheapest network within a limit takes the check; leave it on.")
+
     dense = load(model)
-    result = dense.clone()
-    if inline_functions and result.functions:
-        result = InlinePass()(result).model
-    shapes = resolve(result, input_shapes)
-    sites = find_sites(result, shapes, min_channels=min_channels)
+    base = dense.clone()
+    if inline_functions and base.functions:
+        base = InlinePass()(base).model
+    shapes = resolve(base, input_shapes)
+    sites = find_sites(base, shapes, min_channels=min_channels)
     before = model_cost(dense, shapes, file_bytes=file_bytes(model) if isinstance(model, str | Path) else None)
+    examples = calibrate(
+        base,
+        calibration,
+        shapes,
+        macs=before.macs,
+        limit=calibration_limit,
+        preprocessing=preprocessing,
+        layout=layout,
+        seed=seed,
+    )
+    job = _Job(
+        source=model if isinstance(model, str | Path) else dense,
+        base=base,
+        shapes=shapes,
+        sites=sites,
+        before=before,
+        examples=examples,
+        forms=tuple(forms),
+        method=method if replay is None else replay.method,
+        refit=refit,
+        max_drift=max_drift,
+        max_loss=max_loss,
+        evaluate=evaluate,
+        provider=provider,
+        threads=threads,
+        memory=memory,
+        seed=seed,
+        progress=progress or (lambda stage, what: None),
+        inputs=inputs,
+        input_shapes=input_shapes,
+    )
     clock.lap("load")
+    score = None if evaluate is None else _score(job, job.source)
 
-    if replay is None:
-        assert wanted is not None
-        replay = choose(sites, wanted, before, forms=forms, method=method, nodes_to_exclude=nodes_to_exclude)
-    by_name = {site.name: site for site in sites}
-    require_sites(replay, by_name)
-    clock.lap("plan")
+    if replay is not None:
+        require_sites(replay, {site.name: site for site in sites})
+        found = job.study([site.name for site in sites if site.name in replay.choices], measure=False)
+        clock.lap("study")
+        attempt = job.attempt(replay, found)
+    else:
+        wanted = Budget(hand_made(ranks or {}, forms), **({"target_macs": 1.0} if searched else shares))
+        split = settle(sites, wanted, nodes_to_exclude)
+        found = job.study([*split.fixed, *(site.name for site in split.open)], measure=bool(split.open))
+        clock.lap("study")
+        attempt = job.search(split, found, score) if searched else job.attempt(job.plan(split, wanted, found), found)
+    clock.lap("weights")
 
-    weights = {name: replacement(by_name[name], choice, replay.method) for name, choice in replay.choices.items()}
-    reports = tuple(_report(site, replay, weights) for site in sites)
-    BottleneckPass(replay, weights)(result)
-    after = model_cost(result, resolve(result, shapes.inputs)) if replay.choices else before
-    clock.lap("rewrite")
+    reports = tuple(_report(site, attempt.plan, attempt.weights) for site in sites)
+    after = model_cost(attempt.model, resolve(attempt.model, shapes.inputs)) if attempt.plan.choices else before
+    verdict = job.verdict(attempt.model, found, latency=latency) if check else None
+    clock.lap("check")
+    scores = None
+    if evaluate is not None and score is not None:
+        scores = Score(score, _score(job, attempt.model), max_loss)
+        clock.lap("evaluate")
+    return RewriteResult(
+        model=attempt.model,
+        plan=attempt.plan,
+        sites=reports,
+        before=before,
+        after=after,
+        check=verdict,
+        score=scores,
+        calibration=examples.description,
+        calibrated=attempt.calibrated,
+        input_shapes=shapes.inputs,
+        assumed_inputs=shapes.assumed,
+        seconds=clock.seconds,
+    )
 
-    verdict = None
-    if check:
-        verdict = check_models(
-            model if isinstance(model, str | Path) else dense,
-            result,
-            inputs=inputs,
-            providers=(provider,),
-            input_shapes=input_shapes,
-            max_drift=max_drift,
-            latency=latency,
-            threads=threads,
+
+def _score(job: _Job, model: ModelSource) -> float:
+    assert job.evaluate is not None
+    with runtime_source(model) as source:
+        return float(job.evaluate(open_session(source, job.provider, threads=job.threads)))
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One rewritten model and how it came about."""
+
+    plan: Plan
+    model: ir.Model
+    weights: Mapping[str, Replacement]
+    calibrated: Weights | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything about one call of ``rewrite`` that its stages share."""
+
+    source: ModelSource
+    base: ir.Model
+    shapes: ResolvedShapes
+    sites: Sequence[Site]
+    before: ModelCost
+    examples: Calibration
+    forms: tuple[Form, ...]
+    method: Method
+    refit: bool
+    max_drift: float | Mapping[str, float] | None
+    max_loss: float | None
+    evaluate: Callable[[ort.InferenceSession], float] | None
+    provider: str
+    threads: int | None
+    memory: int
+    seed: int
+    progress: Progress
+    inputs: Mapping[str, NDArray[Any]] | None
+    input_shapes: Mapping[str, Sequence[int]] | None
+
+    def study(self, names: Sequence[str], *, measure: bool) -> Study | None:
+        """Look at sites with the example inputs, where there are any."""
+        if not self.examples.inputs or not names:
+            return None
+        return study(
+            self.base,
+            self.shapes,
+            [site for site in self.sites if site.name in names],
+            self.examples.inputs,
+            method=self.method,
+            measure=measure,
+            memory=self.memory,
+            seed=self.seed,
+            threads=self.threads,
+            progress=self.progress,
         )
-        clock.lap("check")
-    return RewriteResult(result, replay, reports, before, after, verdict, shapes.inputs, shapes.assumed, clock.seconds)
+
+    def plan(self, split: Split, wanted: Budget, found: Study | None) -> Plan:
+        """Choose forms and ranks under a budget."""
+        chosen = choose(self.sites, split, wanted, self.before, forms=self.forms, method=self.method, found=found)
+        return replace(chosen, calibration=self.examples.description)
+
+    def attempt(self, plan: Plan, found: Study | None) -> _Attempt:
+        """Compute weights for a plan and rewrite a copy of the model."""
+        by_name = {site.name: site for site in self.sites}
+        made = None if found is None else make_weights(found, plan.choices, refit=self.refit, progress=self.progress)
+        weights = dict(made.replacements) if made is not None else {}
+        for name, choice in plan.choices.items():
+            if name not in weights:
+                weights[name] = replacement(by_name[name], choice, plan.method)
+        model = self.base.clone()
+        BottleneckPass(plan, weights)(model)
+        return _Attempt(plan, model, weights, made)
+
+    def verdict(self, model: ir.Model, found: Study | None, *, latency: bool) -> CheckResult:
+        """Compare a rewritten model with the source."""
+        held = found.held if found is not None and found.held else None
+        return check_models(
+            self.source,
+            model,
+            inputs=self.inputs if self.inputs is not None else held,
+            providers=(self.provider,),
+            input_shapes=self.input_shapes if self.inputs is None and held is None else None,
+            max_drift=self.max_drift,
+            latency=latency,
+            threads=self.threads,
+            seed=self.seed,
+        )
+
+    def search(self, split: Split, found: Study | None, score: float | None) -> _Attempt:
+        """Find the cheapest network within the limits on drift and loss, by bisection over its share of the MACs."""
+        low, high = 0.0, 1.0
+        best = self.attempt(Plan({}, split.refusals, self.method), None)
+        for _ in range(_SEARCH_STEPS):
+            share = (low + high) / 2
+            self.progress("search", f"{share:.3f} of the MACs")
+            try:
+                attempt = self.attempt(self.plan(split, Budget(target_macs=share), found), found)
+            except PlanError:  # below the floor
+                low = share
+                continue
+            fits = self.verdict(attempt.model, found, latency=False).passed
+            if fits and score is not None and self.max_loss is not None:
+                fits = score - _score(self, attempt.model) <= self.max_loss
+            if fits:
+                best, high = attempt, share
+            else:
+                low = share
+        limits = {"max_drift": self.max_drift, "max_loss": self.max_loss}
+        budget = {name: limit for name, limit in limits.items() if limit is not None}
+        return replace(best, plan=replace(best.plan, budget=budget))
 
 
 def _read_plan(plan: Plan | str | Path) -> Plan:
@@ -263,6 +497,7 @@ def insert_pointwise(
     check: bool = True,
     max_drift: float | Mapping[str, float] | None = None,
     inputs: Mapping[str, NDArray[Any]] | None = None,
+    calibration: CalibrationSource = "auto",
     latency: bool = True,
     provider: str = "cpu",
     threads: int | None = None,
@@ -278,7 +513,8 @@ def insert_pointwise(
         input_shapes: Concrete shapes by input name, where the model leaves dimensions open.
         check: Compare both models in ONNX Runtime.
         max_drift: Largest relative L2 drift allowed; ``None`` only reports it.
-        inputs: Inputs of the check by name; random ones if ``None``.
+        inputs: Inputs of the check by name.
+        calibration: As for ``rewrite``.
         latency: Time both networks in the check, too.
         provider: Execution provider of the check.
         threads: Threads of the check; the runtime's own choice if ``None``.
@@ -297,6 +533,7 @@ def insert_pointwise(
         check=check,
         max_drift=max_drift,
         inputs=inputs,
+        calibration=calibration,
         latency=latency,
         provider=provider,
         threads=threads,

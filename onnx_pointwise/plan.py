@@ -49,12 +49,14 @@ class Plan:
         refusals: Refusal by site name, in graph order.
         method: How the factors are computed, see ``factorize``.
         budget: What was asked for, for the record.
+        calibration: What the weights are computed from, for the record.
     """
 
     choices: Mapping[str, Choice]
     refusals: Mapping[str, Refusal] = field(default_factory=dict)
     method: Method = "als"
     budget: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict; only ``method`` and ``sites`` matter when it is read again."""
@@ -69,6 +71,7 @@ class Plan:
             "version": VERSION,
             "method": self.method,
             "budget": dict(self.budget),
+            "calibration": dict(self.calibration),
             "sites": sites,
             "refusals": {name: refusal.to_dict() for name, refusal in self.refusals.items()},
         }

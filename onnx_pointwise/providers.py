@@ -329,6 +329,12 @@ def _built_in_names() -> tuple[str, ...]:
 
 def _plugins() -> dict[str, str]:
     """Give runtime name -> import name of the plug-in packages that are installed."""
+    return dict(_scan(tuple(sys.path)))
+
+
+@functools.cache
+def _scan(_: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Look for plug-in packages once for an import path; that takes longer than opening a session."""
     found: dict[str, str] = {}
     for module in pkgutil.iter_modules():
         if module.name.startswith("onnxruntime_ep_"):
@@ -336,7 +342,7 @@ def _plugins() -> dict[str, str]:
                 package = importlib.import_module(module.name)
                 names = package.get_ep_names() if hasattr(package, "get_ep_names") else [package.get_ep_name()]
                 found.update(dict.fromkeys(names, module.name))
-    return dict(sorted(found.items()))
+    return tuple(sorted(found.items()))
 
 
 def _package_version(entry: _Entry) -> str | None:

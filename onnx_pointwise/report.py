@@ -182,10 +182,29 @@ def rewrite(result: RewriteResult) -> RenderableType:
         table,
         *_refusal_lines([(site.name, site.refusal) for site in result.sites]),
         Text(),
+        *calibration(result),
         costs(result.before, result.after, result.check),
         *([] if result.check is None else [Text(), verdict(result.check)]),
         *assumptions(result.assumed_inputs, dict(result.input_shapes)),
     )
+
+
+def calibration(result: RewriteResult) -> list[Text]:
+    """Say what the weights were computed from, and what the examples held back say."""
+    lines = [Text(str(result.calibration["sentence"]))]
+    found = result.calibrated
+    if found is not None and found.drift is not None and found.unrefitted is not None:
+        kept = "kept" if found.refits else "not kept"
+        plain = f"{found.unrefitted:.3f} without refit, which was {kept}"
+        lines.append(Text(f"Drift on examples held back: {found.drift:.3f}; {plain}."))
+    if result.score is not None:
+        score = result.score
+        lines.append(
+            Text(
+                f"Your score: {score.before:.4f} before, {score.after:.4f} after.", style="" if score.passed else "red"
+            )
+        )
+    return [*lines, Text()]
 
 
 def _rewrite_row(site: SiteResult) -> list[str | Text]:
