@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -10,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_pointwise.budget import Budget, by_energy, by_ratio, by_target, choose, hand_made
-from onnx_pointwise.candidates import Candidates, candidates
-from onnx_pointwise.cost import dense_cost, model_cost
+from onnx_pointwise.budget import Budget, choose, hand_made, options_of, settle
+from onnx_pointwise.cost import ModelCost, dense_cost, model_cost
 from onnx_pointwise.errors import PlanError
-from onnx_pointwise.plan import Choice
+from onnx_pointwise.plan import Choice, Plan
 from onnx_pointwise.shapes import resolve
 from onnx_pointwise.sites import Site, find_sites
 
@@ -53,6 +53,12 @@ def total_after(sites: list[Site], chosen: dict[str, Choice], resource: str) -> 
     )
 
 
+def plan_of(model: ir.Model, wanted: Budget, exclude: Sequence[str] = ()) -> tuple[list[Site], ModelCost, Plan]:
+    shapes = resolve(model)
+    sites, cost = find_sites(model, shapes), model_cost(model, shapes)
+    return sites, cost, choose(sites, settle(sites, wanted, exclude), wanted, cost)
+
+
 WIDTHS = st.lists(st.integers(4, 24), min_size=2, max_size=5)
 
 
@@ -60,45 +66,51 @@ WIDTHS = st.lists(st.integers(4, 24), min_size=2, max_size=5)
 @given(WIDTHS, st.floats(0.3, 1.0), st.sampled_from(["macs", "params"]))
 def test_target_is_met_or_refused(widths: list[int], target: float, resource: str) -> None:
     model = chain(widths)
-    sites = sites_of(model)
-    cost = model_cost(model, resolve(model))
-    total = getattr(cost, resource)
-    options = [candidates(site, resource=resource) for site in sites]
+    wanted = Budget(**{f"target_{resource}": target})
     try:
-        chosen = by_target(options, target, total, resource)
-    except PlanError:
-        cheapest = sum(int(o.cost(resource)[0]) if o.choices else o.dense_cost(resource) for o in options)
-        assert cheapest > target * total
+        sites, cost, plan = plan_of(model, wanted)
+    except PlanError as error:
+        assert "cannot be reached" in str(error)
+        sites = sites_of(model)
+        listed = options_of(settle(sites, wanted), wanted)
+        column = 0 if resource == "macs" else 1
+        cheapest = sum(float(option.costs[:, column].min()) for option in listed)
+        assert cheapest > target * getattr(model_cost(model, resolve(model)), resource)
         return
-    assert total_after(sites, chosen, resource) <= target * total
+    assert total_after(sites, dict(plan.choices), resource) <= target * getattr(cost, resource) * (1 + 1e-9)
+
+
+def test_two_targets_hold_at_once() -> None:
+    model = chain([16, 24, 24, 16])
+    sites, cost, plan = plan_of(model, Budget(target_macs=0.7, target_params=0.5))
+    assert total_after(sites, dict(plan.choices), "macs") <= 0.7 * cost.macs
+    assert total_after(sites, dict(plan.choices), "params") <= 0.5 * cost.params
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(WIDTHS, st.floats(0.2, 1.0))
 def test_ratio_holds_at_every_site(widths: list[int], ratio: float) -> None:
-    sites = sites_of(chain(widths))
-    chosen = by_ratio([candidates(site) for site in sites], ratio)
+    sites, _, plan = plan_of(chain(widths), Budget(ratio=ratio))
     for site in sites:
-        if site.name in chosen:
-            assert chosen[site.name].cost(site).macs <= ratio * dense_cost(site).macs
+        if site.name in plan.choices:
+            assert plan.choices[site.name].cost(site).macs <= ratio * dense_cost(site).macs
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(WIDTHS, st.floats(0.3, 1.0))
 def test_energy_is_kept_at_every_rewritten_site(widths: list[int], energy: float) -> None:
-    options = [candidates(site) for site in sites_of(chain(widths))]
-    for choice in by_energy(options, energy).values():
+    _, _, plan = plan_of(chain(widths), Budget(energy=energy))
+    for choice in plan.choices.values():
         assert choice.error is not None
         assert 1.0 - choice.error**2 >= energy - 1e-9
 
 
 def test_a_lower_target_never_loses_less() -> None:
     model = chain([16, 24, 24, 16])
-    options = [candidates(site) for site in sites_of(model)]
-    total = model_cost(model, resolve(model)).macs
 
     def lost(target: float) -> float:
-        return sum((choice.error or 0.0) ** 2 for choice in by_target(options, target, total).values())
+        choices = plan_of(model, Budget(target_macs=target))[2].choices
+        return sum((choice.error or 0.0) ** 2 for choice in choices.values())
 
     losses = [lost(target) for target in (0.9, 0.7, 0.5, 0.3)]
     assert losses == sorted(losses)
@@ -106,36 +118,46 @@ def test_a_lower_target_never_loses_less() -> None:
 
 
 def test_nothing_is_rewritten_where_nothing_is_asked_to_go() -> None:
-    model = chain([16, 16, 16])
-    options = [candidates(site) for site in sites_of(model)]
-    assert by_target(options, 1.0, model_cost(model, resolve(model)).macs) == {}
+    assert plan_of(chain([16, 16, 16]), Budget(target_macs=1.0))[2].choices == {}
 
 
 def test_every_dense_site_has_a_reason() -> None:
-    model = chain([3, 16, 16, 16])
-    sites = sites_of(model)
-    cost = model_cost(model, resolve(model))
-    plan = choose(sites, Budget(target_macs=0.9), cost, nodes_to_exclude=["conv2"])
+    _, _, plan = plan_of(chain([3, 16, 16, 16]), Budget(target_macs=0.9), ["conv2"])
     assert set(plan.choices) | set(plan.refusals) == {"conv0", "conv1", "conv2"}
     assert plan.refusals["conv0"].code == "few_channels"
     assert plan.refusals["conv2"].code == "excluded"
+    generous = plan_of(chain([16, 16, 16, 16]), Budget(target_macs=0.95))[2]
+    assert {refusal.code for refusal in generous.refusals.values()} == {"budget_met"}
+    narrow = plan_of(chain([4, 1], kernel=1), Budget(target_macs=1.0))[2]
+    assert narrow.refusals["conv0"].code == "pointwise"
+
+
+def test_a_site_that_no_form_makes_cheaper_is_called_no_gain() -> None:
+    wide = chain([4, 2], kernel=2)
+    _, _, plan = plan_of(wide, Budget(ratio=1.0))
+    for choice in plan.choices.values():
+        assert choice.cost(sites_of(wide)[0]).macs < dense_cost(sites_of(wide)[0]).macs
+    (site,) = sites_of(chain([4, 1], kernel=2))
+    _, _, tiny = plan_of(chain([4, 1], kernel=2), Budget(target_macs=1.0))
+    assert tiny.refusals[site.name].code in ("no_gain", "budget_met")
 
 
 def test_ranks_by_hand_stand_beside_a_target() -> None:
-    model = chain([16, 16, 16, 16])
-    cost = model_cost(model, resolve(model))
-    sites = sites_of(model)
-    plan = choose(sites, Budget({"conv1": Choice("expand", 5)}, target_macs=0.6), cost)
+    sites, cost, plan = plan_of(chain([16, 16, 16, 16]), Budget({"conv1": Choice("expand", 5)}, target_macs=0.6))
     assert plan.choices["conv1"] == Choice("expand", 5)
     assert total_after(sites, dict(plan.choices), "macs") <= 0.6 * cost.macs
 
 
 def test_a_rank_that_saves_nothing_is_refused_with_its_numbers() -> None:
-    model = chain([16, 16])
-    plan = choose(sites_of(model), Budget({"conv0": Choice("reduce", 16)}), model_cost(model, resolve(model)))
+    _, _, plan = plan_of(chain([16, 16]), Budget({"conv0": Choice("reduce", 16)}))
     refusal = plan.refusals["conv0"]
     assert refusal.code == "no_gain"
     assert refusal.numbers["macs_after"] > refusal.numbers["macs"]
+
+
+def test_sites_without_a_rank_are_called_not_asked() -> None:
+    _, _, plan = plan_of(chain([16, 16, 16]), Budget({"conv0": Choice("reduce", 4)}))
+    assert plan.refusals["conv1"].code == "not_asked"
 
 
 @pytest.mark.parametrize("name", ["ratio", "energy", "target_macs", "target_params"])
@@ -148,17 +170,17 @@ def test_shares_outside_their_range_are_refused(name: str, value: float) -> None
 def test_budgets_exclude_each_other_and_one_is_needed() -> None:
     with pytest.raises(PlanError, match="Name one budget"):
         Budget(ratio=0.5, target_macs=0.5)
+    with pytest.raises(PlanError, match="Name one budget"):
+        Budget(ratio=0.5, energy=0.5)
     with pytest.raises(PlanError, match="Name a budget"):
         Budget()
 
 
 def test_unknown_sites_are_refused_by_name() -> None:
-    model = chain([16, 16])
-    cost = model_cost(model, resolve(model))
     with pytest.raises(PlanError, match=r"no convolution 'nope'.*conv0"):
-        choose(sites_of(model), Budget({"nope": Choice("reduce", 2)}), cost)
+        plan_of(chain([16, 16]), Budget({"nope": Choice("reduce", 2)}))
     with pytest.raises(PlanError, match="no convolution 'nope'"):
-        choose(sites_of(model), Budget(ratio=0.5), cost, nodes_to_exclude=["nope"])
+        plan_of(chain([16, 16]), Budget(ratio=0.5), ["nope"])
 
 
 def test_ranks_by_hand_are_read_by_form() -> None:
@@ -168,12 +190,3 @@ def test_ranks_by_hand_are_read_by_form() -> None:
         hand_made({"a": 4}, ["reduce_expand"])
     with pytest.raises(PlanError, match="rank of at least 1"):
         hand_made({"a": 0}, ["reduce"])
-
-
-def test_candidates_without_any_choice_are_called_no_gain() -> None:
-    model = chain([16, 16])
-    (site,) = sites_of(model)
-    none = Candidates(site, (), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), 10, 10)
-    assert by_ratio([none], 0.5) == {}
-    assert by_energy([none], 0.5) == {}
-    assert by_target([none], 1.0, 10) == {}
