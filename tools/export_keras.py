@@ -23,8 +23,8 @@ from rich.table import Table
 
 from onnx_pointwise.errors import OnnxPointwiseError, OutputError
 from onnx_pointwise.model_io import atomic_folder, require_writable
-from tools.keras_check import TOLERANCE, check_agreement, check_structure
-from tools.keras_convert import DEFAULT_OPSET, check_memory, check_opset, to_onnx
+from tools.keras_check import TOLERANCE, check_agreement, check_inputs, check_structure
+from tools.keras_convert import DEFAULT_OPSET, check_memory, check_opset, check_size, to_onnx
 from tools.keras_names import rename_dimensions, rename_graph
 from tools.keras_runtime import ExportError, Runtime, VerificationError, runtime
 from tools.keras_sources import SavedModelSource, open_source
@@ -102,7 +102,9 @@ def export(
     check_opset(opset)
     target = None if out is None else _target(source, Path(out))
     rt = runtime()
-    name, traceable = _traceable(rt, source, input_shape, signature, unsafe)
+    name, title, traceable = _traceable(rt, source, input_shape, signature, unsafe)
+    check_inputs(traceable.specs, name)
+    check_size(traceable.weight_bytes, name)
     if not ignore_memory:
         check_memory(traceable.weight_bytes, name)
     with traceable.tracing():
@@ -110,7 +112,8 @@ def export(
     graph = model.graph
     naming = rename_graph(graph, traceable.layer_of, traceable.kernels, [entry.name for entry in traceable.layers])
     rename_dimensions(graph)
-    graph.name = Path(name).stem if isinstance(source, str | Path) else name
+    graph.name = title
+    graph.ClearField("doc_string")
     check_structure(model, [spec.name for spec in traceable.specs], name)
     agreement = check_agreement(
         model,
@@ -138,18 +141,18 @@ def _target(source: str | Path | Any, out: Path) -> Path:
 
 def _traceable(
     rt: Runtime, source: str | Path | Any, input_shape: InputShape | None, signature: str | None, unsafe: bool
-) -> tuple[str, Traceable]:
-    """Open the source and prepare it for tracing; gives its name for messages, too."""
+) -> tuple[str, str, Traceable]:
+    """Open the source and prepare it for tracing; gives its name for messages and for the graph, too."""
     if not isinstance(source, str | Path):
         if not isinstance(source, rt.keras.Model):
             raise ExportError(
                 f"a {type(source).__name__} cannot be exported; give a path, module:function or keras.Model."
             )
-        return source.name, trace_model(rt, source, source.name, input_shape)
+        return source.name, source.name, trace_model(rt, source, source.name, input_shape)
     opened = open_source(rt, source, unsafe=unsafe, signature=signature)
     if isinstance(opened, SavedModelSource):
-        return opened.name, trace_saved_model(rt, opened, input_shape)
-    return opened.name, trace_model(rt, opened.model, opened.name, input_shape)
+        return opened.name, Path(source).name, trace_saved_model(rt, opened, input_shape)
+    return opened.name, opened.model.name, trace_model(rt, opened.model, opened.name, input_shape)
 
 
 def _notes(rows: tuple[SummaryRow, ...], traceable: Traceable) -> list[str]:
@@ -228,7 +231,7 @@ def _print(result: ExportResult, console: Console) -> None:
     console.print(
         f"{result.path}: {len(result.model.graph.node)} nodes, {result.model.ByteSize():,} bytes.", soft_wrap=True
     )
-    console.print(f"ONNX Runtime agrees with Keras to {result.max_error:.1e} relative on batches of {batches}.")
+    console.print(f"ONNX Runtime agrees with the original to {result.max_error:.1e} relative on batches of {batches}.")
 
 
 def _by(sizes: tuple[int | None, ...] | None) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.errors import OnnxPointwiseError
 from onnx_pointwise.providers import open_session
 from tools.keras_names import CONVOLUTIONS, bodies
-from tools.keras_runtime import VerificationError, first_line
+from tools.keras_runtime import ExportError, VerificationError, first_line
 
 BATCHES = (1, 3)
 #: Spatial sizes tried where the model leaves them open, a pair for each batch; multiples of 32 suit U-shaped networks.
@@ -40,6 +40,23 @@ class Agreement:
     error: float
     batches: tuple[int, ...]
     telling: bool
+
+
+def check_inputs(specs: Sequence[Any], name: str) -> None:
+    """Refuse inputs that cannot be drawn at random, so that nothing could be verified.
+
+    Args:
+        specs: a `tf.TensorSpec` for each input.
+        name: how to call the model in messages.
+
+    Raises:
+        ExportError: an input has no declared rank, or holds something other than numbers.
+    """
+    for spec in specs:
+        if spec.shape.rank is None:
+            raise ExportError(f"{name}: input {spec.name!r} declares no shape; save the model with one.")
+        if np.dtype(spec.dtype.as_numpy_dtype).kind not in "biufV":  # V: bfloat16
+            raise ExportError(f"{name}: input {spec.name!r} holds {spec.dtype.name}s; export the part behind it.")
 
 
 def check_structure(model: onnx.ModelProto, inputs: Sequence[str], name: str) -> None:
@@ -131,8 +148,9 @@ def check_agreement(
         for output, expected, actual in zip(model.graph.output, wanted, found, strict=True):
             if any(nchw) and expected.ndim == 4:
                 expected = _channels_first(expected)
+            where = f"{name}: output {output.name!r} at batch {batch}"
+            worst = max(worst, _error(expected, actual, where, tolerance))
             telling = telling or _varies(expected)
-            worst = max(worst, _error(expected, actual, f"{name}: output {output.name!r} at batch {batch}", tolerance))
     return Agreement(worst, batches, telling)
 
 
@@ -166,15 +184,20 @@ def _varies(output: NDArray[Any]) -> bool:
 def _error(expected: NDArray[Any], actual: NDArray[Any], where: str, tolerance: float) -> float:
     """Largest difference relative to the largest expected value."""
     if expected.shape != actual.shape:
-        raise VerificationError(f"{where} has the shape {actual.shape} in ONNX Runtime, {expected.shape} in Keras.")
+        raise VerificationError(
+            f"{where} has the shape {actual.shape} in ONNX Runtime, {expected.shape} in the original."
+        )
     a, b = np.asarray(expected, np.float64), np.asarray(actual, np.float64)
     if not np.isfinite(a).all():
-        raise VerificationError(f"{where} is not finite in Keras on random inputs, so the export cannot be verified.")
+        raise VerificationError(
+            f"{where} is not finite in the original on random inputs, so the export cannot be verified."
+        )
     largest = float(np.abs(a).max(initial=0.0))
     difference = float(np.abs(a - b).max(initial=0.0))
     error = difference / largest if largest > 0 else difference
     if not error <= tolerance:
         raise VerificationError(
-            f"{where} differs from Keras by {error:.1e} relative, more than {tolerance:.0e}; nothing was written."
+            f"{where} differs from the original by {error:.1e} relative,"
+            f" more than {tolerance:.0e}: nothing was written."
         )
     return error

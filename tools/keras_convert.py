@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from tools.keras_names import rename_boundary
@@ -36,6 +37,7 @@ _TOKEN = re.compile(r"Lx(\d+)x")
 # Freezing and TensorFlow's own optimisation hold many copies: ResNet50 (102 MB) peaked at 3.0 GB.
 _BYTES_PER_WEIGHT_BYTE = 24
 _BASE_BYTES = 700 * 2**20
+_MOST_BYTES = 2**31 - 2**24  # the rest is for nodes and names
 
 
 @dataclass(frozen=True)
@@ -120,14 +122,28 @@ def conversion_bytes(weight_bytes: int) -> int:
 def available_bytes() -> int | None:
     """Memory that this process could still take, in bytes; None where the system does not say."""
     limits: list[int] = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
+    with contextlib.suppress(OSError, ValueError, KeyError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        limits.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024)
+        limits.append(int(dict(line.split(":") for line in lines)["MemAvailable"].split()[0]) * 1024)
     with contextlib.suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
-        most, used = (group / "memory.max").read_text(), (group / "memory.current").read_text()
-        limits.append(int(most) - int(used))
+        most, used = int((group / "memory.max").read_text()), int((group / "memory.current").read_text())
+        cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        limits.append(most - used + int(cache.get("inactive_file", 0)))
     return min(limits) if limits else None
+
+
+def check_size(weight_bytes: int, what: str) -> None:
+    """Refuse a model that one file cannot hold; neither TensorFlow's graphs nor ONNX messages exceed 2 GiB.
+
+    Raises:
+        ExportError: the weights are too large.
+    """
+    if weight_bytes > _MOST_BYTES:
+        raise ExportError(
+            f"{what}: its {weight_bytes / 1e9:.1f} GB of weights exceed the 2 GiB that the converter can handle; "
+            "export it in parts."
+        )
 
 
 def check_memory(weight_bytes: int, what: str, available: int | None = None) -> None:
@@ -165,14 +181,16 @@ def _eager_functions(rt: Runtime) -> Iterator[None]:
 @contextlib.contextmanager
 def _frugal() -> Iterator[None]:
     """Let tf2onnx optimize in place, and keep garbage collection cheap enough to run after each of its optimizers."""
-    before = os.environ.get(_CATCH_ERRORS)
+    before, frozen = os.environ.get(_CATCH_ERRORS), gc.get_freeze_count()
     os.environ[_CATCH_ERRORS] = "FALSE"
     gc.collect()
-    gc.freeze()  # so that collecting need not look at all of TensorFlow each time
+    if not frozen:
+        gc.freeze()  # so that collecting need not look at all of TensorFlow each time
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
         if before is None:
             del os.environ[_CATCH_ERRORS]
         else:
@@ -244,7 +262,6 @@ class _Callable:
 
 def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
     """Erfc(x) = 1 - Erf(x), as a tf2onnx custom op handler."""
-    import numpy as np
     from tf2onnx import utils
 
     (output,) = node.output

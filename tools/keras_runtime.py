@@ -35,11 +35,7 @@ def runtime() -> Runtime:
     Raises:
         ExportError: one of them is not installed, or Keras is set to another backend.
     """
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if backend != "tensorflow":
-        raise ExportError(
-            f"KERAS_BACKEND is {backend!r}, but the export traces TensorFlow: unset it or set KERAS_BACKEND=tensorflow."
-        )
+    _require_tensorflow(os.environ.get("KERAS_BACKEND", "tensorflow"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import keras
@@ -51,7 +47,13 @@ def runtime() -> Runtime:
             f"exporting Keras models needs TensorFlow, Keras and tf2onnx ({error}); "
             "install them with: pip install 'onnx-pointwise[keras]'"
         ) from error
+    _require_tensorflow(keras.backend.backend())
     return Runtime(tf, keras, tf2onnx)
+
+
+def _require_tensorflow(backend: str) -> None:
+    if backend != "tensorflow":
+        raise ExportError(f"Keras runs on {backend}, but the export traces TensorFlow: set KERAS_BACKEND=tensorflow.")
 
 
 @contextlib.contextmanager

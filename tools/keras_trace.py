@@ -39,6 +39,7 @@ class Traceable:
         layer_of: the layer that a node or tensor name of the converter speaks of.
         weight_bytes: size of all weights.
         notes: sentences for the user.
+        owner: what has to live as long as `call` is used: a signature refers to its variables only weakly.
     """
 
     specs: tuple[Any, ...]
@@ -51,6 +52,7 @@ class Traceable:
     layer_of: LayerOf
     weight_bytes: int
     notes: tuple[str, ...] = ()
+    owner: Any = None
 
 
 def trace_model(rt: Runtime, model: Any, name: str, input_shape: InputShape | None = None) -> Traceable:
@@ -78,14 +80,12 @@ def trace_saved_model(rt: Runtime, source: SavedModelSource, input_shape: InputS
     Raises:
         ExportError: the given shape does not fit.
     """
-    signature, owner = source.signature, source.loaded
+    signature = source.signature
     declared = signature.structured_input_signature[1]
     inputs, outputs = _in_call_order(declared), _in_call_order(signature.structured_outputs)
     specs = [rt.tf.TensorSpec(declared[key].shape, declared[key].dtype, name=key) for key in inputs]
 
     def call(*tensors: Any) -> list[Any]:
-        # The signature refers to its variables only weakly; they live as long as what was loaded.
-        assert owner is not None
         result = signature(**dict(zip(inputs, tensors, strict=True)))
         return [result[key] for key in outputs]
 
@@ -101,6 +101,7 @@ def trace_saved_model(rt: Runtime, source: SavedModelSource, input_shape: InputS
         kernels=tuple(_variable_kernels(variables, layer.layers)),
         layer_of=layer,
         weight_bytes=_bytes(rt, variables),
+        owner=source.loaded,
     )
 
 
@@ -108,7 +109,7 @@ def unique(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
     """The same names, numbered where they repeat or are taken."""
     used, out = set(taken), []
     for name in names:
-        wanted, count = name, 0
+        wanted, count = name, 1
         while wanted in used:
             count += 1
             wanted = f"{name}_{count}"
@@ -186,6 +187,7 @@ def _trace_exported(rt: Runtime, model: Any, name: str, arguments: list[Any]) ->
         call=exported.call,
         tracing=contextlib.nullcontext,
         notes=("The model takes a structure of inputs, so it was converted by way of model.export.",),
+        owner=loaded,
     )
 
 
