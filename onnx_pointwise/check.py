@@ -37,7 +37,7 @@ class Finding:
 
     Attributes:
         code: ``declared_inputs``, ``declared_outputs``, ``output_shape``, ``output_dtype``, ``does_not_run``,
-            ``non_finite`` or ``drift``.
+            ``non_finite``, ``drift`` or ``provider_differs``.
         sentence: The same for a person.
         numbers: What it was decided on.
     """
@@ -82,7 +82,9 @@ class ProviderCheck:
         shapes_equal: Whether all outputs agreed in name, shape and element type in every trial that ran.
         drift: Drift of each output from the first network on the same provider.
         drift_from_cpu: Drift of each output from the first network on the CPU; None on the CPU itself.
-        dense_from_cpu: Drift of the first network on this provider from itself on the CPU, to compare that with.
+        dense_from_cpu: Drift of the first network on this provider from itself on the CPU.
+        rewritten_from_cpu: Drift of the second network on this provider from itself on the CPU: the provider's own
+            error, which a kernel that is wrong for some number of channels makes large.
         trials: The input shapes that were tried.
         nodes_off: Nodes of the second network that run on another provider.
         nodes_off_before: The same of the first network.
@@ -96,6 +98,7 @@ class ProviderCheck:
     drift: Mapping[str, Drift]
     drift_from_cpu: Mapping[str, Drift] | None
     dense_from_cpu: Mapping[str, Drift] | None
+    rewritten_from_cpu: Mapping[str, Drift] | None
     trials: tuple[Trial, ...]
     nodes_off: tuple[AssignedNode, ...]
     nodes_off_before: tuple[AssignedNode, ...]
@@ -109,8 +112,9 @@ class ProviderCheck:
             "software": self.software,
             "shapes_equal": self.shapes_equal,
             "drift": _drift_dict(self.drift),
-            "drift_from_cpu": None if self.drift_from_cpu is None else _drift_dict(self.drift_from_cpu),
-            "dense_from_cpu": None if self.dense_from_cpu is None else _drift_dict(self.dense_from_cpu),
+            "drift_from_cpu": _drift_dict(self.drift_from_cpu),
+            "dense_from_cpu": _drift_dict(self.dense_from_cpu),
+            "rewritten_from_cpu": _drift_dict(self.rewritten_from_cpu),
             "trials": [trial.to_dict() for trial in self.trials],
             "nodes_off": [node.to_dict() for node in self.nodes_off],
             "nodes_off_before": [node.to_dict() for node in self.nodes_off_before],
@@ -172,8 +176,8 @@ class CheckResult:
         }
 
 
-def _drift_dict(drift: Mapping[str, Drift]) -> dict[str, Any]:
-    return {name: value.to_dict() for name, value in drift.items()}
+def _drift_dict(drift: Mapping[str, Drift] | None) -> dict[str, Any] | None:
+    return None if drift is None else {name: value.to_dict() for name, value in drift.items()}
 
 
 def check(
@@ -234,7 +238,9 @@ def check(
     if takes_same_inputs:
         settings = _Settings(threads, optimization, max_drift, latency_seconds if latency else None, seed)
         elsewhere = any(not _is_cpu(provider) for provider in providers)
-        on_cpu = _run(before, batches, "cpu", settings) if elsewhere else None
+        on_cpu = None
+        if elsewhere:
+            on_cpu = _run(before, batches, "cpu", settings), _run(after, batches, "cpu", settings)
         for provider in providers:
             result, more = _check_on(dense, rewritten, provider, batches, on_cpu, settings)
             results.append(result)
@@ -345,18 +351,19 @@ def _check_on(
     after: _Side,
     provider: str,
     batches: Sequence[Batch],
-    on_cpu: _Run | None,
+    on_cpu: tuple[_Run, _Run] | None,
     settings: _Settings,
 ) -> tuple[ProviderCheck, list[Finding]]:
     """Run both networks on one provider, one after the other, and compare."""
     info = providers.provider_info(provider)
-    dense = on_cpu if on_cpu and _is_cpu(provider) else _run(before.source, batches, provider, settings)
+    here = on_cpu if _is_cpu(provider) else None
+    dense = here[0] if here else _run(before.source, batches, provider, settings)
     if isinstance(dense.outputs[0], str):
         raise ModelError(
             f"{model_name(before.source)}: the model does not run on {provider} with inputs {batches[0]}: "
             f"{dense.outputs[0]}; name others with --input-shape."
         )
-    rewritten = _run(after.source, batches, provider, settings)
+    rewritten = here[1] if here else _run(after.source, batches, provider, settings)
     findings: list[Finding] = []
     trials = []
     meter = DriftMeter()
@@ -371,6 +378,14 @@ def _check_on(
             meter.add(first, second)
     drift = meter.result()
     findings.extend(_drift_faults(provider, drift, settings.max_drift))
+    from_cpu: dict[str, Mapping[str, Drift]] = {}
+    if on_cpu and not here:
+        from_cpu = {
+            "drift_from_cpu": _drift_from(on_cpu[0], rewritten, batches),
+            "dense_from_cpu": _drift_from(on_cpu[0], dense, batches),
+            "rewritten_from_cpu": _drift_from(on_cpu[1], rewritten, batches),
+        }
+        findings.extend(_provider_faults(provider, from_cpu["dense_from_cpu"], from_cpu["rewritten_from_cpu"]))
     equal = all(trial.shapes_equal is not False for trial in trials)
     timing = None
     if settings.latency_seconds and equal and not info.software:
@@ -390,8 +405,9 @@ def _check_on(
         software=info.software,
         shapes_equal=equal,
         drift=drift,
-        drift_from_cpu=None if _is_cpu(provider) or on_cpu is None else _drift_from(on_cpu, rewritten, batches),
-        dense_from_cpu=None if _is_cpu(provider) or on_cpu is None else _drift_from(on_cpu, dense, batches),
+        drift_from_cpu=from_cpu.get("drift_from_cpu"),
+        dense_from_cpu=from_cpu.get("dense_from_cpu"),
+        rewritten_from_cpu=from_cpu.get("rewritten_from_cpu"),
         trials=tuple(_merge(trials)),
         nodes_off=rewritten.nodes_off,
         nodes_off_before=dense.nodes_off,
@@ -505,10 +521,39 @@ def _drift_faults(
     return faults
 
 
+# Half precision inside a provider moves outputs by less than this.
+_PROVIDER_ERROR = 0.01
+
+
+def _provider_faults(provider: str, dense: Mapping[str, Drift], rewritten: Mapping[str, Drift]) -> Iterator[Finding]:
+    """Find outputs that a provider computes otherwise than the CPU, though it gets the first network right.
+
+    Seen with WebGPU 0.4: with its own layout, kernels larger than 1x1 are wrong where the number of input channels is
+    a multiple of 3 above 3 but not of 4, and that of output channels one of 4.
+    """
+    for name, value in rewritten.items():
+        usual = dense[name].relative_l2 if name in dense else 0.0
+        if value.relative_l2 > max(_PROVIDER_ERROR, 10 * usual):
+            text = (
+                f"{provider} computes output '{name}' of the second network otherwise than the CPU: it differs by "
+                f"{value.relative_l2:.2g}, that of the first network by {usual:.1g}; choose other ranks, first of all "
+                "multiples of 4, or another provider."
+            )
+            error = value.to_dict()["relative_l2"]
+            numbers = {"provider": provider, "output": name, "rewritten": error, "dense": usual}
+            yield Finding("provider_differs", text, numbers)
+
+
 def _warnings(results: Sequence[ProviderCheck]) -> Iterator[str]:
     for result in results:
         if result.software:
             yield f"{result.provider} ran on {result.device}, a device emulated on the CPU, so it was not timed."
+        for name, value in (result.dense_from_cpu or {}).items():
+            if value.relative_l2 > _PROVIDER_ERROR:
+                yield (
+                    f"{result.provider} computes output '{name}' of the first network otherwise than the CPU already: "
+                    f"it differs by {value.relative_l2:.2g}."
+                )
         extra = len(result.nodes_off) - len(result.nodes_off_before)
         if extra > 0:
             yield f"On {result.provider} {extra} more nodes run on another provider than before."

@@ -323,14 +323,63 @@ def test_no_latency_where_the_networks_cannot_be_compared() -> None:
     assert api(dense(), dense(strides=[2, 2]), threads=1).latency is None
 
 
-def test_two_providers_give_two_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A second name for the CPU stands for a provider that computes the same.
+@pytest.fixture
+def twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second name for the CPU, which stands for another provider that computes the same."""
     entry = providers._Entry("twin", "CPUExecutionProvider", "onnxruntime")
     monkeypatch.setattr(providers, "_BUILT_IN", (*providers._BUILT_IN, entry))
     monkeypatch.setattr(providers, "_entries", lambda: providers._BUILT_IN)
+
+
+@pytest.mark.usefixtures("twin")
+def test_two_providers_give_two_results() -> None:
     result = check(dense(), changed(dense(), 1.5), providers=("twin", "cpu"), max_drift=0.1)
     twin, cpu = result.providers
     assert twin.drift_from_cpu == twin.drift and cpu.drift_from_cpu is None
     assert twin.dense_from_cpu is not None and twin.dense_from_cpu["y"].relative_l2 == 0.0
+    assert twin.rewritten_from_cpu is not None and twin.rewritten_from_cpu["y"].relative_l2 == 0.0
+    assert cpu.dense_from_cpu is None and cpu.rewritten_from_cpu is None
     assert [finding.numbers["provider"] for finding in result.findings] == ["twin", "cpu"]
     assert result.drift == twin.drift
+
+
+class Wrong:
+    """A session whose outputs are off by a share."""
+
+    def __init__(self, session: Any, share: float) -> None:
+        self.session, self.share = session, share
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def run(self, *arguments: Any) -> list[Any]:
+        return [output * (1 + self.share) for output in self.session.run(*arguments)]
+
+
+@pytest.mark.usefixtures("twin")
+@pytest.mark.parametrize(
+    ("dense_share", "rewritten_share", "found", "warned"),
+    [
+        (0.0, 0.0, [], 0),
+        (0.0, 0.005, [], 0),
+        (0.0, 0.5, ["provider_differs"], 0),
+        (0.02, 0.15, [], 1),
+        (0.02, 0.5, ["provider_differs"], 1),
+    ],
+)
+def test_a_provider_that_computes_the_second_network_wrongly(
+    monkeypatch: pytest.MonkeyPatch, dense_share: float, rewritten_share: float, found: list[str], warned: int
+) -> None:
+    before, after = dense().SerializeToString(), changed(dense(), 1.5).SerializeToString()
+    real = providers.open_session
+
+    def open_session(source: bytes, provider: str, **options: Any) -> Any:
+        share = {before: dense_share, after: rewritten_share}[source]
+        return Wrong(real(source, provider, **options), share if provider == "twin" else 0.0)
+
+    monkeypatch.setattr(providers, "open_session", open_session)
+    result = check(before, after, providers=("twin",))
+    assert codes(result) == found
+    assert len(result.warnings) == warned
+    assert result.providers[0].rewritten_from_cpu is not None
+    assert result.providers[0].rewritten_from_cpu["y"].relative_l2 == pytest.approx(rewritten_share, abs=1e-6)

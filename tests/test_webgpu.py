@@ -126,6 +126,18 @@ def test_rewritten_sites_run_there(
     assert there == pytest.approx(here, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("rank", [6, 9, 15])
+def test_ranks_that_a_provider_gets_wrong_are_found(gpu: str, rank: int) -> None:
+    # WebGPU 0.4 gets these wrong, so the check must say so there; a provider that gets them right must pass.
+    shapes = {"x": (1, 16, 12, 12)}
+    dense, bottleneck = pair(rank)
+    x = normal(1, 16, 12, 12, seed=3)
+    here, there = (open_session(bottleneck.SerializeToString(), name).run(None, {"x": x})[0] for name in ("cpu", gpu))
+    right = np.linalg.norm(there - here) < 1e-3 * np.linalg.norm(here)
+    result = check(dense, bottleneck, providers=(gpu,), input_shapes=shapes, latency=False)
+    assert [finding.code for finding in result.findings] == ([] if right else ["provider_differs"])
+
+
 def test_nodes_that_the_provider_leaves_to_the_cpu_are_named(webgpu: str) -> None:
     # LRN has no WebGPU kernel.
     nodes = [
