@@ -416,8 +416,8 @@ def _cuda_failure(entry: _Entry, reason: str) -> str:
         return _sentence(entry, str(error), "install NVIDIA's driver, or run where there is a GPU")
     missing = _missing_library(entry.name)
     if missing:
-        extra = "tensorrt" if entry.name == "tensorrt" else "onnxruntime-gpu[cuda,cudnn]"
-        return _sentence(entry, f"a library is missing ({missing})", f"pip install '{extra}'")
+        extra = "tensorrt" if "nvinfer" in missing else "onnxruntime-gpu[cuda,cudnn]"
+        return _sentence(entry, f"a library is missing ({missing})", f"pip install '{extra}' brings it")
     return _sentence(entry, reason, "compare the CUDA and cuDNN versions with what this onnxruntime-gpu requires")
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from graphs import conv_model, make_model, normal, value
 from onnx import helper
 
 from onnx_pointwise import providers
+from onnx_pointwise.devices import Device, DriverError
 from onnx_pointwise.errors import ModelError, ProviderError
 from onnx_pointwise.providers import discover, nodes_off_provider, open_session, provider_info
 
@@ -141,3 +143,70 @@ def test_quiet_even_where_the_runtime_would_log(capfd: pytest.CaptureFixture[str
     session = open_session(model.SerializeToString())
     assert session.run(None, {"x": np.zeros((1, 8, 8, 8), np.float32)})[0].shape == (1, 4, 6, 6)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime built with CUDA, on a machine whose driver sees a GPU; its libraries are not there."""
+    monkeypatch.setattr(providers, "_built_in_names", lambda: ("CUDAExecutionProvider", "CPUExecutionProvider"))
+    monkeypatch.setattr(providers, "cuda_devices", lambda: [Device("Some GPU", False, "CUDA 13.0")])
+    monkeypatch.setattr(providers, "_preload", lambda: None)
+    warnings.simplefilter("ignore")
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (
+            "libcublasLt.so.13",
+            "a library is missing (libcublasLt.so.13); pip install 'onnxruntime-gpu[cuda,cudnn]' brings it.",
+        ),
+        ("libnvinfer.so.10", "pip install 'tensorrt' brings it."),
+        (None, "ONNX Runtime dropped it without a reason; compare the CUDA and cuDNN versions"),
+    ],
+)
+def test_what_cuda_lacks_is_named(monkeypatch: pytest.MonkeyPatch, missing: str | None, message: str) -> None:
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this runtime has CUDA")
+    monkeypatch.setattr(providers, "_missing_library", lambda name: missing)
+    with pytest.raises(ProviderError) as caught:
+        open_session(dense(), "cuda")
+    assert str(caught.value).startswith("Provider cuda does not load: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_missing_driver_comes_before_missing_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver() -> None:
+        raise DriverError("the NVIDIA driver (libcuda.so.1) is not installed")
+
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this runtime has CUDA")
+    monkeypatch.setattr(providers, "cuda_devices", no_driver)
+    with pytest.raises(ProviderError, match=r"the NVIDIA driver \(libcuda.so.1\) is not installed; install NVIDIA's"):
+        open_session(dense(), "cuda")
+
+
+def test_a_missing_library_is_what_the_loader_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(path: str, mode: int) -> None:
+        raise OSError("libcudart.so.13: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(providers.ctypes, "CDLL", load)
+    assert providers._missing_library("cuda") == "libcudart.so.13"
+
+
+@pytest.mark.parametrize(
+    ("provider", "place"),
+    [
+        ("cpu", None),
+        ("cuda", ("cuda", 0)),
+        ("cuda:device_id=1", ("cuda", 1)),
+        ("tensorrt", ("cuda", 0)),
+        ("directml", ("dml", 0)),
+        ("webgpu", ("webgpu", 0)),
+        ("openvino", None),
+    ],
+)
+def test_where_tensors_can_be_bound(provider: str, place: tuple[str, int] | None) -> None:
+    assert providers.device_memory(provider) == place
