@@ -25,7 +25,16 @@ _INSTRUCTION_SETS = (
     ("fp16", "asimdhp"),
     ("NEON", "asimd"),
 )
-_PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnx-pointwise")
+_PACKAGES = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-ep-openvino",
+    "onnxruntime-ep-webgpu",
+    "onnx-pointwise",
+)
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def _info(entry: _Entry) -> ProviderInfo:
     reason = _missing(entry)
     if reason is None:
         try:
-            _open_probe(entry, {})
+            _probe(entry, (), _environment())
         except ProviderError as error:
             reason = str(error)
     device = _device(entry) if reason is None else None
@@ -327,6 +327,7 @@ def _built_in_names() -> tuple[str, ...]:
     return tuple(name for name in ort.get_available_providers() if name not in plugged)
 
 
+@functools.cache
 def _plugins() -> dict[str, str]:
     """Give runtime name -> import name of the plug-in packages that are installed."""
     return dict(_scan(tuple(sys.path)))
@@ -480,10 +481,9 @@ def _environment() -> tuple[tuple[str, str], ...]:
 @functools.lru_cache(maxsize=64)
 def _probe(entry: _Entry, options: tuple[tuple[str, str], ...], environment: tuple[tuple[str, str], ...]) -> None:
     """Open the probe once for a set of options in an environment; failures are not remembered."""
-    del environment  # only part of the key
-    _open_probe(entry, {})
     if options:
-        _open_probe(entry, dict(options))
+        _probe(entry, (), environment)
+    _open_probe(entry, dict(options))
 
 
 def _open_probe(entry: _Entry, options: dict[str, str]) -> None:

@@ -271,7 +271,7 @@ def test_a_driver_that_the_provider_rejects(webgpu: str, monkeypatch: pytest.Mon
         raise RuntimeError("[ONNXRuntimeError] : 11 : EP_FAIL : Failed to get a WebGPU adapter: No supported adapters")
 
     monkeypatch.setattr(providers, "_create", rejected)
-    assert provider_info(webgpu).reason == (
+    assert reason() == (
         "Provider webgpu does not load: Failed to get a WebGPU adapter: No supported adapters; update the Vulkan "
         "driver (tools/install_webgpu.sh brings a software device that works)."
     )

@@ -6,9 +6,10 @@
 #   tools/install_webgpu.sh --system    only the system packages
 #   PYTHON=.venv/bin/python tools/install_webgpu.sh      another environment
 #
-# The provider crashes on the software device of Mesa 22.3, which Debian 12 ships, so drivers come from the release's
+# The provider rejects the software device of Mesa 22.3, which Debian 12 ships, so drivers come from the release's
 # backports where the release itself has nothing newer. The backports source is the machine's own Debian source with
-# another suite: same host, same keys.
+# another suite: same host, same keys. It stays in sources.list.d/onnx-pointwise-backports.list, where it upgrades
+# nothing that was not installed from it.
 set -eu
 
 needed=25 # first Mesa release series that was seen to work
