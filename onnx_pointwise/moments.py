@@ -139,11 +139,13 @@ def lattices(
             break
         steps[axis] += 1
     each = math.prod(math.ceil(n / s) for n, s in zip(out_size, steps, strict=True))
-    size = max(1, min(count, block_bytes // (4 * patch * each)))
-    rng = np.random.default_rng(seed)
+    # Every offset gets its share of the examples: one lattice alone would look at borders too often, or never.
+    places = list(itertools.product(*(range(min(s, n)) for s, n in zip(steps, out_size, strict=True))))
+    order = np.random.default_rng(seed).permutation(len(places))
+    size = max(1, min(math.ceil(count / len(places)), block_bytes // (4 * patch * each)))
     blocks = []
-    for start in range(0, count, size):
-        offsets = tuple(int(rng.integers(min(s, n))) for s, n in zip(steps, out_size, strict=True))
+    for index, start in enumerate(range(0, count, size)):
+        offsets = places[order[index % len(places)]]
         blocks.append(Lattice(examples[start : start + size], tuple(steps), offsets))
     return blocks
 

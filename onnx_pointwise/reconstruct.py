@@ -112,7 +112,8 @@ def reconstruct(
         bias: The trained bias [O].
         form: How the site is rewritten.
         rank: Channels between the pieces.
-        blocks: Gives the patches and targets, the same ones at each call.
+        blocks: Gives the patches and targets, the same ones at each call. They are asked for once and again for each
+            round.
         method: See `factorize`.
         activation: What follows the site.
         rounds: Rounds through the activation, where it has a flat part.

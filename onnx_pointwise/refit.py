@@ -34,6 +34,8 @@ Array = NDArray[Any]
 
 #: Bytes of activations held in memory, unless told otherwise; beyond, they lie in files.
 MEMORY = 2**31
+# Bytes of patches of one site that are kept from one round to the next.
+_KEPT_BYTES = 2**28
 # One example in so many is held back for the choice of the ridge.
 _HELD_BACK = 4
 
@@ -208,14 +210,28 @@ def _blocks(
     branch = surroundings.branch
     before, after = (run.dense[branch], run.rewritten[branch]) if branch is not None else (None, None)
 
+    def block(lattice: Lattice, held: bool) -> Block:
+        targets = sample(dense, lattice)
+        added = None
+        if before is not None and after is not None:
+            added = sample(after, lattice)
+            targets = targets + sample(before, lattice) - added
+        return Block(patches(drifted, window, lattice), targets, added, held)
+
+    # Rounds through the activation need the blocks again; unfolding them takes about as long as multiplying them.
+    kept: dict[int, Block] = {}
+    room = _KEPT_BYTES
+
     def blocks() -> Iterator[Block]:
-        for lattice, held in plan:
-            targets = sample(dense, lattice)
-            added = None
-            if before is not None and after is not None:
-                added = sample(after, lattice)
-                targets = targets + sample(before, lattice) - added
-            yield Block(patches(drifted, window, lattice), targets, added, held)
+        nonlocal room
+        for index, (lattice, held) in enumerate(plan):
+            made = kept.get(index)
+            if made is None:
+                made = block(lattice, held)
+                if made.patches.nbytes <= room:
+                    room -= made.patches.nbytes
+                    kept[index] = made
+            yield made
 
     return blocks
 

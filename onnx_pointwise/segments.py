@@ -233,14 +233,23 @@ class TwinRun:
             self._cut.pop(value, None)
         self._free()
 
-    def apply(self, session: ort.InferenceSession, source: Array) -> Array:
-        """Run a session with one input and one output on all examples; give the result to `release` or `finish`."""
-        (feed,), (result,) = session.get_inputs(), session.get_outputs()
+    def apply(self, session: ort.InferenceSession, source: Array, given: Mapping[str, Array] | None = None) -> Array:
+        """Run a session with one output on all examples.
+
+        Args:
+            session: The session; its first input takes the examples.
+            source: The examples, [N, ...].
+            given: Its other inputs, by name.
+
+        Returns:
+            Its output; give it to `release` or `finish`.
+        """
+        feed, (result,) = session.get_inputs()[0], session.get_outputs()
         results: dict[str, Array] = {}
         runs = max(1, -(-self.count // self._batch))
         for start in range(0, self.count, self._batch):
             stop = min(start + self._batch, self.count)
-            (part,) = run_session(session, [result.name], {feed.name: source[start:stop]})
+            (part,) = run_session(session, [result.name], {feed.name: source[start:stop], **(given or {})})
             self._collect(results, result.name, part, start, stop, runs)
         return results[result.name]
 

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnx_pointwise.allocate import Response, fit_response
 from onnx_pointwise.collect import SiteMoments
-from onnx_pointwise.factorize import Factors, Form, Method, Rank, error_curve, factorize
-from onnx_pointwise.plan import Choice
-from onnx_pointwise.refit import corrected, site_session
+from onnx_pointwise.factorize import Factors, Form, Method, Rank, compose, error_curve, factorize
+from onnx_pointwise.model_io import runtime_source
+from onnx_pointwise.providers import open_session
+from onnx_pointwise.refit import corrected
 from onnx_pointwise.rewrite import Replacement
 from onnx_pointwise.segments import TwinRun
 from onnx_pointwise.sites import Site
@@ -28,6 +30,7 @@ Array = NDArray[Any]
 
 # Relative squared errors at which a site is tried, about: what plans of half the arithmetic ask of most sites.
 _LEVELS = (0.02, 0.07, 0.2)
+_FORMS: tuple[Form, ...] = ("reduce", "expand")
 # Fewer examples than this have no mean worth taking out.
 _ENOUGH = 8
 _NORMALISERS = {"Softmax", "LogSoftmax", "Sigmoid"}
@@ -134,29 +137,42 @@ def sensitivities(
             reference = [] if rest is None else run.outcome(rest, site, dense)
             covariance, mean = moments[site.name].covariance, moments[site.name].mean
             points = []
-            for choice, bound, made in _trials(site, covariance, method) if rest is not None else ():
+            session = None if rest is None else kernel_session(site, threads)
+            for form, made, bound in _trials(site, covariance, method) if rest is not None else ():
                 weights = corrected(site, Replacement(made, None), mean)
-                moved = run.apply(site_session(model, site, choice, weights, threads), run.dense[source])
-                assert rest is not None
+                assert rest is not None and session is not None and weights.bias is not None
+                given = {"w": compose(made).astype(site.dtype), "b": weights.bias.astype(site.dtype)}
+                moved = run.apply(session, run.dense[source], given)
                 drift = relative_drift(reference, run.outcome(rest, site, moved))
                 run.release(moved)
-                points.append(Point(choice.form, made.rank, bound, made.error**2, drift))
+                points.append(Point(form, made.rank, bound, made.error**2, drift))
             response = fit_response([point.error for point in points], [point.drift for point in points])
             found[site.name] = Sensitivity(tuple(points), response)
             run.finish(site, dense, None)
     return found
 
 
-def _trials(site: Site, covariance: NDArray[np.float64], method: Method) -> Iterator[tuple[Choice, float, Factors]]:
-    """Factors of a few ranks of both simple forms, near the error levels that plans ask for."""
+def kernel_session(site: Site, threads: int | None = None) -> ort.InferenceSession:
+    """Open a session of a site whose kernel and bias, with everything folded in, are inputs: x, w, b to y."""
+    kind = ir.TensorType(ir.DataType.from_numpy(site.dtype))
+    x, w, b = (ir.Value(name=name, type=kind) for name in "xwb")
+    attributes = [attribute for attribute in site.node.attributes.values() if attribute.name != "group"]
+    node = ir.Node("", "Conv", [x, w, b], attributes, outputs=[ir.Value(name="y", type=kind)])
+    graph = ir.Graph([x, w, b], node.outputs, nodes=[node], opset_imports={"": 13}, name=site.name)
+    with runtime_source(ir.Model(graph, ir_version=8)) as source:
+        return open_session(source, "cpu", threads=threads)
+
+
+def _trials(site: Site, covariance: NDArray[np.float64], method: Method) -> Iterator[tuple[Form, Factors, float]]:
+    """Factors of a few ranks of both simple forms, near the error levels that plans ask for, and their bounds."""
     kernel, _ = site.weights()
-    for form in ("reduce", "expand"):
+    for form in _FORMS:
         curve = error_curve(kernel, form, covariance)
         inner = np.sqrt(curve[1:-1])
         ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}
         for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
             factors = factorize(kernel.astype(site.dtype), form, rank, method=method, second_moment=covariance)
-            yield Choice(form, rank), float(curve[rank]), factors
+            yield form, factors, float(curve[rank])
 
 
 def relative_drift(reference: Sequence[Array], moved: Sequence[Array]) -> float:

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_pointwise.calibrated import (
+    Study,
     drift_of,
     make_weights,
     options,
@@ -118,6 +119,10 @@ def run(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     return open_session(serialize(model).SerializeToString(), "cpu", threads=1).run(None, feeds)
 
 
+def look(model: ir.Model, shapes, sites, feeds, **settings: object) -> Study:
+    return study(model, shapes, sites, feeds, patch_limit=4000, **settings)
+
+
 def halved(sites) -> dict[str, Choice]:
     return {site.name: Choice("reduce", max(1, site.in_channels // 3)) for site in sites}
 
@@ -132,7 +137,7 @@ def drift(model: ir.Model, choices, replacements, feeds) -> float:
 def test_refit_beats_factors_made_site_by_site(name):
     model = NETWORKS[name]()
     shapes, sites = prepared(model)
-    found = study(model, shapes, sites, examples(160), threads=1)
+    found = look(model, shapes, sites, examples(160), threads=1)
     choices = halved(sites)
     weights = make_weights(found, choices)
     assert set(weights.refits) == {site.name for site in sites}
@@ -148,7 +153,7 @@ def test_refit_beats_factors_made_site_by_site(name):
 def test_branches_and_activations_are_seen():
     model = residual()
     shapes, sites = prepared(model)
-    done = refit(shapes.model, sites, halved(sites), examples(48), batch=16, threads=1)
+    done = refit(shapes.model, sites, halved(sites), examples(48), batch=16, patch_limit=4000, threads=1)
     targets = [(done[site.name].target, done[site.name].activation) for site in sites]
     # The second projection comes after the site that it is added to, so that site aims at its own output.
     assert targets == [("output", "flat"), ("sum", "flat"), ("output", "flat"), ("sum", "flat")]
@@ -160,7 +165,7 @@ def test_each_correction_helps():
     choices, fresh = halved(sites), examples(64, seed=5)
 
     def reached(**settings: object) -> float:
-        done = refit(shapes.model, sites, choices, examples(160), threads=1, **settings)
+        done = refit(shapes.model, sites, choices, examples(160), patch_limit=4000, threads=1, **settings)
         return drift(model, choices, {name: item.replacement for name, item in done.items()}, fresh)
 
     assert reached(rounds=2) < reached(rounds=0)
@@ -172,7 +177,7 @@ def test_twin_run_computes_what_the_networks_compute(name):
     shapes, sites = prepared(model)
     feeds = examples(21)
     choices = halved(sites)
-    done = refit(shapes.model, sites, choices, feeds, batch=8, threads=1)
+    done = refit(shapes.model, sites, choices, feeds, batch=8, patch_limit=4000, threads=1)
     replacements = {item: value.replacement for item, value in done.items()}
     rewritten = model.clone()
     BottleneckPass(Plan(choices), replacements)(rewritten)
@@ -213,7 +218,7 @@ def test_a_fixed_batch_size_is_kept():
     shapes, sites = prepared(model)
     assert fitting_batch(model, shapes) == 1
     assert fitting_batch(residual(), resolve(residual())) > 1
-    found = study(model, shapes, sites, examples(24), threads=1)
+    found = look(model, shapes, sites, examples(24), threads=1)
     weights = make_weights(found, halved(sites))
     assert weights.drift is not None
     assert np.isfinite(weights.drift)
@@ -254,7 +259,7 @@ def test_wide_sites_are_looked_at_less_closely(monkeypatch, exact, kind):
     model = residual()
     shapes, sites = prepared(model)
     assert moment_kind(sites[-1]) == kind
-    found = study(model, shapes, sites, examples(64), threads=1)
+    found = look(model, shapes, sites, examples(64), threads=1)
     assert found.moments[sites[-1].name].kind == kind
     listed = options(found)
     choices = share_out(listed, {"macs": 0.6 * sum(dense_cost(site).macs for site in sites)})
@@ -284,7 +289,7 @@ def test_sensitivities_are_measured_where_it_counts():
 def test_predicted_drift_ranks_plans():
     model = residual(1)
     shapes, sites = prepared(model)
-    found = study(model, shapes, sites, examples(96), threads=1)
+    found = look(model, shapes, sites, examples(96), threads=1)
     listed = options(found)
     rng = np.random.default_rng(0)
     predicted, measured = [], []
@@ -303,7 +308,7 @@ def test_predicted_drift_ranks_plans():
 def test_shares_stay_within_the_budget(share):
     model = residual(2)
     shapes, sites = prepared(model)
-    found = study(model, shapes, sites, examples(48), threads=1)
+    found = look(model, shapes, sites, examples(48), threads=1)
     listed = options(found)
     whole = sum(dense_cost(site).macs for site in sites)
     choices = share_out(listed, {"macs": share * whole, "params": 0.9 * sum(dense_cost(s).params for s in sites)})
@@ -320,7 +325,7 @@ def test_shares_stay_within_the_budget(share):
 def test_refit_that_does_harm_is_not_kept(monkeypatch):
     model = residual()
     shapes, sites = prepared(model)
-    found = study(model, shapes, sites, examples(64), threads=1)
+    found = look(model, shapes, sites, examples(64), threads=1)
     choices = halved(sites)
     honest = make_weights(found, choices)
 
@@ -340,7 +345,7 @@ def test_same_inputs_same_bytes():
     def once() -> list[bytes]:
         model = residual()
         shapes, sites = prepared(model)
-        found = study(model, shapes, sites, examples(40), threads=1)
+        found = look(model, shapes, sites, examples(40), threads=1)
         weights = make_weights(found, share_out(options(found), {"macs": 0.6 * sum(dense_cost(s).macs for s in sites)}))
         return [item.factors.kernel.tobytes() for item in weights.replacements.values()]
 
@@ -350,7 +355,7 @@ def test_same_inputs_same_bytes():
 def test_few_examples_hold_none_back():
     model = residual()
     shapes, sites = prepared(model)
-    found = study(model, shapes, sites, examples(3), threads=1)
+    found = look(model, shapes, sites, examples(3), threads=1)
     assert not found.held
     weights = make_weights(found, halved(sites))
     assert weights.drift is None
