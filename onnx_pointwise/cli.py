@@ -95,6 +95,10 @@ _Inputs = Annotated[
     Path | None,
     typer.Option("--inputs", metavar="FILE.npz", help="Inputs to check with, by name; random ones otherwise."),
 ]
+_Calibration = Annotated[
+    str,
+    typer.Option(metavar="SOURCE", help="Example inputs: .npz, file.npz:key, .npy, a folder, synthetic, none."),
+]
 _MaxDrift = Annotated[
     list[str],
     typer.Option("--max-drift", metavar="[OUTPUT:]X", help="Fail where the relative L2 drift is larger."),
@@ -151,10 +155,7 @@ def rewrite(
     evaluate: Annotated[
         str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own score of a session, higher is better.")
     ] = None,
-    calibration: Annotated[
-        str,
-        typer.Option(metavar="SOURCE", help="Example inputs: .npz, file.npz:key, .npy, a folder, synthetic, none."),
-    ] = "auto",
+    calibration: _Calibration = "auto",
     calibration_limit: Annotated[int | None, typer.Option(min=1, help="Example inputs to use at most.")] = None,
     preset: Annotated[
         str | None, typer.Option(help=f"Value range of images: {', '.join(PRESETS)}; found out otherwise.")
@@ -236,6 +237,7 @@ def insert(
     node: Annotated[str, typer.Option(help="The convolution to put a 1x1 in front of.")],
     feature_maps: Annotated[int, typer.Option(help="Feature maps that the 1x1 puts out: fewer, as many, or more.")],
     method: _Method = "als",
+    calibration: _Calibration = "auto",
     input_shape: _Shapes = [],
     inputs: _Inputs = None,
     max_drift: _MaxDrift = [],
@@ -255,6 +257,7 @@ def insert(
             node,
             feature_maps,
             method=method,
+            calibration=calibration,
             input_shapes=_named_shapes(input_shape),
             check=not no_check,
             max_drift=_tolerances(max_drift),

@@ -28,8 +28,11 @@ class Run:
 
 
 def run(*arguments: str | Path, columns: int = 80) -> Run:
-    """Run a command in this process; starting one each time would take minutes."""
-    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": str(columns)})
+    """Run a command in this process, on kernels alone unless it says otherwise; anything else would take minutes."""
+    line = list(map(str, arguments))
+    if line[0] in ("rewrite", "insert") and "--calibration" not in line:
+        line += ["--calibration", "none"]
+    result = CliRunner().invoke(app, line, env={"COLUMNS": str(columns)})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Run(result.exit_code, result.stdout, result.stderr)
@@ -210,6 +213,14 @@ def test_bad_files_are_refused(command: str, case: str, tmp_path: Path) -> None:
         (["--rank", "conv2=middle:3"], ["unknown form 'middle'"]),
         (["--target-macs", "0.5", "--ratio", "0.5"], ["one budget"]),
         ([], ["Name a budget"]),
+        (["--max-loss", "0.1"], ["max_loss", "evaluate"]),
+        (["--target-macs", "0.5", "--evaluate", "nowhere:nothing"], ["nowhere:nothing"]),
+        (["--target-macs", "0.5", "--calibration", "missing.npz"], ["missing.npz", "no such file"]),
+        (["--target-macs", "0.5", "--calibration", str(DIGITS.with_suffix(".npz"))], ["calibration, x, y", "image"]),
+        (["--target-macs", "0.5", "--calibration", f"{DIGITS.with_suffix('.npz')}:y"], ["image", "float32"]),
+        (["--target-macs", "0.5", "--calibration", "synthetic", "--preset", "nope"], ["nope", "imagenet"]),
+        (["--target-macs", "0.5", "--calibration", "synthetic", "--mean", "a,b"], ["--mean a,b"]),
+        (["--target-macs", "0.5", "--memory", "1"], ["--memory 1"]),
         (["--target-macs", "0.5", "--form", "sideways"], ["--form sideways"]),
         (["--target-macs", "0.5", "--exclude", "nope"], ["no convolution 'nope'"]),
         (["--target-macs", "0.5", "--input-shape", "image"], ["--input-shape"]),
@@ -272,9 +283,8 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", interrupt)
-    result = CliRunner().invoke(
-        app, ["rewrite", str(DIGITS), str(tmp_path / "out.onnx"), "--ratio", "0.6", "--no-check"]
-    )
+    arguments = ["rewrite", str(DIGITS), str(tmp_path / "out.onnx"), "--ratio", "0.6", "--no-check"]
+    result = CliRunner().invoke(app, [*arguments, "--calibration", "none"])
     assert result.exit_code != 0
     assert list(tmp_path.iterdir()) == []
 
@@ -294,3 +304,29 @@ def test_bench_times_two_models_over_threads(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "bench.json").read_text())
     assert [(row["batch"], row["threads"]) for row in document["rows"]] == [(1, 1), (2, 1)]
     assert {node["site"] for node in document["nodes"]} >= {"conv1", "conv2", "conv3", "conv4", "conv5"}
+
+
+CALIBRATED = ("--target-macs", "0.5", "--calibration", f"{DIGITS.with_suffix('.npz')}:calibration")
+
+
+def test_a_calibrated_rewrite_says_what_it_saw_and_repeats_to_the_byte(tmp_path: Path) -> None:
+    documents = []
+    for name in ("one", "two"):
+        result = run(
+            "rewrite", DIGITS, tmp_path / f"{name}.onnx", *CALIBRATED, "--calibration-limit", "48", "--no-latency",
+            "--json", "-", "--save-plan", tmp_path / f"{name}.json",
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        documents.append(json.loads(result.stdout))
+    first = documents[0]
+    assert first["calibration"]["count"] == 48
+    assert first["calibration"]["held_back_drift"] <= first["calibration"]["held_back_drift_unrefitted"]
+    assert first["after"]["macs"] <= 0.5 * first["before"]["macs"]
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    replay = run(
+        "rewrite", DIGITS, tmp_path / "three.onnx", "--plan", tmp_path / "one.json", *CALIBRATED[2:],
+        "--calibration-limit", "48", "--no-latency",
+    )  # fmt: skip
+    assert replay.returncode == 0, replay.stderr
+    assert (tmp_path / "three.onnx").read_bytes() == (tmp_path / "one.onnx").read_bytes()

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 import onnx_pointwise
+from models.networks import metric
 from onnx_pointwise.errors import ModelError, OutputError, PlanError
 from onnx_pointwise.factorize import FORMS, Form
 from onnx_pointwise.model_io import serialize
@@ -27,7 +29,10 @@ def content(model: ir.Model) -> bytes:
 def test_path_proto_and_ir_model_give_the_same_bytes_and_stay_as_they_were() -> None:
     proto, model = onnx.load(DIGITS), ir.load(DIGITS)
     untouched = proto.SerializeToString(), content(model)
-    results = [onnx_pointwise.rewrite(source, ratio=0.5, check=False) for source in (DIGITS, str(DIGITS), proto, model)]
+    results = [
+        onnx_pointwise.rewrite(source, ratio=0.5, check=False, calibration=None)
+        for source in (DIGITS, str(DIGITS), proto, model)
+    ]
     assert len({content(result.model) for result in results}) == 1
     assert (proto.SerializeToString(), content(model)) == untouched
 
@@ -46,13 +51,13 @@ def test_every_form_is_exact_at_full_rank(form: Form) -> None:
         for site in find_sites(ir.load(DIGITS))
         if site.rewritable
     }
-    result = onnx_pointwise.rewrite(DIGITS, plan=Plan(choices), max_drift=1e-5, latency=False)
+    result = onnx_pointwise.rewrite(DIGITS, plan=Plan(choices), max_drift=1e-5, latency=False, calibration=None)
     assert result.passed
     assert {site.form for site in result.sites} == {form}
 
 
 def test_what_was_rewritten_is_reported_and_saved(tmp_path: Path) -> None:
-    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, latency=False)
+    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, latency=False, calibration=None)
     result.save(tmp_path / "out.onnx")
     assert result.check is not None
     assert result.check.shapes_equal
@@ -64,7 +69,7 @@ def test_what_was_rewritten_is_reported_and_saved(tmp_path: Path) -> None:
 
 
 def test_a_parameter_budget_counts_the_parameters_of_the_file() -> None:
-    result = onnx_pointwise.rewrite(DIGITS, target_params=0.6, check=False)
+    result = onnx_pointwise.rewrite(DIGITS, target_params=0.6, check=False, calibration=None)
     stored = [value.const_value for value in result.model.graph.initializers.values()]
     floats = sum(tensor.size for tensor in stored if tensor is not None and tensor.dtype == ir.DataType.FLOAT)
     assert floats == result.after.params
@@ -73,7 +78,7 @@ def test_a_parameter_budget_counts_the_parameters_of_the_file() -> None:
 
 @pytest.mark.parametrize("maps", [1, 31, 32, 33, 70])
 def test_insert_pointwise_gives_the_feature_maps_asked_for(maps: int) -> None:
-    result = onnx_pointwise.insert_pointwise(DIGITS, "conv2", maps, latency=False)
+    result = onnx_pointwise.insert_pointwise(DIGITS, "conv2", maps, latency=False, calibration=None)
     graph = serialize(result.model).graph
     weights = {item.name: tuple(item.dims) for item in graph.initializer}
     (inserted,) = [node for node in graph.node if node.name == "conv2_reduce"]
@@ -84,12 +89,12 @@ def test_insert_pointwise_gives_the_feature_maps_asked_for(maps: int) -> None:
 
 
 def test_insert_pointwise_works_on_a_stem_too() -> None:
-    result = onnx_pointwise.insert_pointwise(DIGITS, "conv1", 8, latency=False, max_drift=1e-5)
+    result = onnx_pointwise.insert_pointwise(DIGITS, "conv1", 8, latency=False, max_drift=1e-5, calibration=None)
     assert result.passed
 
 
 def test_a_failed_limit_is_a_finding_not_an_exception() -> None:
-    result = onnx_pointwise.rewrite(DIGITS, ratio=0.3, max_drift=1e-9, latency=False)
+    result = onnx_pointwise.rewrite(DIGITS, ratio=0.3, max_drift=1e-9, latency=False, calibration=None)
     assert not result.passed
     assert result.check is not None
     assert [finding.code for finding in result.check.findings] == ["drift"]
@@ -99,8 +104,8 @@ def test_given_inputs_are_what_the_drift_is_measured_on() -> None:
     with np.load(DIGITS.with_suffix(".npz")) as data:
         images = data["x"][:64]
     feed = ir.load(DIGITS).graph.inputs[0].name
-    given = onnx_pointwise.rewrite(DIGITS, ratio=0.8, inputs={str(feed): images}, latency=False)
-    drawn = onnx_pointwise.rewrite(DIGITS, ratio=0.8, latency=False)
+    given = onnx_pointwise.rewrite(DIGITS, ratio=0.8, inputs={str(feed): images}, latency=False, calibration=None)
+    drawn = onnx_pointwise.rewrite(DIGITS, ratio=0.8, latency=False, calibration=None)
     assert given.check is not None
     assert drawn.check is not None
     assert given.check.drift != drawn.check.drift
@@ -108,24 +113,24 @@ def test_given_inputs_are_what_the_drift_is_measured_on() -> None:
 
 def test_a_plan_excludes_budgets() -> None:
     with pytest.raises(PlanError, match="replays as it is"):
-        onnx_pointwise.rewrite(DIGITS, plan=Plan({}), ratio=0.5)
+        onnx_pointwise.rewrite(DIGITS, plan=Plan({}), ratio=0.5, calibration=None)
 
 
 def test_a_plan_for_another_model_is_refused() -> None:
     with pytest.raises(PlanError, match="no convolution 'elsewhere'"):
-        onnx_pointwise.rewrite(DIGITS, plan=Plan({"elsewhere": Choice("reduce", 4)}))
+        onnx_pointwise.rewrite(DIGITS, plan=Plan({"elsewhere": Choice("reduce", 4)}), calibration=None)
 
 
 def test_bad_plan_files(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     with pytest.raises(PlanError, match=r"plan\.json: no such file"):
-        onnx_pointwise.rewrite(DIGITS, plan=path)
+        onnx_pointwise.rewrite(DIGITS, plan=path, calibration=None)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(PlanError, match=r"plan\.json"):
-        onnx_pointwise.rewrite(DIGITS, plan=path)
+        onnx_pointwise.rewrite(DIGITS, plan=path, calibration=None)
     path.write_text("{")
     with pytest.raises(PlanError, match=r"plan\.json: not JSON"):
-        onnx_pointwise.rewrite(DIGITS, plan=path)
+        onnx_pointwise.rewrite(DIGITS, plan=path, calibration=None)
 
 
 def test_a_network_with_nothing_to_gain_comes_back_unchanged() -> None:
@@ -134,7 +139,7 @@ def test_a_network_with_nothing_to_gain_comes_back_unchanged() -> None:
     value = [onnx.helper.make_tensor_value_info(name, 1, ["N", 8, 6, 6]) for name in "xy"]
     graph = onnx.helper.make_graph([depthwise], "depthwise", value[:1], value[1:], [weights])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    result = onnx_pointwise.rewrite(model, ratio=0.5, latency=False, max_drift=0.0)
+    result = onnx_pointwise.rewrite(model, ratio=0.5, latency=False, max_drift=0.0, calibration=None)
     assert result.passed
     assert content(result.model) == content(ir.serde.deserialize_model(model))
     (site,) = result.sites
@@ -168,3 +173,60 @@ def test_inspection_ranks_keep_what_they_say() -> None:
 def test_inspecting_what_is_no_model() -> None:
     with pytest.raises(ModelError, match="no such file"):
         onnx_pointwise.inspect("missing.onnx")
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    with np.load(DIGITS.with_suffix(".npz")) as data:
+        calibration: np.ndarray = data["calibration"][:64]
+    return calibration
+
+
+def test_calibration_keeps_the_accuracy_that_kernels_alone_lose(images: np.ndarray, tmp_path: Path) -> None:
+    accuracies = {}
+    for name, source in (("calibrated", images), ("kernels", None)):
+        result = onnx_pointwise.rewrite(DIGITS, target_macs=0.4, calibration=source, latency=False)
+        assert result.after.macs <= 0.4 * result.before.macs
+        result.save(tmp_path / f"{name}.onnx")
+        accuracies[name] = metric("digits", tmp_path / f"{name}.onnx")
+    assert accuracies["calibrated"] >= metric("digits", DIGITS) - 0.01
+    assert accuracies["calibrated"] > accuracies["kernels"]
+
+
+def test_the_cheapest_network_within_a_drift_limit(images: np.ndarray) -> None:
+    result = onnx_pointwise.rewrite(DIGITS, max_drift=0.02, calibration=images, latency=False)
+    assert result.passed
+    assert result.check is not None
+    assert all(drift.relative_l2 <= 0.02 for drift in result.check.drift.values())
+    assert result.after.macs < 0.7 * result.before.macs
+    assert result.plan.budget == {"max_drift": 0.02}
+
+
+def test_a_score_is_reported_and_limits_the_search(images: np.ndarray) -> None:
+    with np.load(DIGITS.with_suffix(".npz")) as data:
+        x, y = data["x"][:200], data["y"][:200]
+
+    def accuracy(session: ort.InferenceSession) -> float:
+        (output,) = session.run(None, {session.get_inputs()[0].name: x})
+        return float((output.argmax(1) == y).mean())
+
+    result = onnx_pointwise.rewrite(
+        DIGITS, max_loss=0.01, evaluate=accuracy, calibration=images, calibration_limit=32, latency=False
+    )
+    assert result.score is not None
+    assert result.score.passed
+    assert result.score.before - result.score.after <= 0.01
+    assert result.after.macs < result.before.macs
+    harsh = onnx_pointwise.rewrite(
+        DIGITS, target_macs=0.2, max_loss=-1.0, evaluate=accuracy, calibration=None, latency=False
+    )
+    assert not harsh.passed
+
+
+def test_searching_takes_a_limit_and_a_check(images: np.ndarray) -> None:
+    with pytest.raises(PlanError, match="Name a budget"):
+        onnx_pointwise.rewrite(DIGITS)
+    with pytest.raises(PlanError, match="takes the check"):
+        onnx_pointwise.rewrite(DIGITS, max_drift=0.1, check=False)
+    with pytest.raises(PlanError, match="needs a score"):
+        onnx_pointwise.rewrite(DIGITS, max_loss=0.1)
