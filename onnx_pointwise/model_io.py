@@ -131,7 +131,12 @@ def _require_external(tensor: ir.ExternalTensor, where: str) -> None:
     if target.stat().st_nlink > 1:  # what a link into the folder could hide; onnx_ir does not read such files
         raise ModelError(f"{where}: the external data file {location} has several hard links; make it a copy.")
     offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
-    if offset < 0 or length < tensor.nbytes or offset + length > target.stat().st_size:
+    if length != tensor.nbytes:
+        raise ModelError(
+            f"{where}: the external data of '{tensor.name}' are {length} bytes where its shape needs {tensor.nbytes}; "
+            "export the model again."
+        )
+    if offset + length > target.stat().st_size:
         raise ModelError(
             f"{where}: the external data file {location} is too short for '{tensor.name}'; export or copy it again."
         )

@@ -13,6 +13,7 @@ from typing import IO
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import EncodeError
 
 from onnx_pointwise.errors import ModelError
 
@@ -80,7 +81,7 @@ def lay_out(model: ir.Model, *, data_file: str | None = None) -> Layout:
         data_file: Name of the external data file that takes the large initializers; ``None`` for a single file.
 
     Raises:
-        ValueError: What is not an initializer of the main graph is too large for one message.
+        ModelError: What is not an initializer of the main graph fills more than the 2 GiB of one message.
     """
     entries: list[_Entry] = []
     data: list[ir.TensorProtocol] = []
@@ -107,7 +108,12 @@ def lay_out(model: ir.Model, *, data_file: str | None = None) -> Layout:
         offset += tensor.nbytes
 
     proto = without_initializers(model)
-    graph = proto.graph.SerializeToString(deterministic=True)
+    try:
+        graph = proto.graph.SerializeToString(deterministic=True)
+    except EncodeError as error:
+        raise ModelError(
+            "The model's constants and subgraphs fill more than 2 GiB; make initializers of the constants first."
+        ) from error
     proto.ClearField("graph")
     inside = len(graph) + sum(len(_tag(_GRAPH_INITIALIZER, entry.size)) + entry.size for entry in entries)
     head = proto.SerializeToString(deterministic=True) + _tag(_MODEL_GRAPH, inside) + graph

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from google.protobuf.message import EncodeError
 from graphs import (
     constant_node,
     conv_model,
@@ -280,10 +281,13 @@ def test_external_data_at_places_that_are_none(tmp_path: Path) -> None:
     for location in ("../outside.bin", str(tmp_path / "outside.bin"), "a/../../outside.bin", "/etc/passwd"):
         place(path, location=location)
         refused(path, "outside the model's folder")
-    for wrong in ({"offset": "99999999"}, {"length": "4"}, {"length": "99999999"}):
+    path = saved_externally(inner)
+    place(path, offset="99999999")
+    refused(path, "too short")
+    for length in ("4", "99999999"):
         path = saved_externally(inner)
-        place(path, **wrong)
-        refused(path, "too short")
+        place(path, length=length)
+        refused(path, f"the external data of 'W' are {length} bytes where its shape needs 1728; export the model again")
     for wrong in ({"offset": "-4"}, {"length": "-1"}, {"offset": "many"}):
         path = saved_externally(inner)
         place(path, **wrong)
@@ -534,6 +538,23 @@ def test_a_model_too_large_for_one_message(tmp_path: Path, monkeypatch: pytest.M
     assert saved_bytes(model) == file_bytes(path)
     with pytest.raises(ModelError, match="more than 2 GiB"):
         to_bytes(model)
+
+
+def test_constants_too_large_for_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Huge:
+        """Stands for a graph that protobuf cannot put into one message."""
+
+        graph: Any
+
+        def __init__(self, *_: object) -> None:
+            self.graph = self
+
+        def SerializeToString(self, **_: object) -> bytes:  # noqa: N802
+            raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr("onnx_pointwise.wire.without_initializers", Huge)
+    with pytest.raises(ModelError, match="constants and subgraphs fill more than 2 GiB; make initializers"):
+        to_bytes(load(small()))
 
 
 # --- for the runtime --------------------------------------------------------------------------------------------------
