@@ -159,18 +159,6 @@ def test_branches_and_activations_are_seen():
     assert targets == [("output", "flat"), ("sum", "flat"), ("output", "flat"), ("sum", "flat")]
 
 
-def test_each_correction_helps():
-    model = residual(3)
-    shapes, sites = prepared(model)
-    choices, fresh = halved(sites), examples(64, seed=5)
-
-    def reached(**settings: object) -> float:
-        done = refit(shapes.model, sites, choices, examples(160), patch_limit=4000, threads=1, **settings)
-        return drift(model, choices, {name: item.replacement for name, item in done.items()}, fresh)
-
-    assert reached(rounds=2) < reached(rounds=0)
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_twin_run_computes_what_the_networks_compute(name):
     model = NETWORKS[name]()
