@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
+from threadpoolctl import threadpool_limits
 
 from onnx_pointwise.budget import NO_BUDGET, Budget, Split, choose, hand_made, settle
 from onnx_pointwise.calibrated import Progress, Study, Weights, make_weights, study
@@ -390,36 +392,50 @@ class _Job:
     inputs: Mapping[str, NDArray[Any]] | None
     input_shapes: Mapping[str, Sequence[int]] | None
 
+    @property
+    def blas(self) -> AbstractContextManager[Any]:
+        """Limit the threads of linear algebra, to one unless told otherwise.
+
+        Two pools of threads that wait by spinning, the runtime's and this one, slow each other down many times over as
+        soon as anything else runs; and the sums of one thread do not depend on the number of cores.
+        """
+        return threadpool_limits(self.threads or 1, user_api="blas")
+
     def study(self, names: Sequence[str], *, measure: bool) -> Study | None:
         """Look at sites with the example inputs, where there are any."""
         if not self.examples.inputs or not names:
             return None
-        return study(
-            self.base,
-            self.shapes,
-            [site for site in self.sites if site.name in names],
-            self.examples.inputs,
-            method=self.method,
-            measure=measure,
-            memory=self.memory,
-            seed=self.seed,
-            threads=self.threads,
-            progress=self.progress,
-        )
+        with self.blas:
+            return study(
+                self.base,
+                self.shapes,
+                [site for site in self.sites if site.name in names],
+                self.examples.inputs,
+                method=self.method,
+                measure=measure,
+                memory=self.memory,
+                seed=self.seed,
+                threads=self.threads,
+                progress=self.progress,
+            )
 
     def plan(self, split: Split, wanted: Budget, found: Study | None) -> Plan:
         """Choose forms and ranks under a budget."""
-        chosen = choose(self.sites, split, wanted, self.before, forms=self.forms, method=self.method, found=found)
+        with self.blas:
+            chosen = choose(self.sites, split, wanted, self.before, forms=self.forms, method=self.method, found=found)
         return replace(chosen, calibration=self.examples.description)
 
     def attempt(self, plan: Plan, found: Study | None) -> _Attempt:
         """Compute weights for a plan and rewrite a copy of the model."""
         by_name = {site.name: site for site in self.sites}
-        made = None if found is None else make_weights(found, plan.choices, refit=self.refit, progress=self.progress)
-        weights = dict(made.replacements) if made is not None else {}
-        for name, choice in plan.choices.items():
-            if name not in weights:
-                weights[name] = replacement(by_name[name], choice, plan.method)
+        made = None
+        with self.blas:
+            if found is not None:
+                made = make_weights(found, plan.choices, refit=self.refit, progress=self.progress)
+            weights = dict(made.replacements) if made is not None else {}
+            for name, choice in plan.choices.items():
+                if name not in weights:
+                    weights[name] = replacement(by_name[name], choice, plan.method)
         model = self.base.clone()
         BottleneckPass(plan, weights)(model)
         return _Attempt(plan, model, weights, made)
