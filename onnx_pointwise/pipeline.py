@@ -393,13 +393,14 @@ class _Job:
     input_shapes: Mapping[str, Sequence[int]] | None
 
     @property
-    def blas(self) -> AbstractContextManager[Any]:
+    def blas(self) -> AbstractContextManager[object]:
         """Limit the threads of linear algebra, to one unless told otherwise.
 
         Two pools of threads that wait by spinning, the runtime's and this one, slow each other down many times over as
         soon as anything else runs; and the sums of one thread do not depend on the number of cores.
         """
-        return threadpool_limits(self.threads or 1, user_api="blas")
+        limits: AbstractContextManager[object] = threadpool_limits(self.threads or 1, user_api="blas")
+        return limits
 
     def study(self, names: Sequence[str], *, measure: bool) -> Study | None:
         """Look at sites with the example inputs, where there are any."""

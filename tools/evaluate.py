@@ -20,6 +20,7 @@ import multiprocessing
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,9 +38,10 @@ from onnx_pointwise.benchmark import compare
 from onnx_pointwise.errors import InputError, OnnxPointwiseError
 from onnx_pointwise.factorize import Method
 from onnx_pointwise.model_io import require_writable, write_text
+from onnx_pointwise.providers import open_session
 from onnx_pointwise.report import count, percent, size
 
-DENSE = "dense"
+DENSE, REFIT = "dense", "refit"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Row:
         latency: Latency as a share of the dense network's, medians of interleaved runs; ``None`` if not timed.
         latency_interval: 95 % bootstrap interval of it.
         seconds: Wall time of the rewrite.
+        passes: The same by the time that one pass of the calibration inputs through the dense network takes in ONNX
+            Runtime; ``None`` without calibration inputs.
         peak_bytes: Peak memory of the rewrite's process.
         refused: Why there is no rewritten network, where there is none.
     """
@@ -69,6 +73,7 @@ class Row:
     latency: float | None = None
     latency_interval: tuple[float, float] | None = None
     seconds: float | None = None
+    passes: float | None = None
     peak_bytes: int | None = None
     refused: str | None = None
 
@@ -115,21 +120,46 @@ def named_inputs(path: Path, examples: NDArray[Any] | Mapping[str, NDArray[Any]]
 
 
 def _rewrite(source: str, target: str, options: dict[str, Any], examples: dict[str, NDArray[Any]] | None) -> Any:
-    """Rewrite in a process of its own; gives cost, seconds and peak memory, or the sentence of a refusal."""
+    """Rewrite in a process of its own; gives cost, seconds, passes and peak memory, or the sentence of a refusal."""
     try:
-        result = onnx_pointwise.rewrite(source, calibration=examples, check=False, **options)
+        calibration: Any = "auto" if examples is None else examples
+        result = onnx_pointwise.rewrite(source, calibration=calibration, check=False, **options)
     except OnnxPointwiseError as error:
         return str(error)
     result.save(target)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return result.after.macs, result.after.params, result.seconds["total"], peak
+    seconds = result.seconds["total"]
+    passes = None if examples is None else seconds / _dense_pass(source, examples)
+    return result.after.macs, result.after.params, seconds, passes, peak
+
+
+def _dense_pass(path: str, examples: dict[str, NDArray[Any]], batch: int = 64) -> float:
+    """Seconds that all examples take through a network, after a warm-up; the faster of two passes."""
+    session = open_session(path)
+    fixed = [item.shape[0] for item in session.get_inputs() if item.shape and isinstance(item.shape[0], int)]
+    batch = fixed[0] if fixed else batch
+    count = len(next(iter(examples.values())))
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for index in range(0, count, batch):
+            session.run(None, {name: array[index : index + batch] for name, array in examples.items()})
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _options(method: str, target: float) -> dict[str, Any]:
+    """``refit`` is the full method; any other name is a way to factorise without it."""
+    if method == REFIT:
+        return {"target_macs": target}
+    return {"target_macs": target, "method": method, "refit": False}
 
 
 def evaluate(
     module: ModuleType,
     name: str,
     *,
-    methods: list[Method],
+    methods: list[str],
     targets: list[float],
     calibration_limit: int | None,
     metric_limit: int | None,
@@ -150,13 +180,12 @@ def evaluate(
         for target in targets:
             for method in methods:
                 out = Path(folder) / "rewritten.onnx"
-                options = {"target_macs": target, "method": method}
                 with context.Pool(1) as pool:
-                    outcome = pool.apply(_rewrite, (str(path), str(out), options, examples))
+                    outcome = pool.apply(_rewrite, (str(path), str(out), _options(method, target), examples))
                 if isinstance(outcome, str):
                     yield Row(name, method, target, None, None, None, refused=outcome)
                     continue
-                macs, params, seconds, peak = outcome
+                macs, params, seconds, passes, peak = outcome
                 timed = compare(path, out) if latency else None
                 yield Row(
                     name,
@@ -168,17 +197,18 @@ def evaluate(
                     None if timed is None else timed.ratio,
                     None if timed is None else timed.interval,
                     seconds,
+                    passes,
                     peak,
                 )
 
 
-HEADS = ("network", "method", "target", "metric", "MACs", "params", "latency", "seconds", "memory")
+HEADS = ("network", "method", "target", "metric", "MACs", "params", "latency", "seconds", "passes", "memory")
 
 
 def cells(row: Row, dense: Row) -> list[str]:
     """Write a row, costs as shares of the dense network's."""
     if row.refused is not None:
-        return [row.network, row.method, f"{row.target:g}", row.refused, "", "", "", "", ""]
+        return [row.network, row.method, f"{row.target:g}", row.refused, "", "", "", "", "", ""]
     assert row.metric is not None
     assert row.macs is not None
     assert row.params is not None
@@ -192,6 +222,7 @@ def cells(row: Row, dense: Row) -> list[str]:
         count(row.params) if first else percent(row.params / max(1, dense.params or 0)),
         "" if row.latency is None else f"{row.latency:.2f}",
         "" if row.seconds is None else f"{row.seconds:.1f}",
+        "" if row.passes is None else f"{row.passes:.1f}",
         "" if row.peak_bytes is None else size(row.peak_bytes),
     ]
 
@@ -212,10 +243,10 @@ def main(
     file: Annotated[Path, typer.Argument(help="Python file that describes the networks.", show_default=False)],
     network: Annotated[list[str], typer.Option(help="Only these networks.")] = [],  # noqa: B006
     target_macs: Annotated[str, typer.Option(help="Shares of the MACs to keep, comma-separated.")] = "0.7,0.5",
-    method: Annotated[str, typer.Option(help="Methods, comma-separated.")] = "refit",
+    method: Annotated[str, typer.Option(help="svd, whitened, als and refit, comma-separated.")] = REFIT,
     calibration_limit: Annotated[int | None, typer.Option(min=1, help="Calibration inputs to use at most.")] = None,
     metric_limit: Annotated[int | None, typer.Option(min=1, help="Inputs of the metric to use at most.")] = None,
-    no_data: Annotated[bool, typer.Option("--no-data", help="Give no calibration inputs.")] = False,
+    no_data: Annotated[bool, typer.Option("--no-data", help="Give no calibration inputs: synthetic ones.")] = False,
     no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not time the networks.")] = False,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table as Markdown.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows as JSON.")] = None,
@@ -234,7 +265,7 @@ def main(
         if unknown:
             raise InputError(f"{file}: has no network '{unknown[0]}'; it has {', '.join(module.NETWORKS)}.")
         rows: list[Row] = []
-        table = Table(*HEADS, box=None)
+        table = Table(*HEADS, box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for name in names:
             for row in evaluate(
                 module,
@@ -260,8 +291,8 @@ def main(
         raise typer.Exit(2) from None
 
 
-def _methods(text: str) -> list[Method]:
-    names = get_args(Method)
+def _methods(text: str) -> list[str]:
+    names = (*get_args(Method), REFIT)
     picked = [name for name in names if name in text.split(",")]
     if len(picked) != len(text.split(",")):
         raise InputError(f"--method {text}: use one or more of {', '.join(names)}, with commas between them.")
