@@ -22,8 +22,8 @@ def run(*arguments: str | Path) -> tuple[int, str]:
 
 def test_the_table_holds_dense_and_every_method_and_budget(tmp_path: Path) -> None:
     code, _ = run(
-        NETWORKS, "--target-macs", "0.6,0.0001", "--method", "als", "--calibration-limit", "24", "--metric-limit", "100",
-        "--no-latency", "--json", tmp_path / "rows.json", "--markdown", tmp_path / "rows.md",
+        NETWORKS, "--target-macs", "0.6,0.0001", "--method", "als", "--calibration-limit", "24",
+        "--metric-limit", "100", "--no-latency", "--json", tmp_path / "rows.json", "--markdown", tmp_path / "rows.md",
     )  # fmt: skip
     assert code == 0
     dense, rewritten, refused = json.loads((tmp_path / "rows.json").read_text())
