@@ -184,9 +184,6 @@ def _run_for_shapes(model: ir.Model, values: Sequence[ir.Value], inputs: Mapping
         if name not in inputs or value.dtype is None:
             raise ModelError(f"Input '{name}' declares no shape; give one with --input-shape {name}:1,...")
         feeds[name] = np.zeros(inputs[name], value.dtype.numpy())
-    # Declared output shapes would contradict the chosen sizes.
-    for value in probe.graph.outputs:
-        value.shape = None
     with runtime_source(probe) as source:
         session = open_session(source)
         try:

@@ -319,6 +319,11 @@ def everywhere() -> onnx.ModelProto:
 def test_tensors_are_found_wherever_they_lie(tmp_path: Path) -> None:
     names = sorted(str(tensor.name) for tensor in tensors(load(everywhere())))
     assert names == ["E", "V", "W", "in_else_branch", "in_then_branch", "own"]
+    branches = if_model(normal(5, 4, 3, 3)).graph.node
+    function = helper.make_function("local", "F", ["x", "W", "flag"], ["y"], branches, [helper.make_opsetid("", 17)])
+    model = function_model(normal(5, 5, 3, 3))
+    model.functions.append(function)
+    assert "E" in {tensor.name for tensor in tensors(load(model))}
 
 
 @pytest.mark.parametrize("external", [None, True, False])
@@ -487,6 +492,21 @@ def test_a_target_is_replaced_in_one_step(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_the_model_file_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees it sees the data it needs, too."""
+    moved: list[str] = []
+    replace = Path.replace
+
+    def watched(self: Path, target: Path) -> Path:
+        moved.append(self.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    for name in ("a.onnx", "z.onnx"):
+        save(load(small()), tmp_path / name, use_external_data_format=True)
+    assert moved == ["a.onnx.data", "a.onnx", "z.onnx.data", "z.onnx"]
 
 
 def test_long_names_are_written(tmp_path: Path) -> None:

@@ -220,14 +220,21 @@ def test_arithmetic_with_something_computed_or_with_itself_stays() -> None:
     assert only(make_model(nodes, *shapes, {"W": normal(6, 4, 3, 3)})).folds == ()
 
 
-@pytest.mark.parametrize(("opset", "training"), [(13, True), (14, True), (14, False), (9, False)])
-def test_batch_normalization_in_training_does_not_fold(opset: int, training: bool) -> None:
-    outputs = ["y"]
-    attributes: dict[str, int] = {}
-    if training and opset < 14:
-        outputs += ["mean", "variance", "saved_mean", "saved_variance"]
-    elif training:
-        outputs, attributes = ["y", "mean", "variance"], {"training_mode": 1}
+@pytest.mark.parametrize(
+    ("opset", "outputs", "attributes"),
+    [
+        (9, ["y"], {}),
+        (14, ["y"], {}),
+        (14, ["y", "", ""], {"training_mode": 0}),
+        (13, ["y", "mean", "variance", "saved_mean", "saved_variance"], {}),
+        (14, ["y", "mean", "variance"], {"training_mode": 1}),
+        (14, ["y"], {"training_mode": 1}),
+    ],
+)
+def test_batch_normalization_in_training_does_not_fold(
+    opset: int, outputs: list[str], attributes: dict[str, int]
+) -> None:
+    training = "mean" in outputs or attributes.get("training_mode") == 1
     nodes = [
         helper.make_node("Conv", ["x", "W"], ["c"], name="conv"),
         helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], outputs, name="bn", **attributes),
@@ -247,8 +254,9 @@ def test_folding_does_not_cross_a_second_consumer_or_a_subgraph() -> None:
     weights = {"W": normal(6, 4, 3, 3), "two": np.array(2, np.float32)}
     model = make_model(nodes, [value("x", [1, 4, 8, 8])], [value("y", None), value("z", None)], weights)
     assert [node.op_type for node in only(model).folds] == ["Mul"]
-    branch = helper.make_graph([helper.make_node("Add", ["c", "two"], ["o"])], "branch", [], [value("o", None)])
-    nodes = [nodes[0], helper.make_node("If", ["flag"], ["y"], name="if", then_branch=branch, else_branch=branch)]
+    then = helper.make_graph([helper.make_node("Add", ["c", "two"], ["o"])], "then", [], [value("o", None)])
+    other = helper.make_graph([helper.make_node("Relu", ["x"], ["o"])], "else", [], [value("o", None)])
+    nodes = [nodes[0], helper.make_node("If", ["flag"], ["y"], name="if", then_branch=then, else_branch=other)]
     inputs = [value("x", [1, 4, 8, 8]), value("flag", [], np.bool_)]
     assert only(make_model(nodes, inputs, [value("y", None)], weights)).folds == ()
 
@@ -400,10 +408,11 @@ def test_functions() -> None:
 
 
 def test_a_function_s_values_are_not_those_of_the_graph() -> None:
-    """The function's convolution puts out `b`; so does a Relu outside, of another size."""
+    """The function's second convolution puts out `c`; so does a pooling outside, of another size."""
     model = function_model(normal(5, 5, 3, 3))
-    model.graph.node.append(helper.make_node("MaxPool", ["x"], ["b"], kernel_shape=[2, 2], strides=[2, 2]))
-    model.graph.output.append(value("b", [1, 5, 4, 4]))
+    model.graph.node.append(helper.make_node("MaxPool", ["x"], ["c"], kernel_shape=[2, 2], strides=[2, 2]))
+    model.graph.output.append(value("c", [1, 5, 4, 4]))
+    assert resolve(load(model)).shapes["c"] == (1, 5, 4, 4)
     assert all(site.out_size == () for site in sites(model))
 
 
