@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.factorize import Factors, Method, factorize
+from onnx_pointwise.merge import merge_pointwise
 from onnx_pointwise.plan import Choice, Plan, require_sites
 from onnx_pointwise.sites import Site, constant, find_sites, nodes_with_scope
 
@@ -57,7 +58,8 @@ class BottleneckPass(ir.passes.InPlacePass):
     """Apply a plan to a model, in place.
 
     The kxk convolution keeps its node name, attributes, metadata and doc string, and the last piece of a site keeps
-    the name and the consumers of the value that the site produced. New names derive from the site's name and never
+    the name and the consumers of the value that the site produced. Inserted 1x1 convolutions that follow one another
+    directly become one, see ``merge``. New names derive from the site's name and never
     collide. Inputs, outputs, dynamic dimensions, operator sets and the IR version stay as they are.
 
     Args:
@@ -84,8 +86,8 @@ class BottleneckPass(ir.passes.InPlacePass):
             for name, choice in self.plan.choices.items()
         }
         names = _Names(model)
-        for name in weights:
-            _rewrite_site(model, sites[name], weights[name], names)
+        inserted = [node for name in weights for node in _rewrite_site(model, sites[name], weights[name], names)]
+        merge_pointwise(inserted)
         return ir.passes.PassResult(model, modified=bool(self.plan.choices))
 
 
@@ -110,7 +112,9 @@ class _Names:
         return name
 
 
-def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Names) -> None:
+def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Names) -> list[ir.Node]:
+    """Cut one site over; gives the 1x1 convolutions that were inserted."""
+    inserted: list[ir.Node] = []
     node, graph, factors = site.node, site.node.graph, weights.factors
     assert isinstance(graph, ir.Graph), "sites in functions are refused"
     dtype, spatial = site.dtype, len(site.kernel_shape)
@@ -148,6 +152,7 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
         first = pointwise(node.inputs[0], factors.before, None, "reduce")
         first.outputs[0].shape = _with_channels(node.inputs[0], factors.before.shape[0])
         graph.insert_before(node, first)
+        inserted.append(first)
         node.replace_input_with(0, first.outputs[0])
     node.resize_inputs(2 if factors.after is not None or bias is None else 3)
     node.replace_input_with(1, stored(factors.kernel, f"{site.name}_weight"))
@@ -155,6 +160,7 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
     if factors.after is not None:
         last = pointwise(produced, factors.after, bias, "expand")
         graph.insert_after(node, last)
+        inserted.append(last)
         middle_shape = _with_channels(result, factors.kernel.shape[0])
         _hand_over(result, last.outputs[0], keep=last)
         produced.name = names.fresh(f"{site.name}_output")
@@ -167,6 +173,7 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
     graph.remove(list(site.folds), safe=True)
     for value in replaced:
         _drop_if_unused(value)
+    return inserted
 
 
 def _with_channels(value: ir.Value | None, channels: int) -> ir.Shape | None:

@@ -15,6 +15,9 @@ import pytest
 from models import networks
 from tools import train_digits
 
+# TensorFlow and a software GPU driver bring an LLVM each, and crash one another in one process.
+pytestmark = pytest.mark.keras
+
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_ACCURACY = 0.985
 

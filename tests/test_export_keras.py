@@ -37,6 +37,9 @@ from onnx_pointwise.errors import OnnxPointwiseError, OutputError
 from tools import export_keras, keras_check, keras_convert, keras_runtime
 from tools.export_keras import ExportError, VerificationError, app, export, parse_input_shape
 
+# TensorFlow and a software GPU driver bring an LLVM each, and crash one another in one process.
+pytestmark = pytest.mark.keras
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -21,6 +21,9 @@ from models.tutorial import conv3x3, decrease, increase, projection
 from models.vgg import vgg16
 from tools.export_keras import export
 
+# TensorFlow and a software GPU driver bring an LLVM each, and crash one another in one process.
+pytestmark = pytest.mark.keras
+
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 300_000  # bytes
 SMALL = {
