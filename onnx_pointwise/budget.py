@@ -290,11 +290,13 @@ def by_targets(
         fixed: What choices made by hand have saved already.
 
     Returns:
-        Choices by site name; the others stay dense.
+        Choices by site name; the others stay dense. None at all where no site can be made cheaper, whatever the target.
 
     Raises:
-        PlanError: The budget cannot be met.
+        PlanError: Some sites can be made cheaper, but not by enough.
     """
+    if not any(len(option.choices) > 1 for option in listed):
+        return {}  # nothing to gain anywhere: each site says why
     limits: dict[Resource, float] = {}
     for resource, target in targets.items():
         whole = total.macs if resource == "macs" else total.params

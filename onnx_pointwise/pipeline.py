@@ -46,6 +46,8 @@ class SiteResult:
         before: Cost before; ``None`` where it is not known.
         after: Cost after; the same as before where the site stays dense.
         refusal: Why it stays dense.
+        moment: How closely its inputs were looked at: ``exact``, ``stationary`` or ``channels``, see
+            ``collect.SiteMoments``; ``None`` where only the kernel was.
     """
 
     name: str
@@ -55,6 +57,7 @@ class SiteResult:
     before: SiteCost | None
     after: SiteCost | None
     refusal: Refusal | None
+    moment: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
@@ -68,6 +71,7 @@ class SiteResult:
             "params_before": None if self.before is None else self.before.params,
             "params_after": None if self.after is None else self.after.params,
             "refusal": None if self.refusal is None else self.refusal.to_dict(),
+            "moment": self.moment,
         }
 
 
@@ -328,7 +332,7 @@ def rewrite(
         attempt = job.search(split, found, score) if searched else job.attempt(job.plan(split, wanted, found), found)
     clock.lap("weights")
 
-    reports = tuple(_report(site, attempt.plan, attempt.weights) for site in sites)
+    reports = tuple(_report(site, attempt.plan, attempt.weights, found) for site in sites)
     after = model_cost(attempt.model, resolve(attempt.model, shapes.inputs)) if attempt.plan.choices else before
     verdict = job.verdict(attempt.model, found, latency=latency) if check else None
     clock.lap("check")
@@ -492,7 +496,7 @@ def _read_plan(plan: Plan | str | Path) -> Plan:
         raise PlanError(f"{path}: cannot be read as a plan: {error}.") from error
 
 
-def _report(site: Site, plan: Plan, weights: Mapping[str, Replacement]) -> SiteResult:
+def _report(site: Site, plan: Plan, weights: Mapping[str, Replacement], found: Study | None) -> SiteResult:
     known = bool(site.in_size and site.out_size)
     dense = dense_cost(site) if known else None
     choice = plan.choices.get(site.name)
@@ -501,7 +505,9 @@ def _report(site: Site, plan: Plan, weights: Mapping[str, Replacement]) -> SiteR
         return SiteResult(site.name, None, None, None, dense, dense, refusal)
     cost = choice.cost(site) if known else None
     error = weights[site.name].factors.error
-    return SiteResult(site.name, choice.form, choice.rank, error, dense, cost, None)
+    seen = found.moments.get(site.name) if found is not None else None
+    moment = None if seen is None else seen.kind
+    return SiteResult(site.name, choice.form, choice.rank, error, dense, cost, None, moment)
 
 
 def insert_pointwise(

@@ -192,11 +192,21 @@ def rewrite(result: RewriteResult) -> RenderableType:
 def calibration(result: RewriteResult) -> list[Text]:
     """Say what the weights were computed from, and what the examples held back say."""
     lines = [Text(str(result.calibration["sentence"]))]
+    coarse = [site for site in result.sites if site.moment not in (None, "exact")]
+    for kind, words in (
+        ("stationary", "taken to be the same at every position of the kernel"),
+        ("channels", "looked at across channels only"),
+    ):
+        names = [site.name for site in coarse if site.moment == kind]
+        if names:
+            lines.append(Text(f"Too wide for exact second moments, so {words}: {', '.join(names)}."))
     found = result.calibrated
     if found is not None and found.drift is not None and found.unrefitted is not None:
         kept = "kept" if found.refits else "not kept"
         plain = f"{found.unrefitted:.3f} without refit, which was {kept}"
         lines.append(Text(f"Drift on examples held back: {found.drift:.3f}; {plain}."))
+    if not result.plan.choices:
+        lines.append(Text("Nothing was rewritten; the model is as it was.", style="bold yellow"))
     if result.score is not None:
         score = result.score
         lines.append(
