@@ -113,7 +113,7 @@ def inspect(
     if inline_functions and loaded.functions:
         loaded = InlinePass()(loaded.clone()).model
     shapes = resolve(loaded, input_shapes)
-    cost = model_cost(loaded, shapes, file_bytes=file_bytes(model) if isinstance(model, str | Path) else None)
+    cost = model_cost(loaded, shapes, file_bytes=file_bytes(model, loaded) if isinstance(model, str | Path) else None)
     views = tuple(_view(site, cost) for site in find_sites(loaded, shapes, min_channels=min_channels))
     return Inspection(cost, views, shapes.inputs, shapes.assumed)
 

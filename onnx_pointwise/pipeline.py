@@ -284,7 +284,7 @@ def rewrite(
         base = InlinePass()(base).model
     shapes = resolve(base, input_shapes)
     sites = find_sites(base, shapes, min_channels=min_channels)
-    before = model_cost(dense, shapes, file_bytes=file_bytes(model) if isinstance(model, str | Path) else None)
+    before = model_cost(dense, shapes, file_bytes=file_bytes(model, dense) if isinstance(model, str | Path) else None)
     examples = calibrate(
         base,
         calibration,
