@@ -123,6 +123,10 @@ def inspect(
     input_shape: _Shapes = [],
     min_channels: _MinChannels = MIN_CHANNELS,
     inline_functions: _Inline = False,
+    treads: Annotated[
+        str | None, typer.Option(metavar="PROVIDER", help="Measure latency over the ranks on a provider: cpu, ...")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of that measurement.")] = None,
     json_file: _Json = None,
 ) -> None:
     """Show each convolution: cost, spectrum, the ranks that would do, or why it stays dense."""
@@ -132,6 +136,8 @@ def inspect(
         input_shapes=_named_shapes(input_shape),
         min_channels=min_channels,
         inline_functions=inline_functions,
+        treads_on=treads,
+        threads=threads,
     )
     output.show(report.inspection(result))
     output.save(result.to_dict())

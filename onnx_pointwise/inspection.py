@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from onnx_ir.passes.common import InlinePass
 
 from onnx_pointwise.cost import ModelCost, SiteCost, dense_cost, model_cost
 from onnx_pointwise.factorize import error_curve
+from onnx_pointwise.latency import SiteLatency, site_latencies
 from onnx_pointwise.model_io import ModelSource, file_bytes, load
 from onnx_pointwise.shapes import Shape, resolve
 from onnx_pointwise.sites import MIN_CHANNELS, Site, find_sites
@@ -32,6 +33,7 @@ class SiteView:
         profile: Singular values of the kernel unfolded along its input channels, largest first, divided by the
             first; empty where the site cannot be rewritten.
         ranks: The smallest rank of the form ``reduce`` that keeps each share of the energy of ``ENERGIES``.
+        latency: Measured latency of the site over forms and ranks; ``None`` where that was not asked for.
     """
 
     site: Site
@@ -39,6 +41,7 @@ class SiteView:
     share: float
     profile: NDArray[np.float64]
     ranks: tuple[int, ...]
+    latency: SiteLatency | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
@@ -61,6 +64,7 @@ class SiteView:
             "singular_values": [float(value) for value in self.profile],
             "ranks": {f"{energy:.2f}": rank for energy, rank in zip(ENERGIES, self.ranks, strict=False)},
             "refusal": None if site.refusal is None else site.refusal.to_dict(),
+            "latency": None if self.latency is None else self.latency.to_dict(),
         }
 
 
@@ -96,6 +100,8 @@ def inspect(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     min_channels: int = MIN_CHANNELS,
     inline_functions: bool = False,
+    treads_on: str | None = None,
+    threads: int | None = None,
 ) -> Inspection:
     """Describe every convolution of a model.
 
@@ -104,17 +110,25 @@ def inspect(
         input_shapes: Concrete shapes by input name, where the model leaves dimensions open.
         min_channels: Sites with fewer input feature maps are refused.
         inline_functions: Look into local functions.
+        treads_on: Execution provider on which to measure how the latency of each site that may be rewritten depends
+            on form and rank; ``None`` measures nothing.
+        threads: Threads of that measurement; the runtime's own choice if ``None``.
 
     Raises:
         ModelError: The model cannot be read, described or run.
         InputError: The input shapes do not fit the model.
+        ProviderError: The provider does not load.
     """
     loaded = load(model)
     if inline_functions and loaded.functions:
         loaded = InlinePass()(loaded.clone()).model
     shapes = resolve(loaded, input_shapes)
     cost = model_cost(loaded, shapes, file_bytes=file_bytes(model, loaded) if isinstance(model, str | Path) else None)
-    views = tuple(_view(site, cost) for site in find_sites(loaded, shapes, min_channels=min_channels))
+    sites = find_sites(loaded, shapes, min_channels=min_channels)
+    timed: dict[str, SiteLatency] = {}
+    if treads_on is not None:
+        timed = site_latencies([site for site in sites if site.refusal is None], provider=treads_on, threads=threads)
+    views = tuple(replace(_view(site, cost), latency=timed.get(site.name)) for site in sites)
     return Inspection(cost, views, shapes.inputs, shapes.assumed)
 
 

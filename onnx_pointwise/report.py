@@ -120,9 +120,29 @@ def inspection(result: Inspection) -> RenderableType:
         table,
         *_refusal_lines([(view.site.name, view.site.refusal) for view in result.sites]),
         hint,
+        *_treads(result),
         total,
         *assumptions(result.assumed_inputs, dict(result.input_shapes)),
     )
+
+
+def _treads(result: Inspection) -> list[RenderableType]:
+    """Show the highest rank of each tread of the staircase, and its share of the dense site's latency."""
+    table = _table(("Convolution", "left"), ("Dense", "right"), ("Form", "left"), ("Rank: share of latency", "left"))
+    table.columns[-1].no_wrap = False
+    for view in result.sites:
+        if view.latency is None:
+            continue
+        timed = view.latency
+        for form in ("reduce", "expand"):
+            treads = [
+                f"{rank(at)}: {seconds / timed.dense:.2f}"
+                for (kind, at), seconds in zip(timed.choices, timed.seconds, strict=True)
+                if kind == form
+            ]
+            dense = milliseconds(timed.dense) if form == "reduce" else ""
+            table.add_row(view.site.name if form == "reduce" else "", dense, form, "  ".join(treads) or "never faster")
+    return [Text(), table, Text()] if table.rows else []
 
 
 def _inspection_row(view: SiteView) -> list[str | Text]:

@@ -330,3 +330,13 @@ def test_a_calibrated_rewrite_says_what_it_saw_and_repeats_to_the_byte(tmp_path:
     )  # fmt: skip
     assert replay.returncode == 0, replay.stderr
     assert (tmp_path / "three.onnx").read_bytes() == (tmp_path / "one.onnx").read_bytes()
+
+
+def test_inspect_shows_the_treads_of_a_provider() -> None:
+    result = run("inspect", DIGITS, "--treads", "cpu", "--threads", "1", "--json", "-")
+    assert result.returncode == 0, result.stderr
+    sites = {site["name"]: site["latency"] for site in json.loads(result.stdout)["sites"]}
+    assert sites["conv1"] is None
+    assert sites["conv4"]["dense"] > 0
+    assert sites["conv4"]["treads"]
+    refused(run("inspect", DIGITS, "--treads", "abacus"), "abacus")
