@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.moments import Moments, Stationary, Window, lattices, make_window, patches
+from onnx_pointwise.moments import Moments, Stationary, Window, lattices, make_window, patches, shrunk
 from onnx_pointwise.segments import Piece, without_shapes
 from onnx_pointwise.shapes import ResolvedShapes, runtime_inputs
 from onnx_pointwise.sites import Site
@@ -35,7 +35,8 @@ class SiteMoments:
     """What a site sees.
 
     Attributes:
-        covariance: Covariance of the input patches, [I*K, I*K], or of the channels, [I, I]; as `factorize` takes it.
+        covariance: Covariance of the input patches, [I*K, I*K], or of the channels, [I, I], shrunk as few samples ask
+            for; as `factorize` takes it.
         mean: Mean patch, [I*K].
         kind: `exact`; `stationary`, the same for taps at the same distance; or `channels`.
     """
@@ -185,4 +186,4 @@ class _Collector:
         mean = self._sums.mean()
         if self._kind == "channels":
             mean = np.repeat(mean, self._site.taps)
-        return SiteMoments(self._sums.covariance(), mean, self._kind)
+        return SiteMoments(shrunk(self._sums.covariance(), self._sums.count), mean, self._kind)

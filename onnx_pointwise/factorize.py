@@ -44,9 +44,10 @@ FORMS: tuple[Form, ...] = get_args(Form)
 METHODS: tuple[Method, ...] = get_args(Method)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-# Added to a second moment of unit mean diagonal: makes dead channels and too few samples solvable, pulling the
-# directions that the data never excite towards the plain norm, and is far below what float32 weights resolve.
-JITTER = 1e-10
+# Added to a second moment, in units of its Frobenius norm: makes dead channels and too few samples solvable, pulling
+# the directions that the data never excite towards the plain norm. Moments are sums of float32 products, whose
+# rounding this has to cover, or directions of negative energy would attract the factors.
+JITTER = 1e-7
 # Alternating sweeps stop below this relative gain in squared error; further ones cost more than they bring.
 SWEEP_GAIN = 2e-3
 # ... or below this share of the squared output, which is the rounding of float32 weights.
@@ -127,12 +128,13 @@ def factorize(
     weights, scale = _unfold(kernel)
     moment = _prepare_moment(second_moment, weights)
     r_in, r_out = _ranks(form, rank)
+    norm = _regular(moment)
     if method == "svd":
         split = _split_by_channels(weights, r_in, r_out, None, sweeps)
-    elif method == "whitened" or moment is None or not _is_full(moment, weights) or not weights.any():
-        split = _split_by_channels(weights, r_in, r_out, _channel_moment(moment, weights), sweeps)
+    elif method == "whitened" or norm is None or not _is_full(norm, weights) or not weights.any():
+        split = _split_by_channels(weights, r_in, r_out, _channel_moment(norm, weights), sweeps)
     else:
-        split = _split_by_patches(weights, r_in, r_out, moment, sweeps)
+        split = _split_by_patches(weights, r_in, r_out, norm, sweeps)
     before, core, after = _store(split, scale, kernel)
     approximation = _merge(before, core, after)
     error = math.sqrt(_relative_squared_error(weights, approximation / scale, moment))
@@ -192,7 +194,7 @@ def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | None = N
         raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
     weights, _ = _unfold(kernel)
     moment = _prepare_moment(second_moment, weights)
-    gains = _gains(weights, form, moment)
+    gains = _gains(weights, form, _regular(moment))
     kept = np.zeros([n + 1 for n in gains.shape])
     kept[(slice(1, None),) * gains.ndim] = gains
     for axis in range(gains.ndim):
@@ -257,7 +259,7 @@ def _unfold(kernel: AnyArray) -> tuple[Array, float]:
 
 
 def _prepare_moment(second_moment: AnyArray | None, weights: Array) -> Array | None:
-    """Check a second moment; return it symmetric, with mean diagonal 1 and the jitter added. None is the identity."""
+    """Check a second moment; return it symmetric, with mean diagonal 1. None is the identity."""
     if second_moment is None:
         return None
     _, inputs, taps = weights.shape
@@ -275,9 +277,14 @@ def _prepare_moment(second_moment: AnyArray | None, weights: Array) -> Array | N
         raise PlanError("the second moment has a negative diagonal; it is not one of real patches")
     if level == 0.0:
         return None  # nothing ever reaches the kernel: every direction counts the same
-    moment = (moment + moment.T) * (0.5 / level)
-    moment[np.diag_indices_from(moment)] += JITTER
-    return moment
+    return (moment + moment.T) * (0.5 / level)
+
+
+def _regular(moment: Array | None) -> Array | None:
+    """The moment with the jitter added, for everything that divides by it."""
+    if moment is None:
+        return None
+    return moment + JITTER * float(np.linalg.norm(moment)) * np.eye(len(moment))
 
 
 def _ranks(form: Form, rank: Rank) -> tuple[int, int]:

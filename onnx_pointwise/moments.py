@@ -201,6 +201,31 @@ def sample(outputs: NDArray[Any], lattice: Lattice) -> Array32:
     return np.ascontiguousarray(np.swapaxes(taken, 0, 1), dtype=np.float32).reshape(outputs.shape[1], -1)
 
 
+def shrinkage(covariance: Array64, count: int) -> float:
+    """Share of a sample covariance to replace by a multiple of the identity, so that it generalises.
+
+    The oracle approximating shrinkage of Chen, Wiesel, Eldar and Hero (2010), for Gaussian samples.
+
+    Args:
+        covariance: Sample covariance, [d, d].
+        count: Samples.
+
+    Returns:
+        The share, 0 to 1; next to nothing for many samples of few effective dimensions.
+    """
+    size = len(covariance)
+    squares, square = float(np.vdot(covariance, covariance)), float(np.trace(covariance)) ** 2
+    spread = (count + 1 - 2 / size) * (squares - square / size)
+    return 1.0 if spread <= 0.0 else min(1.0, ((1 - 2 / size) * squares + square) / spread)
+
+
+def shrunk(covariance: Array64, count: int) -> Array64:
+    """Sample covariance [d, d] of so many samples, shrunk towards its mean eigenvalue."""
+    share = shrinkage(covariance, count)
+    level = float(np.trace(covariance)) / len(covariance)
+    return (1.0 - share) * covariance + share * level * np.eye(len(covariance))
+
+
 class Moments:
     """Running sums of patches and, where given, of the targets that go with them.
 
@@ -304,7 +329,7 @@ class Stationary:
 
     def __init__(self, channels: int, window: Window) -> None:
         self._window = window
-        self._pixels = 0
+        self.count = 0
         self._sum = np.zeros(channels)
         self._shift: Array32 | None = None
         reach = [range(1 - k, k) for k in window.kernel]
@@ -324,7 +349,7 @@ class Stationary:
         x -= self._shift.reshape(-1, *[1] * (x.ndim - 1))
         if not np.isfinite(x).all():
             raise InputError("An activation is not finite or overflows: check the calibration inputs and their range.")
-        self._pixels += x[0].size
+        self.count += x[0].size
         self._sum += x.reshape(len(x), -1).sum(axis=1, dtype=np.float64)
         for lag in self._lags:
             here: list[slice] = [slice(None), slice(None)]
@@ -340,14 +365,14 @@ class Stationary:
     def mean(self) -> Array64:
         """Mean patch, [I*K]."""
         assert self._shift is not None, "no inputs were added"
-        return np.repeat(self._shift + self._sum / self._pixels, self._window.taps)
+        return np.repeat(self._shift + self._sum / self.count, self._window.taps)
 
     def covariance(self) -> Array64:
         """Covariance of the patches, [I*K, I*K]."""
-        mean = self._sum / self._pixels
+        mean = self._sum / self.count
         taps = list(itertools.product(*(range(k) for k in self._window.kernel)))
         full = np.empty((len(mean), len(taps), len(mean), len(taps)))
-        sizes = {lag: products / self._pixels - np.outer(mean, mean) for lag, products in self._products.items()}
+        sizes = {lag: products / self.count - np.outer(mean, mean) for lag, products in self._products.items()}
         for (a, first), (b, second) in itertools.product(enumerate(taps), repeat=2):
             lag = tuple(v - u for u, v in zip(first, second, strict=True))
             full[:, a, :, b] = sizes[lag] if lag in sizes else sizes[tuple(-step for step in lag)].T

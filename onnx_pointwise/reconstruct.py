@@ -5,8 +5,8 @@ untouched network has at the same place. What the site computes goes through an 
 and above `high` (both infinite for none), after a value s is added to it (a residual branch; 0 for none).
 
 * Least squares. With e = t - W p - b and both sides centred, G = E[e p^T] (S + a 1)^-1 and T = W + G: a ridge towards
-  the trained kernel W, whose strength a is picked on held-back examples. T is then factorised in the norm of S + a 1,
-  and the bias takes up the means.
+  the trained kernel W, whose strength a is picked on held-back examples. T is then factorised in the norm of S, and the
+  bias takes up the means.
 * Through the activation. Where the true u = t + s lies on a flat part, any output there is as good, so its target
   may move there freely: the target of a rectifier is u where u > 0 and min(u', 0) elsewhere, with u' what the factors
   give now. Alternating this with least squares never raises the one-sided squared error (a majorisation of the error
@@ -24,7 +24,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnx_pointwise.factorize import Factors, Form, Method, Rank, compose, factorize
-from onnx_pointwise.moments import Moments
+from onnx_pointwise.moments import Moments, shrinkage
 
 Array32 = NDArray[np.float32]
 Array64 = NDArray[np.float64]
@@ -33,7 +33,7 @@ Array64 = NDArray[np.float64]
 RIDGES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, math.inf)
 # Wider patches than this are solved for each strength of fewer ones: eigenvectors would take longer.
 _EIGEN_LIMIT = 1500
-# What the factorisation adds to S where W itself is kept.
+# What the factorisation adds to S at least.
 _LEAST = 1e-6
 
 
@@ -135,8 +135,12 @@ def reconstruct(
     ridge = RIDGES[2] if held is None else _pick_ridge(fit, held)
     covariance, mean = both.covariance(), both.mean()
     level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
-    regular = covariance + (_LEAST if math.isinf(ridge) else ridge) * level * np.eye(len(covariance))
-    solver = None if math.isinf(ridge) else scipy.linalg.cho_factor(regular, lower=True, check_finite=False)
+    identity = level * np.eye(len(covariance))
+    # The ridge is for the target alone. In the norm of the factorisation it would hide which directions matter.
+    norm = covariance + max(shrinkage(covariance, both.count), _LEAST) * identity
+    solver = None
+    if not math.isinf(ridge):
+        solver = scipy.linalg.cho_factor(covariance + ridge * identity, lower=True, check_finite=False)
 
     def solve(moments: Moments) -> tuple[Factors, Array64, Array64]:
         target = flat
@@ -147,7 +151,7 @@ def reconstruct(
             form,
             rank,
             method=method,
-            second_moment=regular,
+            second_moment=norm,
             sweeps=sweeps,
         )
         composed = compose(factors).reshape(outputs, -1)

@@ -30,6 +30,8 @@ Array = NDArray[Any]
 
 # Relative squared errors at which a site is tried, about: what plans of half the arithmetic ask of most sites.
 _LEVELS = (0.02, 0.07, 0.2)
+# Deviations of an output at which errors are cut.
+_SATURATION = 5.0
 _FORMS: tuple[Form, ...] = ("reduce", "expand")
 # Fewer examples than this have no mean worth taking out.
 _ENOUGH = 8
@@ -178,20 +180,24 @@ def _trials(site: Site, covariance: NDArray[np.float64], method: Method) -> Iter
 def relative_drift(reference: Sequence[Array], moved: Sequence[Array]) -> float:
     """Relative squared drift, the mean of all outputs.
 
-    What an output has in common over the examples says nothing, so with enough examples its mean is taken out.
+    What an output has in common over the examples says nothing, so with enough examples its mean is taken out. A number
+    that is off by many times the output's deviation is as wrong as it can be: larger errors, as an exponential at the
+    end of a network makes of small ones, count no more.
 
     Args:
         reference: The outputs of the untouched network, [N, ...] each.
         moved: The outputs to compare.
 
     Returns:
-        Mean over the outputs of ||moved - reference||^2 / ||reference - mean||^2; 0 for outputs that are constant.
+        Mean over the outputs of ||moved - reference||^2 / ||reference - mean||^2, errors cut at a few deviations; 0 for
+        outputs that are constant.
     """
     shares = []
     for one, other in zip(reference, moved, strict=True):
         truth = one.astype(np.float64)
         spread = truth - truth.mean(axis=0) if one.ndim and len(one) >= _ENOUGH else truth
         whole = float(np.vdot(spread, spread))
-        lost = float(((other - truth) ** 2).sum())
-        shares.append(lost / whole if whole > 0.0 else 0.0)
+        error = np.nan_to_num(np.abs(other - truth), nan=np.inf)
+        most = _SATURATION * np.sqrt(whole / max(spread.size, 1))
+        shares.append(float((np.minimum(error, most) ** 2).sum()) / whole if whole > 0.0 else 0.0)
     return float(np.mean(shares)) if shares else 0.0
