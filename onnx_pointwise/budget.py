@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from onnx_pointwise.calibrated import Options, Study, options, share_out
+from onnx_pointwise.calibrated import Options, Progress, Study, options, share_out
 from onnx_pointwise.candidates import Resource, candidates
 from onnx_pointwise.cost import ModelCost, dense_cost
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.factorize import FORMS, Form, Method
 from onnx_pointwise.plan import Choice, Plan, make_choice, require_sites
+from onnx_pointwise.repair import repaired
 from onnx_pointwise.sites import Refusal, Site
 
 NO_BUDGET = (
@@ -160,6 +161,8 @@ def choose(
     forms: Sequence[Form] = FORMS,
     method: Method = "als",
     found: Study | None = None,
+    repair_seconds: float = 0.0,
+    progress: Progress = lambda stage, what: None,
 ) -> Plan:
     """Turn a budget into a plan.
 
@@ -172,6 +175,8 @@ def choose(
         method: How the factors will be computed.
         found: What example inputs told; without it, relative errors of the kernels alone are added up, which knows
             nothing of what a site's error does to the outputs.
+        repair_seconds: Time to run variations of a plan for targets in, see ``repair``; takes ``found``.
+        progress: Called with a stage and what is taken up in it.
 
     Returns:
         The plan, with a refusal for every convolution that stays dense.
@@ -187,8 +192,14 @@ def choose(
         chosen |= by_ratio(listed, wanted.ratio)
     elif wanted.energy is not None:
         chosen |= by_energy(listed, wanted.energy)
-    elif wanted.targets:
-        chosen |= by_targets(listed, wanted.targets, total, fixed=_fixed_savings(sites, split))
+    elif wanted.targets and any(len(option.choices) > 1 for option in listed):
+        limits = _limits(listed, wanted.targets, total, _fixed_savings(sites, split))
+        chosen |= share_out(listed, limits)
+        if found is not None and repair_seconds > 0:
+            columns = [_COLUMNS[resource] for resource in limits]
+            chosen = repaired(
+                found, listed, list(limits.values()), columns, chosen, seconds=repair_seconds, progress=progress
+            )
     refusals = dict(split.refusals) | _left_dense(listed, chosen, wanted.resource)
     order = [site.name for site in sites]
     return Plan(
@@ -274,43 +285,28 @@ def _error(choice: Choice) -> float:
     return choice.error
 
 
-def by_targets(
-    listed: Sequence[Options],
-    targets: Mapping[Resource, float],
-    total: ModelCost,
-    *,
-    fixed: Mapping[Resource, int] | None = None,
-) -> dict[str, Choice]:
-    """Reach shares of the whole model's cost at the least predicted loss.
-
-    Args:
-        listed: Options of each site.
-        targets: Share of the whole model's cost to keep, by what it counts.
-        total: Cost of the whole dense model.
-        fixed: What choices made by hand have saved already.
-
-    Returns:
-        Choices by site name; the others stay dense. None at all where no site can be made cheaper, whatever the target.
+def _limits(
+    listed: Sequence[Options], targets: Mapping[Resource, float], total: ModelCost, fixed: Mapping[Resource, int]
+) -> dict[Resource, float]:
+    """What the sites of a budget may cost together, so that the whole model keeps its shares.
 
     Raises:
-        PlanError: Some sites can be made cheaper, but not by enough.
+        PlanError: Even the cheapest candidates cost more.
     """
-    if not any(len(option.choices) > 1 for option in listed):
-        return {}  # nothing to gain anywhere: each site says why
     limits: dict[Resource, float] = {}
     for resource, target in targets.items():
         whole = total.macs if resource == "macs" else total.params
-        column = 0 if resource == "macs" else 1
+        column = _COLUMNS[resource]
         dense = sum(float(option.costs[-1, column]) for option in listed)
         least = sum(float(option.costs[:, column].min()) for option in listed)
-        rest = whole - (fixed or {}).get(resource, 0) - dense
+        rest = whole - fixed[resource] - dense
         if rest + least > target * whole:
             raise PlanError(
                 f"The target {target:.3g} cannot be reached: with every site at its lowest rank, "
                 f"{(rest + least) / max(1, whole):.3f} of the {_WORDS[resource]} are left."
             )
         limits[resource] = target * whole - rest
-    return share_out(listed, limits)
+    return limits
 
 
 def _left_dense(listed: Sequence[Options], chosen: Mapping[str, Choice], resource: Resource) -> dict[str, Refusal]:
@@ -319,7 +315,7 @@ def _left_dense(listed: Sequence[Options], chosen: Mapping[str, Choice], resourc
     for option in listed:
         if option.site.name in chosen:
             continue
-        dense = float(option.costs[-1, 0 if resource == "macs" else 1])
+        dense = float(option.costs[-1, _COLUMNS[resource]])
         if len(option.choices) > 1:
             said[option.site.name] = Refusal("budget_met", "The budget is met without it.", {resource: dense})
         else:
@@ -329,4 +325,6 @@ def _left_dense(listed: Sequence[Options], chosen: Mapping[str, Choice], resourc
     return said
 
 
+# Columns of ``Options.costs``.
+_COLUMNS: dict[Resource, int] = {"macs": 0, "params": 1}
 _WORDS: dict[Resource, str] = {"macs": "MACs", "params": "parameters"}

@@ -146,6 +146,12 @@ def _split(inputs: Mapping[str, Array], batch: int) -> tuple[dict[str, Array], d
     return {k: v[~back] for k, v in inputs.items()}, {k: v[back] for k, v in inputs.items()}
 
 
+def few_examples(found: Study) -> dict[str, Array]:
+    """A few of the examples that a plan is made from, to try plans on."""
+    count = len(next(iter(found.fit.values())))
+    return _thin(found.fit, min(count, _TRIALS), found.batch)
+
+
 def _thin(inputs: Mapping[str, Array], wanted: int, batch: int) -> dict[str, Array]:
     """Take some examples, spread evenly."""
     count = len(next(iter(inputs.values())))
@@ -293,7 +299,7 @@ def make_weights(
         The weights and what they do on the examples held back.
     """
     kept = {site.name: choices[site.name] for site in found.sites if site.name in choices}
-    plain = {site.name: _plain(site, kept[site.name], found) for site in found.sites if site.name in kept}
+    plain = {site.name: unrefitted(site, kept[site.name], found) for site in found.sites if site.name in kept}
     settings = found.settings
     if not refit:
         drift = drift_of(found, kept, plain) if found.held and kept else None
@@ -319,8 +325,8 @@ def make_weights(
     return Weights(plain, {}, second, second)
 
 
-def _plain(site: Site, choice: Choice, found: Study) -> Replacement:
-    """Factors for the inputs of the untouched network, with the bias taking up the mean."""
+def unrefitted(site: Site, choice: Choice, found: Study) -> Replacement:
+    """Factors for the inputs that a site has in the untouched network, with the bias taking up the mean."""
     seen = found.moments[site.name]
     kernel, bias = site.weights()
     factors = factorize(

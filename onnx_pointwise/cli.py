@@ -172,6 +172,9 @@ def rewrite(
     channel_order: Annotated[ChannelOrder | None, typer.Option(help="Order of colours that the model takes.")] = None,
     layout: Annotated[Layout | None, typer.Option(help="Layout of given arrays, if not the model's.")] = None,
     no_refit: Annotated[bool, typer.Option("--no-refit", help="Do not let sites make up for one another.")] = False,
+    repair_seconds: Annotated[
+        float, typer.Option(min=0.0, help="Time to run variations of the plan in and keep what measures better.")
+    ] = 0.0,
     memory: Annotated[str, typer.Option(help="Memory for activations and moments: 2G, 500M.")] = "2G",
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     form: Annotated[list[str], typer.Option(metavar="FORM", help="Forms that compete; all of them otherwise.")] = [],
@@ -205,6 +208,7 @@ def rewrite(
             forms=forms,
             method=method,
             refit=not no_refit,
+            repair_seconds=repair_seconds,
             calibration=calibration,
             calibration_limit=calibration_limit,
             preprocessing=preprocessing_of(

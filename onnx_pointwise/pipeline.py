@@ -197,6 +197,7 @@ def rewrite(
     forms: Sequence[Form] = FORMS,
     method: Method = "als",
     refit: bool = True,
+    repair_seconds: float = 0.0,
     calibration: CalibrationSource = "auto",
     calibration_limit: int | None = None,
     preprocessing: Preprocessing | str | None = None,
@@ -236,6 +237,9 @@ def rewrite(
         forms: The forms that compete for a site.
         method: How the factors are computed, see ``factorize``.
         refit: Let every site make up for what the sites before it have changed.
+        repair_seconds: Time to run variations of a plan for targets in, and keep what measures better. Plans from
+            measured sensitivities seldom gain by it, so it is off unless asked for; what the time allows for may
+            differ from run to run, the plan that is saved does not.
         calibration: Example inputs, see ``calibration.calibrate``; by default synthetic images where the model takes
             images. ``None`` uses the kernels alone.
         calibration_limit: The most calibration inputs to take.
@@ -305,6 +309,7 @@ def rewrite(
         forms=tuple(forms),
         method=method if replay is None else replay.method,
         refit=refit,
+        repair_seconds=repair_seconds,
         max_drift=max_drift,
         max_loss=max_loss,
         evaluate=evaluate,
@@ -385,6 +390,7 @@ class _Job:
     forms: tuple[Form, ...]
     method: Method
     refit: bool
+    repair_seconds: float
     max_drift: float | Mapping[str, float] | None
     max_loss: float | None
     evaluate: Callable[[ort.InferenceSession], float] | None
@@ -427,7 +433,17 @@ class _Job:
     def plan(self, split: Split, wanted: Budget, found: Study | None) -> Plan:
         """Choose forms and ranks under a budget."""
         with self.blas:
-            chosen = choose(self.sites, split, wanted, self.before, forms=self.forms, method=self.method, found=found)
+            chosen = choose(
+                self.sites,
+                split,
+                wanted,
+                self.before,
+                forms=self.forms,
+                method=self.method,
+                found=found,
+                repair_seconds=self.repair_seconds,
+                progress=self.progress,
+            )
         return replace(chosen, calibration=self.examples.description)
 
     def attempt(self, plan: Plan, found: Study | None) -> _Attempt:

@@ -11,6 +11,9 @@ from graphs import conv_model, normal
 
 from tools.check_gpu import main, networks, shapes_for
 
+# Software GPU drivers crash beside other native libraries: these tests get a process of their own.
+pytestmark = pytest.mark.gpu
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -8,6 +8,9 @@ import pytest
 
 from onnx_pointwise import devices
 
+# Software GPU drivers crash beside other native libraries: these tests get a process of their own.
+pytestmark = pytest.mark.gpu
+
 
 def refuse(name: str, *_: object, **__: object) -> None:
     raise OSError(f"{name}: cannot open shared object file")

@@ -233,3 +233,18 @@ def test_searching_takes_a_limit_and_a_check(images: np.ndarray) -> None:
         onnx_pointwise.rewrite(DIGITS, max_drift=0.1, check=False)
     with pytest.raises(PlanError, match="needs a score"):
         onnx_pointwise.rewrite(DIGITS, max_loss=0.1)
+
+
+def test_repair_stays_within_the_budget(images: np.ndarray) -> None:
+    tried: list[str] = []
+    result = onnx_pointwise.rewrite(
+        DIGITS,
+        target_macs=0.4,
+        calibration=images[:32],
+        refit=False,
+        repair_seconds=3.0,
+        check=False,
+        progress=lambda stage, what: tried.append(stage),
+    )
+    assert result.after.macs <= 0.4 * result.before.macs
+    assert tried.count("repair") >= 2

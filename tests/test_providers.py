@@ -15,6 +15,9 @@ from onnx_pointwise.devices import Device, DriverError
 from onnx_pointwise.errors import ModelError, ProviderError
 from onnx_pointwise.providers import discover, nodes_off_provider, open_session, provider_info
 
+# Software GPU drivers crash beside other native libraries: these tests get a process of their own.
+pytestmark = pytest.mark.gpu
+
 KERNEL = normal(4, 8, 3, 3)
 
 

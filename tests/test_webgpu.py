@@ -24,6 +24,9 @@ from onnx_pointwise.factorize import compose, factorize
 from onnx_pointwise.profiling import node_times, site_times
 from onnx_pointwise.providers import discover, nodes_off_provider, open_session, provider_info
 
+# Software GPU drivers crash beside other native libraries: these tests get a process of their own.
+pytestmark = pytest.mark.gpu
+
 # TensorFloat-32 rounds products to 10 bits; without it all providers agree to rounding.
 PROVIDERS = ["webgpu", "cuda:use_tf32=0", "tensorrt"]
 
