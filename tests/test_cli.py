@@ -289,6 +289,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.gpu
 def test_providers_lists_the_cpu_and_reasons_for_the_others() -> None:
     result = run("providers", "--json", "-")
     infos = {info["name"]: info for info in json.loads(result.stdout)["providers"]}

@@ -22,7 +22,7 @@ from onnx_pointwise.collect import fitting_batch, moment_kind, site_moments
 from onnx_pointwise.cost import dense_cost
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.model_io import serialize
-from onnx_pointwise.moments import make_window, patches
+from onnx_pointwise.moments import make_window, patches, shrunk
 from onnx_pointwise.plan import Choice, Plan
 from onnx_pointwise.providers import open_session
 from onnx_pointwise.refit import refit
@@ -226,7 +226,8 @@ def test_moments_of_sites_are_those_of_their_patches():
     site = sites[-1]
     window = make_window(site.kernel_shape, site.strides, site.dilations, site.pads, inputs.shape[2:])
     p = patches(inputs, window).astype(np.float64)
-    np.testing.assert_allclose(found[site.name].covariance, np.cov(p, bias=True), atol=1e-4)
+    expected = shrunk(np.cov(p, bias=True), p.shape[1])
+    np.testing.assert_allclose(found[site.name].covariance, expected, atol=1e-4)
     np.testing.assert_allclose(found[site.name].mean, p.mean(axis=1), atol=1e-4)
     assert found[site.name].kind == "exact"
 
