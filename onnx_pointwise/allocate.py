@@ -12,9 +12,13 @@ sites differ in g by orders of magnitude.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,19 +141,41 @@ def _solve(
     alone = (spent <= np.asarray(limits)[:, None]).all(axis=0)
     wide = np.maximum(spent.max(axis=1), 1.0)
     size = np.where(np.abs(limits) > 1e-12 * wide, np.abs(limits), wide)
-    result = milp(
-        np.concatenate(list(objective)),
-        integrality=np.ones(starts[-1]),
-        bounds=Bounds(0.0, alone.astype(np.float64)),
-        constraints=[
-            LinearConstraint(one_each, 1.0, 1.0),
-            LinearConstraint(spent / size[:, None], -np.inf, np.asarray(limits) / size),
-        ],
-        options={"time_limit": seconds, "mip_rel_gap": 1e-6},
-    )
+    with _silence():
+        result = milp(
+            np.concatenate(list(objective)),
+            integrality=np.ones(starts[-1]),
+            bounds=Bounds(0.0, alone.astype(np.float64)),
+            constraints=[
+                LinearConstraint(one_each, 1.0, 1.0),
+                LinearConstraint(spent / size[:, None], -np.inf, np.asarray(limits) / size),
+            ],
+            options={"time_limit": seconds, "mip_rel_gap": 1e-6},
+        )
     if result.x is None:
         raise PlanError("No plan stays within the budget; raise it, or allow more forms or sites.")
     return [int(np.argmax(result.x[a:b])) for a, b in itertools.pairwise(starts)]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Drop what the solver's C++ writes to standard output: now and then a line of its own debugging, unasked."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (OSError, ValueError, AttributeError):
+        yield  # there is no standard output to keep clean
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            ctypes.CDLL(None).fflush(None)  # what C still holds back would come out later
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def exchange(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import milp
 
 from onnx_pointwise.allocate import Response, cheapest, exchange, fit_response, knapsack
 from onnx_pointwise.errors import PlanError
@@ -130,3 +132,19 @@ def test_exchange_stops_when_told():
     plan, _ = exchange(costs, losses, limits, start, lambda p: float(len(runs.append(p) or runs)), stop=lambda: True)
     assert plan == start
     assert len(runs) == 1
+
+
+def test_the_solver_does_not_write_to_standard_output(capfd):
+    libc = ctypes.CDLL(None)
+
+    def noisy(*args: object, **kwargs: object):
+        libc.printf(b"debugging of the solver\n")
+        return milp(*args, **kwargs)
+
+    costs, losses = problem(1, 4, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnx_pointwise.allocate.milp", noisy)
+        knapsack(costs, losses, [0.7 * sum(cost[-1, 0] for cost in costs)])
+    print("kept")
+    libc.fflush(None)
+    assert capfd.readouterr().out == "kept\n"
