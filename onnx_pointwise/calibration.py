@@ -189,13 +189,24 @@ def _from_path(
     return _checked(_prepared(arrays, image, preprocessing, layout), specs, limit, about, str(path))
 
 
-def _from_npz(path: Path, key: str | None, specs: list[InputSpec]) -> dict[str, Array]:
+def read_npz(path: str | Path) -> dict[str, Array]:
+    """Read all arrays of an ``.npz`` file, by name.
+
+    Raises:
+        InputError: The file is missing or cannot be read.
+    """
     try:
         with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files if key is None or name == key}
-            names = list(data.files)
+            return {name: data[name] for name in data.files}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file.") from error
     except Exception as error:  # zipfile, numpy and OS errors alike
         raise InputError(f"{path}: cannot be read as .npz: {error}.") from error
+
+
+def _from_npz(path: Path, key: str | None, specs: list[InputSpec]) -> dict[str, Array]:
+    arrays = read_npz(path)
+    names = list(arrays)
     if key is not None:
         if key not in arrays:
             raise InputError(f"{path}: holds no array '{key}'; it holds {', '.join(names) or 'none'}.")

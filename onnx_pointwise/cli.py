@@ -16,10 +16,11 @@ from typer.core import TyperGroup
 
 import onnx_pointwise as api
 from onnx_pointwise import report
+from onnx_pointwise.calibration import read_npz
 from onnx_pointwise.errors import InputError, OnnxPointwiseError, PlanError
 from onnx_pointwise.factorize import FORMS, Form, Method
 from onnx_pointwise.model_io import require_writable, write_text
-from onnx_pointwise.pipeline import read_inputs, require_other_file
+from onnx_pointwise.pipeline import require_other_file
 from onnx_pointwise.plan import Choice, make_choice
 from onnx_pointwise.preprocessing import PRESETS, ChannelOrder, Layout, preprocessing_of
 from onnx_pointwise.sites import MIN_CHANNELS
@@ -229,7 +230,7 @@ def rewrite(
             inline_functions=inline_functions,
             check=not no_check,
             max_drift=_tolerances(max_drift),
-            inputs=None if inputs is None else read_inputs(inputs),
+            inputs=None if inputs is None else read_npz(inputs),
             latency=not no_latency,
             provider=provider,
             threads=threads,
@@ -271,7 +272,7 @@ def insert(
             input_shapes=_named_shapes(input_shape),
             check=not no_check,
             max_drift=_tolerances(max_drift),
-            inputs=None if inputs is None else read_inputs(inputs),
+            inputs=None if inputs is None else read_npz(inputs),
             latency=not no_latency,
             provider=provider,
             threads=threads,
@@ -298,7 +299,7 @@ def check(
             before,
             after,
             input_shapes=_named_shapes(input_shape),
-            inputs=None if inputs is None else read_inputs(inputs),
+            inputs=None if inputs is None else read_npz(inputs),
             max_drift=_tolerances(max_drift),
             providers=provider,
             threads=threads,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from onnx_pointwise.calibration import Calibration, CalibrationSource, calibrate
 from onnx_pointwise.check import CheckResult
 from onnx_pointwise.check import check as check_models
 from onnx_pointwise.cost import ModelCost, SiteCost, dense_cost, model_cost
-from onnx_pointwise.errors import ModelError, OutputError, PlanError
+from onnx_pointwise.errors import OutputError, PlanError
 from onnx_pointwise.factorize import FORMS, Form, Method
 from onnx_pointwise.model_io import ModelSource, file_bytes, load, runtime_source, save
 from onnx_pointwise.plan import Choice, Plan, make_choice, require_sites
@@ -588,21 +587,3 @@ def require_other_file(source: str | Path, target: str | Path) -> None:
     source, target = Path(source), Path(target)
     if source.resolve() == target.resolve() or (target.exists() and source.exists() and source.samefile(target)):
         raise OutputError(f"{target}: is the input itself; name another file to write.")
-
-
-def read_inputs(path: str | Path) -> dict[str, NDArray[Any]]:
-    """Read example inputs from an ``.npz`` file.
-
-    Returns:
-        Arrays by input name.
-
-    Raises:
-        ModelError: The file is missing or holds no arrays.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such file.") from error
-    except Exception as error:  # zipfile, numpy and OS errors alike
-        raise ModelError(f"{path}: cannot be read as .npz: {error}.") from error
