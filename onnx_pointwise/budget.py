@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 
 from onnx_pointwise.calibrated import Options, Progress, Study, options, share_out
-from onnx_pointwise.candidates import Resource, candidates
+from onnx_pointwise.candidates import COLUMNS, Measured, Resource, candidates
 from onnx_pointwise.cost import ModelCost, dense_cost
-from onnx_pointwise.errors import PlanError
+from onnx_pointwise.errors import PlanError, TargetError
 from onnx_pointwise.factorize import FORMS, Form, Method
+from onnx_pointwise.network_latency import NetworkLatency
 from onnx_pointwise.plan import Choice, Plan, make_choice, require_sites
 from onnx_pointwise.repair import repaired
 from onnx_pointwise.sites import Refusal, Site
 
 NO_BUDGET = (
-    "Name a budget: target_macs, target_params, ratio, energy, the rank of a site, or the largest drift allowed."
+    "Name a budget: target_macs, target_params, target_latency, ratio, energy, the rank of a site, or the largest "
+    "drift allowed."
 )
 #: Budgets that are a share of the whole model's cost, and what they count.
-TARGETS: dict[str, Resource] = {"target_macs": "macs", "target_params": "params"}
+TARGETS: dict[str, Resource] = {"target_macs": "macs", "target_params": "params", "target_latency": "latency"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Budget:
         energy: The share of the output's energy kept at every site.
         target_macs: Share of the whole model's MACs to keep.
         target_params: Share of the whole model's parameters to keep.
+        target_latency: Share of the whole model's latency to keep.
     """
 
     ranks: Mapping[str, Choice] = field(default_factory=dict)
@@ -44,6 +47,7 @@ class Budget:
     energy: float | None = None
     target_macs: float | None = None
     target_params: float | None = None
+    target_latency: float | None = None
 
     def __post_init__(self) -> None:
         shares = self.shares()
@@ -63,6 +67,7 @@ class Budget:
             "energy": self.energy,
             "target_macs": self.target_macs,
             "target_params": self.target_params,
+            "target_latency": self.target_latency,
         }
         return {name: value for name, value in named.items() if value is not None}
 
@@ -156,11 +161,12 @@ def choose(
     sites: Sequence[Site],
     split: Split,
     wanted: Budget,
+    listed: Sequence[Options],
     total: ModelCost,
     *,
-    forms: Sequence[Form] = FORMS,
     method: Method = "als",
     found: Study | None = None,
+    timed: NetworkLatency | None = None,
     repair_seconds: float = 0.0,
     progress: Progress = lambda stage, what: None,
 ) -> Plan:
@@ -170,11 +176,11 @@ def choose(
         sites: All sites of the model.
         split: What is settled already, from ``settle``.
         wanted: The budget.
+        listed: What could be done to the sites that are open, from ``options_of``.
         total: Cost of the dense model.
-        forms: The forms that compete for a site.
         method: How the factors will be computed.
-        found: What example inputs told; without it, relative errors of the kernels alone are added up, which knows
-            nothing of what a site's error does to the outputs.
+        found: What example inputs told, for the repair.
+        timed: What the network takes on a provider, where the options come from that.
         repair_seconds: Time to run variations of a plan for targets in, see ``repair``; takes ``found``.
         progress: Called with a stage and what is taken up in it.
 
@@ -182,25 +188,25 @@ def choose(
         The plan, with a refusal for every convolution that stays dense.
 
     Raises:
-        PlanError: The budget cannot be met.
+        TargetError: A target cannot be met.
+        PlanError: The budget cannot be met for another reason.
     """
-    if not forms:
-        raise PlanError(f"Name at least one form of {', '.join(FORMS)}.")
-    listed = options_of(split, wanted, forms=forms, found=found)
+    if wanted.target_latency is not None and timed is None:
+        raise PlanError("A target for the latency needs a provider to measure on; none plans by arithmetic alone.")
     chosen = dict(split.fixed)
     if wanted.ratio is not None:
         chosen |= by_ratio(listed, wanted.ratio)
     elif wanted.energy is not None:
         chosen |= by_energy(listed, wanted.energy)
     elif wanted.targets and any(len(option.choices) > 1 for option in listed):
-        limits = _limits(listed, wanted.targets, total, _fixed_savings(sites, split))
+        limits = _limits(listed, wanted.targets, total, _fixed_savings(sites, split, timed), timed)
         chosen |= share_out(listed, limits)
         if found is not None and repair_seconds > 0:
-            columns = [_COLUMNS[resource] for resource in limits]
+            columns = [COLUMNS[resource] for resource in limits]
             chosen = repaired(
                 found, listed, list(limits.values()), columns, chosen, seconds=repair_seconds, progress=progress
             )
-    refusals = dict(split.refusals) | _left_dense(listed, chosen, wanted.resource)
+    refusals = dict(split.refusals) | _left_dense(listed, chosen, wanted.resource, timed)
     order = [site.name for site in sites]
     return Plan(
         {name: chosen[name] for name in order if name in chosen},
@@ -211,29 +217,55 @@ def choose(
 
 
 def options_of(
-    split: Split, wanted: Budget, *, forms: Sequence[Form] = FORMS, found: Study | None = None
+    split: Split,
+    wanted: Budget,
+    *,
+    forms: Sequence[Form] = FORMS,
+    found: Study | None = None,
+    timed: NetworkLatency | None = None,
 ) -> list[Options]:
-    """List what could be done to the sites that a budget has to decide."""
+    """List what could be done to the sites that a budget has to decide.
+
+    Args:
+        split: What is settled already, from ``settle``.
+        wanted: The budget.
+        forms: The forms that compete for a site.
+        found: What example inputs told; without it, relative errors of the kernels alone are added up, which knows
+            nothing of what a site's error does to the outputs.
+        timed: What the network takes on a provider; only what is faster there is then listed.
+
+    Returns:
+        The options of each site, in graph order.
+
+    Raises:
+        PlanError: There is no form to choose from.
+    """
+    if not forms:
+        raise PlanError(f"Name at least one form of {', '.join(FORMS)}.")
+    measured = {} if timed is None else timed.measured()
     if found is not None:
         names = {site.name for site in split.open}
-        seen = options(found, forms=forms, resource=wanted.resource)
+        seen = options(found, forms=forms, resource=wanted.resource, measured=measured)
         return [option for option in seen if option.site.name in names]
-    return [_plain_options(site, forms, wanted.resource) for site in split.open]
+    return [_plain_options(site, forms, wanted.resource, measured.get(site.name)) for site in split.open]
 
 
-def _plain_options(site: Site, forms: Sequence[Form], resource: Resource) -> Options:
-    listed = candidates(site, forms=forms, resource=resource)
-    costs = np.stack([np.append(listed.macs, listed.dense_macs), np.append(listed.params, listed.dense_params)], axis=1)
-    return Options(site, (*listed.choices, None), costs.astype(np.float64), np.append(listed.error, 0.0))
+def _plain_options(site: Site, forms: Sequence[Form], resource: Resource, measured: Measured | None) -> Options:
+    listed = candidates(site, forms=forms, resource=resource, measured=measured)
+    losses = np.append(listed.error, 0.0)
+    return Options(site, (*listed.choices, None), np.vstack([listed.costs, listed.dense]), losses, measured)
 
 
-def _fixed_savings(sites: Sequence[Site], split: Split) -> dict[Resource, int]:
-    saved: dict[Resource, int] = {"macs": 0, "params": 0}
+def _fixed_savings(sites: Sequence[Site], split: Split, timed: NetworkLatency | None) -> dict[Resource, float]:
+    saved: dict[Resource, float] = dict.fromkeys(COLUMNS, 0.0)
     for site in sites:
         if site.name in split.fixed:
-            dense, cost = dense_cost(site), split.fixed[site.name].cost(site)
+            choice = split.fixed[site.name]
+            dense, cost = dense_cost(site), choice.cost(site)
             saved["macs"] += dense.macs - cost.macs
             saved["params"] += dense.params - cost.params
+            if timed is not None:
+                saved["latency"] += timed.seconds(site.name, None) - timed.seconds(site.name, choice)
     return saved
 
 
@@ -286,38 +318,58 @@ def _error(choice: Choice) -> float:
 
 
 def _limits(
-    listed: Sequence[Options], targets: Mapping[Resource, float], total: ModelCost, fixed: Mapping[Resource, int]
+    listed: Sequence[Options],
+    targets: Mapping[Resource, float],
+    total: ModelCost,
+    fixed: Mapping[Resource, float],
+    timed: NetworkLatency | None,
 ) -> dict[Resource, float]:
     """What the sites of a budget may cost together, so that the whole model keeps its shares.
 
     Raises:
-        PlanError: Even the cheapest candidates cost more.
+        TargetError: Even the cheapest candidates cost more.
     """
     limits: dict[Resource, float] = {}
+    wholes: dict[Resource, float] = {"macs": total.macs, "params": total.params}
+    if timed is not None:
+        wholes["latency"] = timed.dense
     for resource, target in targets.items():
-        whole = total.macs if resource == "macs" else total.params
-        column = _COLUMNS[resource]
+        whole, column = wholes[resource], COLUMNS[resource]
         dense = sum(float(option.costs[-1, column]) for option in listed)
         least = sum(float(option.costs[:, column].min()) for option in listed)
         rest = whole - fixed[resource] - dense
         if rest + least > target * whole:
-            raise PlanError(
-                f"The target {target:.3g} cannot be reached: with every site at its lowest rank, "
-                f"{(rest + least) / max(1, whole):.3f} of the {_WORDS[resource]} are left."
+            left = (rest + least) / max(whole, np.finfo(np.float64).tiny)
+            among = "" if timed is None else f" among the forms and ranks that are faster on {timed.provider}"
+            way_out = "" if timed is None else "; ask for less, or name the provider none to plan by arithmetic alone"
+            raise TargetError(
+                resource,
+                left,
+                f"The target {target:.3g} cannot be reached: with every site at its lowest rank{among}, "
+                f"{left:.3f} of the {_WORDS[resource]} are left{way_out}.",
             )
         limits[resource] = target * whole - rest
     return limits
 
 
-def _left_dense(listed: Sequence[Options], chosen: Mapping[str, Choice], resource: Resource) -> dict[str, Refusal]:
+def _left_dense(
+    listed: Sequence[Options], chosen: Mapping[str, Choice], resource: Resource, timed: NetworkLatency | None
+) -> dict[str, Refusal]:
     """Say for each site that stays dense why it does."""
     said = {}
     for option in listed:
         if option.site.name in chosen:
             continue
-        dense = float(option.costs[-1, _COLUMNS[resource]])
+        dense = float(option.costs[-1, COLUMNS[resource]])
+        measured = option.measured
         if len(option.choices) > 1:
             said[option.site.name] = Refusal("budget_met", "The budget is met without it.", {resource: dense})
+        elif timed is not None and measured is not None and not measured.choices:
+            said[option.site.name] = Refusal(
+                "not_faster",
+                f"No form is faster on {timed.provider} at any rank, by more than the noise.",
+                {"dense_seconds": measured.dense, "fastest_seconds": measured.fastest},
+            )
         else:
             said[option.site.name] = Refusal(
                 "no_gain", f"No form saves {_WORDS[resource]} at any rank.", {resource: dense}
@@ -325,6 +377,4 @@ def _left_dense(listed: Sequence[Options], chosen: Mapping[str, Choice], resourc
     return said
 
 
-# Columns of ``Options.costs``.
-_COLUMNS: dict[Resource, int] = {"macs": 0, "params": 1}
-_WORDS: dict[Resource, str] = {"macs": "MACs", "params": "parameters"}
+_WORDS: dict[Resource, str] = {"macs": "MACs", "params": "parameters", "latency": "latency"}

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.allocate import cheapest, knapsack
-from onnx_pointwise.candidates import Candidates, Resource, candidates
+from onnx_pointwise.candidates import COLUMNS, Measured, Resource, candidates
 from onnx_pointwise.collect import PATCHES, SiteMoments, fitting_batch, site_moments
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.factorize import FORMS, Form, Method, factorize
@@ -166,35 +166,43 @@ class Options:
     Attributes:
         site: The site.
         choices: Form and rank of each candidate; None for the dense site.
-        costs: [n, 2], MACs and parameters.
+        costs: [n, 3], MACs, parameters and seconds, see `candidates.COLUMNS`.
         losses: [n], predicted relative squared drift of the network.
+        measured: Its latency; None where that was not measured.
     """
 
     site: Site
     choices: tuple[Choice | None, ...]
     costs: NDArray[np.float64]
     losses: NDArray[np.float64]
+    measured: Measured | None = None
 
 
-def options(found: Study, *, forms: Sequence[Form] = FORMS, resource: Resource = "macs") -> list[Options]:
+def options(
+    found: Study,
+    *,
+    forms: Sequence[Form] = FORMS,
+    resource: Resource = "macs",
+    measured: Mapping[str, Measured] | None = None,
+) -> list[Options]:
     """List the candidates of every site with the drift that each is predicted to cause.
 
     Args:
         found: What the examples told.
         forms: The forms that compete.
         resource: What must fall.
+        measured: Latency by site name; only what is faster is then a candidate.
 
     Returns:
         The options of each site, in graph order.
     """
-    return [_options(site, found, forms, resource) for site in found.sites]
+    return [_options(site, found, forms, resource, (measured or {}).get(site.name)) for site in found.sites]
 
 
-def _options(site: Site, found: Study, forms: Sequence[Form], resource: Resource) -> Options:
+def _options(site: Site, found: Study, forms: Sequence[Form], resource: Resource, measured: Measured | None) -> Options:
     known = found.sensitivities[site.name]
-    listed: Candidates = candidates(
-        site, forms=forms, resource=resource, second_moment=found.moments[site.name].covariance
-    )
+    covariance = found.moments[site.name].covariance
+    listed = candidates(site, forms=forms, resource=resource, second_moment=covariance, measured=measured)
     errors = np.array(
         [
             known.errors(choice.form, np.array([error]))[0]
@@ -204,8 +212,8 @@ def _options(site: Site, found: Study, forms: Sequence[Form], resource: Resource
     choices = [
         replace(choice, error=float(np.sqrt(error))) for choice, error in zip(listed.choices, errors, strict=True)
     ]
-    costs = np.stack([np.append(listed.macs, listed.dense_macs), np.append(listed.params, listed.dense_params)], axis=1)
-    return Options(site, (*choices, None), costs.astype(np.float64), np.append(known.response(errors), 0.0))
+    costs = np.vstack([listed.costs, listed.dense])
+    return Options(site, (*choices, None), costs, np.append(known.response(errors), 0.0), measured)
 
 
 def share_out(listed: Sequence[Options], limits: Mapping[Resource, float]) -> dict[str, Choice]:
@@ -221,7 +229,7 @@ def share_out(listed: Sequence[Options], limits: Mapping[Resource, float]) -> di
     Raises:
         PlanError: The limits cannot be met.
     """
-    columns = [("macs", "params").index(name) for name in limits]
+    columns = [COLUMNS[name] for name in limits]
     picked = knapsack([one.costs[:, columns] for one in listed], [one.losses for one in listed], list(limits.values()))
     return _named(listed, picked)
 
@@ -237,7 +245,7 @@ def share_out_drift(listed: Sequence[Options], most: float, resource: Resource =
     Returns:
         Choices by site name; the others stay dense.
     """
-    column = ("macs", "params").index(resource)
+    column = COLUMNS[resource]
     picked = cheapest([one.costs[:, column] for one in listed], [one.losses for one in listed], most**2)
     return _named(listed, picked)
 

@@ -150,6 +150,7 @@ def rewrite(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The .onnx file to write.", show_default=False)],
     target_macs: Annotated[float | None, typer.Option(help="Share of the whole model's MACs to keep.")] = None,
     target_params: Annotated[float | None, typer.Option(help="Share of its parameters to keep.")] = None,
+    target_latency: Annotated[float | None, typer.Option(help="Share of its latency on the provider to keep.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Share of its MACs that every convolution keeps.")] = None,
     energy: Annotated[float | None, typer.Option(help="Share of its energy that every convolution keeps.")] = None,
     rank: Annotated[
@@ -186,8 +187,11 @@ def rewrite(
     inline_functions: _Inline = False,
     inputs: _Inputs = None,
     max_drift: _MaxDrift = [],
-    provider: _Provider = "cpu",
+    provider: Annotated[
+        str, typer.Option(help="Execution provider to plan for and check on; none plans by arithmetic alone.")
+    ] = "cpu",
     threads: _Threads = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure latencies anew and do not keep them.")] = False,
     no_latency: _NoLatency = False,
     no_check: _NoCheck = False,
     force: _Force = False,
@@ -202,6 +206,7 @@ def rewrite(
             source,
             target_macs=target_macs,
             target_params=target_params,
+            target_latency=target_latency,
             ratio=ratio,
             energy=energy,
             ranks=_ranks(rank, forms) or None,
@@ -234,6 +239,7 @@ def rewrite(
             latency=not no_latency,
             provider=provider,
             threads=threads,
+            cache=not no_cache,
             progress=progress,
         )
     if save_plan is not None:

@@ -18,6 +18,19 @@ class PlanError(OnnxPointwiseError):
     """A plan, rank or budget does not fit the model it is meant for."""
 
 
+class TargetError(PlanError):
+    """A target lies below what the cheapest candidates of all sites leave.
+
+    Attributes:
+        resource: What was to be saved: ``macs``, ``params`` or ``latency``.
+        least: The share that is left at best.
+    """
+
+    def __init__(self, resource: str, least: float, message: str) -> None:
+        super().__init__(message)
+        self.resource, self.least = resource, least
+
+
 class InputError(OnnxPointwiseError):
     """Example inputs do not fit the model's declared inputs."""
 

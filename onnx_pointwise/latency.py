@@ -4,7 +4,7 @@ Latency is a staircase in the rank: kernels work on blocks of channels, and a bl
 a full one. The steps are found by measuring: a coarse grid of ranks first, then the middle of every interval over
 which the latency changes, until neighbours differ or the change is within the noise. Only the highest rank of a tread
 is worth having. All sites are probed together, many small networks in one session, so that what disturbs one
-measurement disturbs all.
+measurement disturbs all. What was measured once is kept, see ``latency_cache``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from onnx import helper, numpy_helper
 
 from onnx_pointwise.cost import dense_cost, rewritten_cost
 from onnx_pointwise.factorize import FORMS, Form, Rank
-from onnx_pointwise.providers import open_session, provider_name
+from onnx_pointwise.latency_cache import LatencyCache
+from onnx_pointwise.machine import machine
+from onnx_pointwise.providers import open_session, provider_info, provider_name
 from onnx_pointwise.runner import Runner
 from onnx_pointwise.sites import Site
 
@@ -32,7 +34,12 @@ from onnx_pointwise.sites import Site
 TOLERANCE = 0.03
 
 _GRID = 16
+# Timed and untimed runs of a probe; long ones are disturbed less, and would take too long.
 _RUNS, _WARMUP = 12, 3
+_LONG_RUNS, _LONG_WARMUP = 5, 1
+_LONG_MACS = 1e9
+# Part of every key of the cache: to be raised when the way to measure changes.
+_WAY = 1
 _PROBE_BYTES = 2**28
 _PROBES = 400
 _PAIRS = 6
@@ -46,11 +53,23 @@ class SiteLatency:
         dense: Seconds of the untouched convolution.
         choices: Form and rank of the top of each tread that is faster than that.
         seconds: Seconds of each of them.
+        fastest: Seconds of the fastest form and rank measured, faster than ``dense`` or not; infinite where none was.
+        asked: Seconds of the forms and ranks that were asked for by name.
     """
 
     dense: float
     choices: tuple[tuple[Form, Rank], ...]
     seconds: tuple[float, ...]
+    fastest: float = math.inf
+    asked: Mapping[tuple[Form, Rank], float] = field(default_factory=dict)
+
+    def of(self, form: Form, rank: Rank) -> float:
+        """Seconds of a form and rank that was measured.
+
+        Raises:
+            KeyError: It was not.
+        """
+        return (dict(zip(self.choices, self.seconds, strict=True)) | dict(self.asked))[form, rank]
 
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
@@ -79,6 +98,12 @@ class _Probe:
     in_size: tuple[int, ...]
     dtype: str
     chain: tuple[_Conv, ...]
+
+    @property
+    def long(self) -> bool:
+        """Whether one run takes so long that few of them will do."""
+        weights = sum(conv.in_channels * conv.out_channels * math.prod(conv.kernel) for conv in self.chain)
+        return self.batch * math.prod(self.in_size) * weights > _LONG_MACS
 
     @property
     def bytes(self) -> int:
@@ -123,14 +148,20 @@ def site_latencies(
     forms: Sequence[Form] = FORMS,
     provider: str = "cpu",
     threads: int | None = None,
+    asked: Mapping[str, tuple[Form, Rank]] | None = None,
+    cache: LatencyCache | None = None,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, SiteLatency]:
     """Measure what each site takes in each form.
 
     Args:
-        sites: Sites without refusal.
+        sites: Sites that may be rewritten and whose sizes are known.
         forms: The forms that compete.
         provider: Execution provider, as for ``open_session``.
         threads: Threads inside one operator; the runtime's own choice if ``None``.
+        asked: Form and rank by site name, to be measured whatever they take.
+        cache: Where measurements are kept; ``None`` measures everything anew.
+        progress: Called with how many probes are measured next.
 
     Returns:
         Latency by site name: of the dense site, and of the top of each tread that is faster by more than the noise.
@@ -138,13 +169,17 @@ def site_latencies(
     Raises:
         ProviderError: The provider does not load.
     """
-    clock = _Clock(provider, threads)
+    clock = _Clock(provider, threads, cache, progress)
     clock.measure(_probe(site, None, 1) for site in sites)
     dense = {site.name: clock.seconds(_probe(site, None, 1)) for site in sites}
-    single = [(site, form) for site in sites for form in FORMS if form != "reduce_expand"]
+    named = asked or {}
+    clock.measure(_probe(site, *named[site.name]) for site in sites if site.name in named)
+    # Pairs are made of the treads of both sides.
+    sides = [form for form in FORMS if form != "reduce_expand" and (form in forms or "reduce_expand" in forms)]
+    single = [(site, form) for site in sites for form in sides]
+    known: dict[tuple[str, Form], list[int]] = {(site.name, form): [] for site, form in single}
     tops: dict[tuple[str, Form], list[int]] = {}
     open_curves = {(site.name, form): (site, _first_ranks(site, form)) for site, form in single}
-    known: dict[tuple[str, Form], list[int]] = {key: [] for key in open_curves}
     while open_curves:
         clock.measure(_probe(site, key[1], rank) for key, (site, ranks) in open_curves.items() for rank in ranks)
         following = {}
@@ -155,14 +190,12 @@ def site_latencies(
             if between:
                 following[key] = (site, between)
             else:
-                tops[key] = _tops(curve, TOLERANCE * dense[site.name])
+                full = site.in_channels if key[1] == "reduce" else site.out_channels
+                tops[key] = _tops(curve, (full, dense[site.name]))
         open_curves = following
     found: dict[str, list[tuple[Form, Rank]]] = {site.name: [] for site in sites}
     for site in sites:
-        if "reduce" in forms:
-            found[site.name] += [("reduce", rank) for rank in tops[site.name, "reduce"]]
-        if "expand" in forms:
-            found[site.name] += [("expand", rank) for rank in tops[site.name, "expand"]]
+        found[site.name] += [(form, rank) for form in sides if form in forms for rank in tops[site.name, form]]
         if "reduce_expand" in forms:
             pairs = _pairs(tops[site.name, "reduce"], tops[site.name, "expand"])
             found[site.name] += [("reduce_expand", pair) for pair in pairs]
@@ -170,11 +203,16 @@ def site_latencies(
     result = {}
     for site in sites:
         timed = [(clock.seconds(_probe(site, form, rank)), form, rank) for form, rank in found[site.name]]
+        curves = [
+            clock.seconds(_probe(site, form, rank)) for form in forms for rank in known.get((site.name, form), ())
+        ]
         faster = [entry for entry in timed if entry[0] < (1.0 - TOLERANCE) * dense[site.name]]
         result[site.name] = SiteLatency(
             dense[site.name],
             tuple((form, rank) for _, form, rank in faster),
             tuple(seconds for seconds, _, _ in faster),
+            min([*curves, *(entry[0] for entry in timed)], default=math.inf),
+            {named[site.name]: clock.seconds(_probe(site, *named[site.name]))} if site.name in named else {},
         )
     return result
 
@@ -195,14 +233,42 @@ def _middles(curve: Sequence[tuple[int, float]], tolerance: float) -> list[int]:
     ]
 
 
-def _tops(curve: Sequence[tuple[int, float]], tolerance: float) -> list[int]:
-    """Ranks that no higher rank beats or equals in latency: the tops of the treads."""
-    kept, best = [], math.inf
+def _tops(curve: Sequence[tuple[int, float]], dense: tuple[int, float]) -> list[int]:
+    """Ranks worth having: the tops of the treads.
+
+    A rank is none if a higher one takes as long. Nor is it one if it lies well above the line between a lower and a
+    higher rank: the foot of a step that rises in stages, where a little more rank costs most of the step.
+
+    Args:
+        curve: Ranks, rising, and their seconds.
+        dense: Full rank, and the seconds of the untouched site.
+    """
+    tolerance = TOLERANCE * dense[1]
+    kept: list[tuple[int, float]] = []
+    best = math.inf
     for rank, seconds in reversed(curve):
         if seconds < best - tolerance:
-            kept.append(rank)
+            kept.append((rank, seconds))
             best = seconds
-    return kept[::-1]
+    kept.reverse()
+    hull: list[tuple[int, float]] = []
+    for point in [*kept, dense]:
+        while len(hull) > 1 and _above(hull[-1], hull[-2], point) >= 0.0:
+            hull.pop()
+        hull.append(point)
+    edges = list(itertools.pairwise(hull))
+    return [
+        point[0]
+        for point in kept
+        if not any(low < point < high and _above(point, low, high) > 2.0 * tolerance for low, high in edges)
+    ]
+
+
+def _above(point: tuple[int, float], low: tuple[int, float], high: tuple[int, float]) -> float:
+    """How far a point lies above the line between two others."""
+    if high[0] == low[0]:
+        return 0.0
+    return point[1] - (low[1] + (high[1] - low[1]) * (point[0] - low[0]) / (high[0] - low[0]))
 
 
 def _pairs(inner: Sequence[int], outer: Sequence[int]) -> list[tuple[int, int]]:
@@ -219,17 +285,29 @@ def _pairs(inner: Sequence[int], outer: Sequence[int]) -> list[tuple[int, int]]:
 class _Clock:
     """Measures probes, each once, in as few sessions as memory allows."""
 
-    def __init__(self, provider: str, threads: int | None) -> None:
+    def __init__(
+        self, provider: str, threads: int | None, cache: LatencyCache | None, progress: Callable[[str], None]
+    ) -> None:
         self._provider, self._threads = provider, threads
+        self._cache, self._progress = cache, progress
+        self._place = place(provider, threads)
         self._known: dict[_Probe, float] = {}
 
     def seconds(self, probe: _Probe) -> float:
         return self._known[probe]
 
     def measure(self, probes: Iterable[_Probe]) -> None:
-        wanted = [probe for probe in dict.fromkeys(probes) if probe not in self._known]
-        for group in _groups(wanted):
+        wanted = {f"{self._place} {probe}": probe for probe in probes if probe not in self._known}
+        if self._cache is not None and wanted:
+            stored = self._cache.get(wanted)
+            self._known |= {wanted.pop(key): float(seconds) for key, seconds in stored.items()}
+        done = 0
+        for group in _groups(list(wanted.values())):
+            self._progress(f"{done} of {len(wanted)} probes")
+            done += len(group)
             self._known |= self._time(group)
+        if self._cache is not None:
+            self._cache.put({key: self._known[probe] for key, probe in wanted.items()})
 
     def _time(self, probes: Sequence[_Probe]) -> dict[_Probe, float]:
         if provider_name(self._provider) == "cpu":
@@ -238,31 +316,50 @@ class _Clock:
 
     def _profile(self, probes: Sequence[_Probe]) -> dict[_Probe, float]:
         """Time all probes in one session by its profile, which leaves out what only their ends cost."""
+        runs, warmup = _counts(probes)
         with tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder:
             data = _network(probes).SerializeToString()
             session = open_session(data, self._provider, threads=self._threads, profile=Path(folder) / "profile")
             runner = Runner(session, _feeds(probes), self._provider, "latency probe")
-            for _ in range(_WARMUP + _RUNS):
+            for _ in range(warmup + runs):
                 runner.first_run()
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        samples = _chain_seconds(events, len(probes))[_WARMUP:]
+        samples = _chain_seconds(events, len(probes))[warmup:]
         # Disturbances only ever add time, and the profile counts whole microseconds.
-        quiet = np.sort(samples, axis=0)[: max(1, _RUNS // 2)].mean(axis=0)
+        quiet = np.sort(samples, axis=0)[: max(1, runs // 2)].mean(axis=0)
         return {probe: float(seconds) for probe, seconds in zip(probes, quiet, strict=True)}
 
     def _run(self, probe: _Probe) -> float:
         """Time one probe in a session of its own: a profile would only see kernels being launched."""
+        runs, warmup = _counts([probe])
         session = open_session(_network([probe]).SerializeToString(), self._provider, threads=self._threads)
         runner = Runner(session, _feeds([probe]), self._provider, "latency probe")
-        samples = sorted(runner.first_run() for _ in range(_WARMUP + 2 * _RUNS))
-        return float(np.mean(samples[:_RUNS]))
+        samples = sorted(runner.first_run() for _ in range(warmup + 2 * runs))
+        return float(np.mean(samples[:runs]))
+
+
+def _counts(probes: Sequence[_Probe]) -> tuple[int, int]:
+    """Timed and untimed runs of probes that run together."""
+    return (_LONG_RUNS, _LONG_WARMUP) if probes[0].long else (_RUNS, _WARMUP)
+
+
+def place(provider: str, threads: int | None) -> str:
+    """Describe all that a latency depends on beside what is run: part of the keys of the cache."""
+    info, here = provider_info(provider), machine()
+    runtime = {name: version for name, version in here.versions.items() if name.startswith("onnxruntime")}
+    return (
+        f"way {_WAY}, {provider}, {info.device}, {info.driver}, {here.cpu}, {'/'.join(here.instruction_sets)}, "
+        f"{here.cores} cores, {runtime}, {threads} threads:"
+    )
 
 
 def _groups(probes: Sequence[_Probe]) -> list[list[_Probe]]:
     groups: list[list[_Probe]] = []
     held = 0
-    for probe in probes:
-        if not groups or held + probe.bytes > _PROBE_BYTES or len(groups[-1]) >= _PROBES:
+    for probe in sorted(probes, key=lambda probe: probe.long):
+        last = groups[-1] if groups else [probe]
+        full = held + probe.bytes > _PROBE_BYTES or len(last) >= _PROBES or last[0].long != probe.long
+        if not groups or full:
             groups.append([])
             held = 0
         groups[-1].append(probe)

@@ -15,18 +15,21 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 from threadpoolctl import threadpool_limits
 
-from onnx_pointwise.budget import NO_BUDGET, Budget, Split, choose, hand_made, settle
-from onnx_pointwise.calibrated import Progress, Study, Weights, make_weights, study
+from onnx_pointwise.budget import NO_BUDGET, Budget, Split, choose, hand_made, options_of, settle
+from onnx_pointwise.calibrated import Options, Progress, Study, Weights, make_weights, study
 from onnx_pointwise.calibration import Calibration, CalibrationSource, calibrate
-from onnx_pointwise.check import CheckResult
+from onnx_pointwise.check import CheckResult, Finding
 from onnx_pointwise.check import check as check_models
 from onnx_pointwise.cost import ModelCost, SiteCost, dense_cost, model_cost
 from onnx_pointwise.errors import OutputError, PlanError
 from onnx_pointwise.factorize import FORMS, Form, Method
+from onnx_pointwise.latency_cache import LatencyCache
+from onnx_pointwise.measured_plan import faster, meeting
 from onnx_pointwise.model_io import ModelSource, file_bytes, load, runtime_source, save
+from onnx_pointwise.network_latency import NetworkLatency, network_latency
 from onnx_pointwise.plan import Choice, Plan, make_choice, require_sites
 from onnx_pointwise.preprocessing import Layout, Preprocessing
-from onnx_pointwise.providers import open_session
+from onnx_pointwise.providers import open_session, provider_info, require
 from onnx_pointwise.refit import MEMORY
 from onnx_pointwise.rewrite import BottleneckPass, Replacement, replacement
 from onnx_pointwise.shapes import ResolvedShapes, Shape, resolve
@@ -187,6 +190,7 @@ def rewrite(
     *,
     target_macs: float | None = None,
     target_params: float | None = None,
+    target_latency: float | None = None,
     max_drift: float | Mapping[str, float] | None = None,
     max_loss: float | None = None,
     ratio: float | None = None,
@@ -211,6 +215,7 @@ def rewrite(
     latency: bool = True,
     provider: str = "cpu",
     threads: int | None = None,
+    cache: bool = True,
     memory: int = MEMORY,
     seed: int = 0,
     progress: Progress | None = None,
@@ -224,6 +229,7 @@ def rewrite(
         model: Path, ``ModelProto`` or ``onnx_ir.Model``; it is left as it is.
         target_macs: Share of the whole model's MACs to keep, above 0 and at most 1.
         target_params: Share of the whole model's parameters to keep; may stand beside ``target_macs``.
+        target_latency: Share of the whole model's latency on the provider to keep; may stand beside both.
         max_drift: Largest relative L2 drift of the outputs allowed, for all of them or by name. Measured on examples
             held back from the calibration, or on ``inputs``, or else on random inputs.
         max_loss: How much the score of ``evaluate`` may fall.
@@ -253,8 +259,11 @@ def rewrite(
         check: Compare both models in ONNX Runtime.
         inputs: Inputs of the check by name, [N, ...].
         latency: Time both networks in the check, too.
-        provider: Execution provider of the check.
+        provider: Execution provider that will run the network: form and rank are chosen by what is measured there,
+            and nothing slower is handed over. ``none`` plans by arithmetic alone and checks on the CPU; so does, on
+            itself, a provider whose device is emulated, and so do ranks by hand and the replay of a plan.
         threads: Threads of the runtime; its own choice if ``None``.
+        cache: Keep what was measured on disk and use what is there, see ``latency_cache``.
         memory: Bytes of activations and moments to hold in memory, about; beyond, activations lie in files.
         seed: Seed of everything that is drawn.
         progress: Called with a stage and what is taken up in it.
@@ -269,7 +278,13 @@ def rewrite(
         ProviderError: The provider does not load.
     """
     clock = _Clock()
-    shares = {"ratio": ratio, "energy": energy, "target_macs": target_macs, "target_params": target_params}
+    shares = {
+        "ratio": ratio,
+        "energy": energy,
+        "target_macs": target_macs,
+        "target_params": target_params,
+        "target_latency": target_latency,
+    }
     replay = None if plan is None else _read_plan(plan)
     if replay is not None and (ranks or any(value is not None for value in shares.values())):
         raise PlanError("A plan replays as it is; leave out every budget beside it, or edit the plan.")
@@ -281,6 +296,7 @@ def rewrite(
     if searched and not check:
         raise PlanError("Searching for the cheapest network within a limit takes the check; leave it on.")
 
+    measure = _measurable(provider, target_latency)
     dense = load(model)
     base = dense.clone()
     if inline_functions and base.functions:
@@ -312,7 +328,7 @@ def rewrite(
         max_drift=max_drift,
         max_loss=max_loss,
         evaluate=evaluate,
-        provider=provider,
+        provider="cpu" if provider == PLAN_ONLY else provider,
         threads=threads,
         memory=memory,
         seed=seed,
@@ -331,14 +347,22 @@ def rewrite(
     else:
         wanted = Budget(hand_made(ranks or {}, forms), **({"target_macs": 1.0} if searched else shares))
         split = settle(sites, wanted, nodes_to_exclude)
+        timed = job.time(split, LatencyCache() if cache else None) if measure and split.open else None
+        clock.lap("latency")
         found = job.study([*split.fixed, *(site.name for site in split.open)], measure=bool(split.open))
         clock.lap("study")
-        attempt = job.search(split, found, score) if searched else job.attempt(job.plan(split, wanted, found), found)
+        listed = job.options(split, wanted, found, timed)
+        if searched:
+            attempt = job.search(split, listed, found, timed, score)
+        else:
+            attempt = job.attempt(job.plan(split, wanted, listed, found, timed), found)
     clock.lap("weights")
 
     reports = tuple(_report(site, attempt.plan, attempt.weights, found) for site in sites)
     after = model_cost(attempt.model, resolve(attempt.model, shapes.inputs)) if attempt.plan.choices else before
     verdict = job.verdict(attempt.model, found, latency=latency) if check else None
+    if verdict is not None and attempt.plan.latency and attempt.plan.choices:
+        verdict = _require_not_slower(verdict)
     clock.lap("check")
     scores = None
     if evaluate is not None and score is not None:
@@ -358,6 +382,40 @@ def rewrite(
         assumed_inputs=shapes.assumed,
         seconds=clock.seconds,
     )
+
+
+#: The provider that stands for planning by arithmetic alone.
+PLAN_ONLY = "none"
+
+
+def _measurable(provider: str, target_latency: float | None) -> bool:
+    """Whether a plan is made from what is measured on a provider.
+
+    Raises:
+        PlanError: A target for the latency was given, and it is not.
+        ProviderError: The provider does not load.
+    """
+    if provider != PLAN_ONLY:
+        require(provider)
+        info = provider_info(provider)
+        if not info.software:
+            return True
+        reason = f"{provider} runs on {info.device}, emulated on the CPU, whose timings mean nothing"
+    else:
+        reason = f"the provider {PLAN_ONLY} plans by arithmetic alone"
+    if target_latency is not None:
+        raise PlanError(f"A target for the latency needs measurements, but {reason}; name another provider.")
+    return False
+
+
+def _require_not_slower(verdict: CheckResult) -> CheckResult:
+    """A plan made from measurements that turns out slower all the same is not handed over as good."""
+    timed = verdict.latency
+    if timed is None or timed.verdict != "slower":
+        return verdict
+    text = f"On {timed.provider} the rewritten network takes {timed.ratio:.2f} times as long, against its plan."
+    finding = Finding("slower", text, {"provider": timed.provider, "ratio": timed.ratio, "noise": timed.noise})
+    return replace(verdict, passed=False, findings=(*verdict.findings, finding))
 
 
 def _score(job: _Job, model: ModelSource) -> float:
@@ -429,21 +487,60 @@ class _Job:
                 progress=self.progress,
             )
 
-    def plan(self, split: Split, wanted: Budget, found: Study | None) -> Plan:
-        """Choose forms and ranks under a budget."""
+    def time(self, split: Split, cache: LatencyCache | None) -> NetworkLatency:
+        """Measure the network and its sites on the provider."""
+        sites = [site for site in self.sites if site.name in split.fixed or site in split.open]
+        return network_latency(
+            self.base,
+            self.shapes,
+            sites,
+            forms=self.forms,
+            asked=split.fixed,
+            provider=self.provider,
+            threads=self.threads,
+            cache=cache,
+            progress=lambda what: self.progress("latency", what),
+        )
+
+    def options(self, split: Split, wanted: Budget, found: Study | None, timed: NetworkLatency | None) -> list[Options]:
+        """List what could be done to the sites that a budget has to decide."""
         with self.blas:
-            chosen = choose(
-                self.sites,
-                split,
-                wanted,
-                self.before,
-                forms=self.forms,
-                method=self.method,
-                found=found,
-                repair_seconds=self.repair_seconds,
-                progress=self.progress,
+            return options_of(split, wanted, forms=self.forms, found=found, timed=timed)
+
+    def plan(
+        self,
+        split: Split,
+        wanted: Budget,
+        listed: Sequence[Options],
+        found: Study | None,
+        timed: NetworkLatency | None,
+    ) -> Plan:
+        """Choose forms and ranks under a budget; where latency is measured, see that the network keeps the promise."""
+
+        def choose_for(budget: Budget) -> Plan:
+            with self.blas:
+                chosen = choose(
+                    self.sites,
+                    split,
+                    budget,
+                    listed,
+                    self.before,
+                    method=self.method,
+                    found=found,
+                    timed=timed,
+                    repair_seconds=self.repair_seconds,
+                    progress=self.progress,
+                )
+            return replace(chosen, calibration=self.examples.description, budget=wanted.to_dict())
+
+        if timed is None:
+            return choose_for(wanted)
+        self.progress("latency", "the rewritten network")
+        if wanted.target_latency is not None:
+            return meeting(
+                wanted.target_latency, lambda share: choose_for(replace(wanted, target_latency=share)), timed
             )
-        return replace(chosen, calibration=self.examples.description)
+        return faster(choose_for(wanted), timed, fixed=split.fixed)
 
     def attempt(self, plan: Plan, found: Study | None) -> _Attempt:
         """Compute weights for a plan and rewrite a copy of the model."""
@@ -475,7 +572,14 @@ class _Job:
             seed=self.seed,
         )
 
-    def search(self, split: Split, found: Study | None, score: float | None) -> _Attempt:
+    def search(
+        self,
+        split: Split,
+        listed: Sequence[Options],
+        found: Study | None,
+        timed: NetworkLatency | None,
+        score: float | None,
+    ) -> _Attempt:
         """Find the cheapest network within the limits on drift and loss, by bisection over its share of the MACs."""
         low, high = 0.0, 1.0
         best = self.attempt(Plan({}, split.refusals, self.method), None)
@@ -483,7 +587,7 @@ class _Job:
             share = (low + high) / 2
             self.progress("search", f"{share:.3f} of the MACs")
             try:
-                attempt = self.attempt(self.plan(split, Budget(target_macs=share), found), found)
+                attempt = self.attempt(self.plan(split, Budget(target_macs=share), listed, found, timed), found)
             except PlanError:  # below the floor
                 low = share
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, get_args
 
@@ -46,10 +46,12 @@ class Plan:
 
     Attributes:
         choices: Choice by site name, in graph order.
-        refusals: Refusal by site name, in graph order.
+        refusals: Refusal by site name.
         method: How the factors are computed, see ``factorize``.
         budget: What was asked for, for the record.
         calibration: What the weights are computed from, for the record.
+        latency: What was measured on the provider that the plan was made for, for the record; empty where it was made
+            by arithmetic alone.
     """
 
     choices: Mapping[str, Choice]
@@ -57,6 +59,16 @@ class Plan:
     method: Method = "als"
     budget: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    latency: Mapping[str, Any] = field(default_factory=dict)
+
+    def without(self, refused: Mapping[str, Refusal]) -> Plan:
+        """Take sites out of the plan.
+
+        Args:
+            refused: Why, by site name.
+        """
+        choices = {name: choice for name, choice in self.choices.items() if name not in refused}
+        return replace(self, choices=choices, refusals={**self.refusals, **refused})
 
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict; only ``method`` and ``sites`` matter when it is read again."""
@@ -72,6 +84,7 @@ class Plan:
             "method": self.method,
             "budget": dict(self.budget),
             "calibration": dict(self.calibration),
+            "latency": dict(self.latency),
             "sites": sites,
             "refusals": {name: refusal.to_dict() for name, refusal in self.refusals.items()},
         }

@@ -56,7 +56,8 @@ def total_after(sites: list[Site], chosen: dict[str, Choice], resource: str) -> 
 def plan_of(model: ir.Model, wanted: Budget, exclude: Sequence[str] = ()) -> tuple[list[Site], ModelCost, Plan]:
     shapes = resolve(model)
     sites, cost = find_sites(model, shapes), model_cost(model, shapes)
-    return sites, cost, choose(sites, settle(sites, wanted, exclude), wanted, cost)
+    split = settle(sites, wanted, exclude)
+    return sites, cost, choose(sites, split, wanted, options_of(split, wanted), cost)
 
 
 WIDTHS = st.lists(st.integers(4, 24), min_size=2, max_size=5)

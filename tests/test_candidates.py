@@ -12,7 +12,7 @@ from graphs import conv_model, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_pointwise.candidates import Candidates, candidates
+from onnx_pointwise.candidates import COLUMNS, Candidates, candidates
 from onnx_pointwise.cost import dense_cost, rewritten_cost
 from onnx_pointwise.factorize import FORMS, Form, error_curve, factorize
 from onnx_pointwise.model_io import load
@@ -58,7 +58,7 @@ def everything(site: Site, forms: list[Form], moment: np.ndarray | None = None) 
 
 
 def costs(option: Candidates, resource: Any) -> list[int]:
-    return [int(item) for item in option.cost(resource)]
+    return [int(item) for item in option.costs[:, COLUMNS[resource]]]
 
 
 @given(site=SITES, forms=CHOSEN, resource=st.sampled_from(["macs", "params"]), data=st.integers(0, 10**6))
@@ -69,7 +69,7 @@ def test_they_are_the_pareto_front_of_everything(site: Site, forms: list[Form], 
     moment = None if data % 2 else mix.T @ mix
     option = candidates(site, forms=forms, resource=resource, second_moment=moment)
     dense = getattr(dense_cost(site), resource)
-    assert option.dense_cost(resource) == dense
+    assert option.dense[COLUMNS[resource]] == dense
     points = [
         (getattr(cost, resource), error)
         for _, _, cost, error in everything(site, forms, moment)
@@ -87,16 +87,16 @@ def test_they_are_the_pareto_front_of_everything(site: Site, forms: list[Form], 
 def test_costs_and_errors_are_those_of_their_choices(site: Site, forms: list[Form], resource: Any) -> None:
     option = candidates(site, forms=forms, resource=resource)
     kernel, _ = site.weights()
-    assert len(option.choices) == len(option.macs) == len(option.params) == len(option.error)
+    assert len(option.choices) == len(option.costs) == len(option.error)
     for index, choice in enumerate(option.choices):
         assert choice.form in forms
         cost = choice.cost(site)
-        assert (option.macs[index], option.params[index]) == (cost.macs, cost.params)
+        assert tuple(option.costs[index]) == (cost.macs, cost.params, 0.0)
         assert choice.error is not None
         assert choice.error**2 == pytest.approx(option.error[index], abs=1e-15)
         at = choice.rank if isinstance(choice.rank, tuple) else (choice.rank,)
         assert option.error[index] == pytest.approx(error_curve(kernel, choice.form)[at], abs=1e-14)
-    assert np.all(np.diff(option.cost(resource)) > 0)
+    assert np.all(np.diff(option.costs[:, COLUMNS[resource]]) > 0)
     assert np.all(np.diff(option.error) < 0)
 
 
@@ -128,7 +128,8 @@ def test_where_nothing_pays_there_is_none() -> None:
     for forms in (FORMS, ["reduce"], ["expand"], ["reduce_expand"]):
         option = candidates(make_site(1, 1, 1, 1), forms=forms)
         assert option.choices == ()
-        assert option.macs.shape == option.params.shape == option.error.shape == (0,)
+        assert option.costs.shape == (0, 3)
+        assert option.error.shape == (0,)
     assert candidates(make_site(6, 6, 3, 3), forms=[]).choices == ()
 
 
@@ -154,13 +155,13 @@ def test_what_folds_counts() -> None:
     expected = error_curve(folded.weights()[0], "expand")
     option = candidates(folded, forms=["expand"])
     assert [expected[choice.rank] for choice in option.choices] == option.error.tolist()
-    assert option.dense_params == 6 * 6 * 9 + 4 * 6
+    assert option.dense[COLUMNS["params"]] == 6 * 6 * 9 + 4 * 6
 
 
 def test_large_sites_do_not_overflow() -> None:
     """Costs are counted in 64 bits."""
     huge = replace(make_site(40, 40, 3, 3), batch=64, in_size=(4096, 4096), out_size=(4096, 4096))
     option = candidates(huge)
-    assert option.macs.min() > 0
-    assert option.macs.max() < option.dense_macs
-    assert option.dense_macs == 64 * 4096 * 4096 * 40 * 40 * 9
+    assert option.costs[:, 0].min() > 0
+    assert option.costs[:, 0].max() < option.dense[0]
+    assert option.dense[0] == 64 * 4096 * 4096 * 40 * 40 * 9

@@ -1,0 +1,142 @@
+"""Plans that are held to what they promise: the network is timed as planned, and planned again where it falls short.
+
+A prediction from the sites is seldom off by much, but it is off. For a target latency the plan is corrected by what
+was measured, until it is met. For every other budget the network has to be faster than the untouched one beyond the
+noise floor; while it is not, the sites that save least go back to dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from onnx_pointwise.errors import PlanError, TargetError
+from onnx_pointwise.network_latency import NetworkLatency, Timing
+from onnx_pointwise.plan import Plan
+from onnx_pointwise.sites import Refusal
+
+#: A target latency counts as met within this share of it.
+CLOSE = 0.05
+# The search is over as soon as it is met this closely.
+_CLOSE_ENOUGH = 0.02
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    plan: Plan
+    asked: float
+    predicted: float
+    timing: Timing
+
+
+def meeting(target: float, make: Callable[[float], Plan], timed: NetworkLatency) -> Plan:
+    """Find the plan whose network has a target latency when it is run.
+
+    Args:
+        target: Share of the untouched network's latency.
+        make: Makes a plan for a predicted share; raises `TargetError` where that is out of reach.
+        timed: What the network takes.
+
+    Returns:
+        The plan that came closest, with what was measured.
+
+    Raises:
+        PlanError: No plan came within 5 % of the target or below it; the sentence says how far the best one came.
+    """
+    tried: list[_Attempt] = []
+    ask, floor = target, 0.0
+    for _ in range(_ATTEMPTS):
+        try:
+            plan = make(ask)
+        except TargetError as error:
+            if error.resource != "latency":
+                raise
+            floor = error.least
+            plan = make(min(1.0, floor * (1.0 + 1e-9)))
+            ask = floor
+        if any(plan.choices == attempt.plan.choices for attempt in tried):
+            break
+        timing = timed.time(plan)
+        tried.append(_Attempt(plan, ask, timed.predict(plan.choices), timing))
+        if abs(timing.ratio - target) <= _CLOSE_ENOUGH * target:
+            break
+        following = _correct(tried, target)
+        if ask <= floor and following <= floor:
+            break  # as fast as it gets
+        ask = following
+    best = min(tried, key=lambda attempt: abs(attempt.timing.ratio - target))
+    if best.timing.ratio > (1.0 + CLOSE) * target:
+        raise PlanError(
+            f"The target {target:.3g} of the latency on {timed.provider} cannot be reached: the best network took "
+            f"{best.timing.ratio:.3f} of the untouched one's; ask for less, or let more forms and convolutions compete."
+        )
+    return replace(best.plan, latency=_record(timed, best.plan, best.timing))
+
+
+def _correct(tried: list[_Attempt], target: float) -> float:
+    """The predicted share to ask for next: as much more or less to save as the last network fell short or went over."""
+    last = tried[-1]
+    below = [attempt for attempt in tried if attempt.timing.ratio <= target]
+    above = [attempt for attempt in tried if attempt.timing.ratio > target]
+    if below and above:  # between the nearest two
+        low = max(below, key=lambda attempt: attempt.timing.ratio)
+        high = min(above, key=lambda attempt: attempt.timing.ratio)
+        way = (target - low.timing.ratio) / (high.timing.ratio - low.timing.ratio)
+        return low.predicted + way * (high.predicted - low.predicted)
+    promised, kept = 1.0 - last.predicted, 1.0 - last.timing.ratio
+    if kept <= 0.0 or promised <= 0.0:
+        return last.predicted / 2.0
+    return min(1.0, max(1e-6, 1.0 - (1.0 - target) * promised / kept))
+
+
+def faster(plan: Plan, timed: NetworkLatency, *, fixed: Collection[str] = ()) -> Plan:
+    """Take sites back until the network is faster than the untouched one, beyond the noise floor.
+
+    Args:
+        plan: A plan of measured sites.
+        timed: What the network takes.
+        fixed: Sites that were decided by hand and stay as they are.
+
+    Returns:
+        The plan with what was measured, and a refusal for every site that went back; without any choice where nothing
+        made the network faster.
+    """
+    while plan.choices:
+        timing = timed.time(plan)
+        saved = {
+            name: timed.seconds(name, None) - timed.seconds(name, choice)
+            for name, choice in plan.choices.items()
+            if name not in fixed
+        }
+        if timing.verdict == "faster" or not saved:
+            return replace(plan, latency=_record(timed, plan, timing))
+        order = sorted(saved, key=lambda name: (saved[name], name))
+        back = order[: (len(order) + 1) // 2]
+        reason = Refusal(
+            "network_not_faster",
+            f"With it the network was not faster on {timed.provider}, beyond the noise floor.",
+            {"latency": timing.ratio, "noise": timing.noise},
+        )
+        plan = plan.without(dict.fromkeys(back, reason))
+    return replace(plan, latency=_record(timed, plan, None))
+
+
+def _record(timed: NetworkLatency, plan: Plan, timing: Timing | None) -> dict[str, Any]:
+    """Write down what a plan was made from."""
+    rewritten = {
+        name: {"dense": timed.seconds(name, None), "rewritten": timed.seconds(name, choice)}
+        for name, choice in plan.choices.items()
+    }
+    return {
+        "provider": timed.provider,
+        "threads": timed.threads,
+        "dense_seconds": timed.dense,
+        "sites_alone_seconds": sum(site.dense for site in timed.sites.values()),
+        "sites_inside_seconds": sum(timed.inside.values()),
+        "predicted": timed.predict(plan.choices),
+        "measured": None if timing is None else timing.ratio,
+        "noise": None if timing is None else timing.noise,
+        "sites": rewritten,
+    }
