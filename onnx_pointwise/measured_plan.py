@@ -21,13 +21,15 @@ CLOSE = 0.05
 # The search is over as soon as it is met this closely.
 _CLOSE_ENOUGH = 0.02
 _ATTEMPTS = 5
+_LEAST = 1e-6
 
 
 @dataclass(frozen=True)
 class _Attempt:
+    """A plan, what its sites promise (``NetworkLatency.sum_of_sites``), and what was measured."""
+
     plan: Plan
-    asked: float
-    predicted: float
+    promised: float
     timing: Timing
 
 
@@ -36,7 +38,7 @@ def meeting(target: float, make: Callable[[float], Plan], timed: NetworkLatency)
 
     Args:
         target: Share of the untouched network's latency.
-        make: Makes a plan for a predicted share; raises `TargetError` where that is out of reach.
+        make: Makes a plan whose sites promise at most a share; raises `TargetError` where that is out of reach.
         timed: What the network takes.
 
     Returns:
@@ -46,26 +48,23 @@ def meeting(target: float, make: Callable[[float], Plan], timed: NetworkLatency)
         PlanError: No plan came within 5 % of the target or below it; the sentence says how far the best one came.
     """
     tried: list[_Attempt] = []
-    ask, floor = target, 0.0
+    ask = timed.promised(target)
     for _ in range(_ATTEMPTS):
+        lowest = False
         try:
-            plan = make(ask)
+            plan = make(max(ask, _LEAST))
         except TargetError as error:
             if error.resource != "latency":
                 raise
-            floor = error.least
-            plan = make(min(1.0, floor * (1.0 + 1e-9)))
-            ask = floor
+            lowest = True
+            plan = make(min(1.0, error.least * (1.0 + 1e-9)))
         if any(plan.choices == attempt.plan.choices for attempt in tried):
             break
-        timing = timed.time(plan)
-        tried.append(_Attempt(plan, ask, timed.predict(plan.choices), timing))
-        if abs(timing.ratio - target) <= _CLOSE_ENOUGH * target:
+        tried.append(_Attempt(plan, timed.sum_of_sites(plan.choices), timed.time(plan)))
+        ratio = tried[-1].timing.ratio
+        if abs(ratio - target) <= _CLOSE_ENOUGH * target or (lowest and ratio > target):
             break
-        following = _correct(tried, target)
-        if ask <= floor and following <= floor:
-            break  # as fast as it gets
-        ask = following
+        ask = _correct(tried, target)
     best = min(tried, key=lambda attempt: abs(attempt.timing.ratio - target))
     if best.timing.ratio > (1.0 + CLOSE) * target:
         raise PlanError(
@@ -76,7 +75,7 @@ def meeting(target: float, make: Callable[[float], Plan], timed: NetworkLatency)
 
 
 def _correct(tried: list[_Attempt], target: float) -> float:
-    """The predicted share to ask for next: as much more or less to save as the last network fell short or went over."""
+    """What to let the sites promise next: as much more or less to save as the last network fell short or went over."""
     last = tried[-1]
     below = [attempt for attempt in tried if attempt.timing.ratio <= target]
     above = [attempt for attempt in tried if attempt.timing.ratio > target]
@@ -84,11 +83,11 @@ def _correct(tried: list[_Attempt], target: float) -> float:
         low = max(below, key=lambda attempt: attempt.timing.ratio)
         high = min(above, key=lambda attempt: attempt.timing.ratio)
         way = (target - low.timing.ratio) / (high.timing.ratio - low.timing.ratio)
-        return low.predicted + way * (high.predicted - low.predicted)
-    promised, kept = 1.0 - last.predicted, 1.0 - last.timing.ratio
+        return low.promised + way * (high.promised - low.promised)
+    promised, kept = 1.0 - last.promised, 1.0 - last.timing.ratio
     if kept <= 0.0 or promised <= 0.0:
-        return last.predicted / 2.0
-    return min(1.0, max(1e-6, 1.0 - (1.0 - target) * promised / kept))
+        return last.promised / 2.0
+    return min(1.0, 1.0 - (1.0 - target) * promised / kept)
 
 
 def faster(plan: Plan, timed: NetworkLatency, *, fixed: Collection[str] = ()) -> Plan:
@@ -135,6 +134,7 @@ def _record(timed: NetworkLatency, plan: Plan, timing: Timing | None) -> dict[st
         "dense_seconds": timed.dense,
         "sites_alone_seconds": sum(site.dense for site in timed.sites.values()),
         "sites_inside_seconds": sum(timed.inside.values()),
+        "sum_of_sites": timed.sum_of_sites(plan.choices),
         "predicted": timed.predict(plan.choices),
         "measured": None if timing is None else timing.ratio,
         "noise": None if timing is None else timing.noise,

@@ -6,9 +6,12 @@ imported.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from onnx_pointwise.latency_cache import FOLDER_VARIABLE
 
 KERAS = {"test_models.py", "test_export_keras.py", "test_digits.py"}
 
@@ -19,3 +22,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if not marks or collection_path.is_dir():
         return None
     return True if (collection_path.name in KERAS) != (marks == "keras") else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep measurements of the tests apart from the user's, and what was measured before out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield

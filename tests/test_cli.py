@@ -28,10 +28,15 @@ class Run:
 
 
 def run(*arguments: str | Path, columns: int = 80) -> Run:
-    """Run a command in this process, on kernels alone unless it says otherwise; anything else would take minutes."""
+    """Run a command in this process, on kernels alone and planned by arithmetic unless it says otherwise.
+
+    Anything else would take minutes, and depend on the machine.
+    """
     line = list(map(str, arguments))
     if line[0] in ("rewrite", "insert") and "--calibration" not in line:
         line += ["--calibration", "none"]
+    if line[0] == "rewrite" and "--provider" not in line:
+        line += ["--provider", "none"]
     result = CliRunner().invoke(app, line, env={"COLUMNS": str(columns)})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

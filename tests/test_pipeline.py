@@ -31,7 +31,7 @@ def test_path_proto_and_ir_model_give_the_same_bytes_and_stay_as_they_were() -> 
     proto, model = onnx.load(DIGITS), ir.load(DIGITS)
     untouched = proto.SerializeToString(), content(model)
     results = [
-        onnx_pointwise.rewrite(source, ratio=0.5, check=False, calibration=None)
+        onnx_pointwise.rewrite(source, ratio=0.5, check=False, calibration=None, provider="none")
         for source in (DIGITS, str(DIGITS), proto, model)
     ]
     assert len({content(result.model) for result in results}) == 1
@@ -58,7 +58,7 @@ def test_every_form_is_exact_at_full_rank(form: Form) -> None:
 
 
 def test_what_was_rewritten_is_reported_and_saved(tmp_path: Path) -> None:
-    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, latency=False, calibration=None)
+    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, latency=False, calibration=None, provider="none")
     result.save(tmp_path / "out.onnx")
     assert result.check is not None
     assert result.check.shapes_equal
@@ -70,7 +70,7 @@ def test_what_was_rewritten_is_reported_and_saved(tmp_path: Path) -> None:
 
 
 def test_a_parameter_budget_counts_the_parameters_of_the_file() -> None:
-    result = onnx_pointwise.rewrite(DIGITS, target_params=0.6, check=False, calibration=None)
+    result = onnx_pointwise.rewrite(DIGITS, target_params=0.6, check=False, calibration=None, provider="none")
     stored = [value.const_value for value in result.model.graph.initializers.values()]
     floats = sum(tensor.size for tensor in stored if tensor is not None and tensor.dtype == ir.DataType.FLOAT)
     assert floats == result.after.params
@@ -95,7 +95,7 @@ def test_insert_pointwise_works_on_a_stem_too() -> None:
 
 
 def test_a_failed_limit_is_a_finding_not_an_exception() -> None:
-    result = onnx_pointwise.rewrite(DIGITS, ratio=0.3, max_drift=1e-9, latency=False, calibration=None)
+    result = onnx_pointwise.rewrite(DIGITS, ratio=0.3, max_drift=1e-9, latency=False, calibration=None, provider="none")
     assert not result.passed
     assert result.check is not None
     assert [finding.code for finding in result.check.findings] == ["drift"]
@@ -105,8 +105,10 @@ def test_given_inputs_are_what_the_drift_is_measured_on() -> None:
     with np.load(DIGITS.with_suffix(".npz")) as data:
         images = data["x"][:64]
     feed = ir.load(DIGITS).graph.inputs[0].name
-    given = onnx_pointwise.rewrite(DIGITS, ratio=0.8, inputs={str(feed): images}, latency=False, calibration=None)
-    drawn = onnx_pointwise.rewrite(DIGITS, ratio=0.8, latency=False, calibration=None)
+    given = onnx_pointwise.rewrite(
+        DIGITS, ratio=0.8, inputs={str(feed): images}, latency=False, calibration=None, provider="none"
+    )
+    drawn = onnx_pointwise.rewrite(DIGITS, ratio=0.8, latency=False, calibration=None, provider="none")
     assert given.check is not None
     assert drawn.check is not None
     assert given.check.drift != drawn.check.drift
@@ -186,7 +188,7 @@ def images() -> np.ndarray:
 def test_calibration_keeps_the_accuracy_that_kernels_alone_lose(images: np.ndarray, tmp_path: Path) -> None:
     accuracies = {}
     for name, source in (("calibrated", images), ("kernels", None)):
-        result = onnx_pointwise.rewrite(DIGITS, target_macs=0.4, calibration=source, latency=False)
+        result = onnx_pointwise.rewrite(DIGITS, target_macs=0.4, calibration=source, latency=False, provider="none")
         assert result.after.macs <= 0.4 * result.before.macs
         result.save(tmp_path / f"{name}.onnx")
         accuracies[name] = metric("digits", tmp_path / f"{name}.onnx")
@@ -196,7 +198,7 @@ def test_calibration_keeps_the_accuracy_that_kernels_alone_lose(images: np.ndarr
 
 def test_the_cheapest_network_within_a_drift_limit(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "_SEARCH_STEPS", 3)  # each one is a whole rewrite
-    result = onnx_pointwise.rewrite(DIGITS, max_drift=0.02, calibration=images[:32], latency=False)
+    result = onnx_pointwise.rewrite(DIGITS, max_drift=0.02, calibration=images[:32], latency=False, provider="none")
     assert result.passed
     assert result.check is not None
     assert all(drift.relative_l2 <= 0.02 for drift in result.check.drift.values())
@@ -214,14 +216,26 @@ def test_a_score_is_reported_and_limits_the_search(images: np.ndarray, monkeypat
         return float((output.argmax(1) == y).mean())
 
     result = onnx_pointwise.rewrite(
-        DIGITS, max_loss=0.01, evaluate=accuracy, calibration=images, calibration_limit=32, latency=False
+        DIGITS,
+        max_loss=0.01,
+        evaluate=accuracy,
+        calibration=images,
+        calibration_limit=32,
+        latency=False,
+        provider="none",
     )
     assert result.score is not None
     assert result.score.passed
     assert result.score.before - result.score.after <= 0.01
     assert result.after.macs < result.before.macs
     harsh = onnx_pointwise.rewrite(
-        DIGITS, target_macs=0.2, max_loss=-1.0, evaluate=accuracy, calibration=None, latency=False
+        DIGITS,
+        target_macs=0.2,
+        max_loss=-1.0,
+        evaluate=accuracy,
+        calibration=None,
+        latency=False,
+        provider="none",
     )
     assert not harsh.passed
 
@@ -244,6 +258,7 @@ def test_repair_stays_within_the_budget(images: np.ndarray) -> None:
         refit=False,
         repair_seconds=3.0,
         check=False,
+        provider="none",
         progress=lambda stage, what: tried.append(stage),
     )
     assert result.after.macs <= 0.4 * result.before.macs
