@@ -15,8 +15,10 @@ from onnx_pointwise.errors import (
     OutputError,
     PlanError,
     ProviderError,
+    TargetError,
 )
 from onnx_pointwise.inspection import Inspection, inspect
+from onnx_pointwise.latency_cache import cache_info, clear_cache
 from onnx_pointwise.pipeline import RewriteResult, insert_pointwise, rewrite
 from onnx_pointwise.plan import Choice, Plan
 from onnx_pointwise.profiling import node_times
@@ -40,8 +42,11 @@ __all__ = [
     "Refusal",
     "RewriteResult",
     "Site",
+    "TargetError",
     "bench",
+    "cache_info",
     "check",
+    "clear_cache",
     "discover",
     "find_sites",
     "insert_pointwise",

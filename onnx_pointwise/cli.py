@@ -109,6 +109,7 @@ _Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the check;
 _MinChannels = Annotated[int, typer.Option(min=1, help="Leave convolutions with fewer input feature maps dense.")]
 _Inline = Annotated[bool, typer.Option("--inline-functions", help="Inline local functions first.")]
 _Force = Annotated[bool, typer.Option("--force", help="Write the model even if the check fails.")]
+_NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure latencies anew and do not keep them.")]
 _NoLatency = Annotated[bool, typer.Option("--no-latency", help="Compare outputs and cost only.")]
 _NoCheck = Annotated[bool, typer.Option("--no-check", help="Write the model without running it.")]
 _External = Annotated[
@@ -128,6 +129,7 @@ def inspect(
         str | None, typer.Option(metavar="PROVIDER", help="Measure latency over the ranks on a provider: cpu, ...")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of that measurement.")] = None,
+    no_cache: _NoCache = False,
     json_file: _Json = None,
 ) -> None:
     """Show each convolution: cost, spectrum, the ranks that would do, or why it stays dense."""
@@ -139,6 +141,7 @@ def inspect(
         inline_functions=inline_functions,
         treads_on=treads,
         threads=threads,
+        cache=not no_cache,
     )
     output.show(report.inspection(result))
     output.save(result.to_dict())
@@ -191,7 +194,7 @@ def rewrite(
         str, typer.Option(help="Execution provider to plan for and check on; none plans by arithmetic alone.")
     ] = "cpu",
     threads: _Threads = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure latencies anew and do not keep them.")] = False,
+    no_cache: _NoCache = False,
     no_latency: _NoLatency = False,
     no_check: _NoCheck = False,
     force: _Force = False,
@@ -365,6 +368,20 @@ def providers(json_file: _Json = None) -> None:
         found = api.discover()
     output.show(report.providers(found))
     output.save({"providers": [info.to_dict() for info in found]})
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Forget all measurements.")] = False,
+    json_file: _Json = None,
+) -> None:
+    """Show where measured latencies are kept, or forget them."""
+    output = _Output(json_file)
+    info = api.cache_info()
+    if clear:
+        api.clear_cache()
+    output.show(report.cache(info, cleared=clear))
+    output.save(info.to_dict() | {"cleared": clear})
 
 
 def _prepare(source: Path, target: Path, json_file: str | None, save_plan: Path | None = None) -> _Output:

@@ -14,6 +14,7 @@ from onnx_ir.passes.common import InlinePass
 from onnx_pointwise.cost import ModelCost, SiteCost, dense_cost, model_cost
 from onnx_pointwise.factorize import error_curve
 from onnx_pointwise.latency import SiteLatency, site_latencies
+from onnx_pointwise.latency_cache import LatencyCache
 from onnx_pointwise.model_io import ModelSource, file_bytes, load
 from onnx_pointwise.shapes import Shape, resolve
 from onnx_pointwise.sites import MIN_CHANNELS, Site, find_sites
@@ -102,6 +103,7 @@ def inspect(
     inline_functions: bool = False,
     treads_on: str | None = None,
     threads: int | None = None,
+    cache: bool = True,
 ) -> Inspection:
     """Describe every convolution of a model.
 
@@ -113,6 +115,7 @@ def inspect(
         treads_on: Execution provider on which to measure how the latency of each site that may be rewritten depends
             on form and rank; ``None`` measures nothing.
         threads: Threads of that measurement; the runtime's own choice if ``None``.
+        cache: Keep what was measured on disk and use what is there, see ``latency_cache``.
 
     Raises:
         ModelError: The model cannot be read, described or run.
@@ -127,7 +130,9 @@ def inspect(
     sites = find_sites(loaded, shapes, min_channels=min_channels)
     timed: dict[str, SiteLatency] = {}
     if treads_on is not None:
-        timed = site_latencies([site for site in sites if site.refusal is None], provider=treads_on, threads=threads)
+        open_sites = [site for site in sites if site.refusal is None]
+        kept = LatencyCache() if cache else None
+        timed = site_latencies(open_sites, provider=treads_on, threads=threads, cache=kept)
     views = tuple(replace(_view(site, cost), latency=timed.get(site.name)) for site in sites)
     return Inspection(cost, views, shapes.inputs, shapes.assumed)
 

@@ -37,9 +37,11 @@ _GRID = 16
 # Timed and untimed runs of a probe; long ones are disturbed less, and would take too long.
 _RUNS, _WARMUP = 12, 3
 _LONG_RUNS, _LONG_WARMUP = 5, 1
-_LONG_MACS = 1e9
+_LONG_MACS = 3e8
+# ... and of sites that take longer than that, at least this share of the rows is computed.
+_FEWEST_ROWS = 0.25
 # Part of every key of the cache: to be raised when the way to measure changes.
-_WAY = 1
+_WAY = 3
 _PROBE_BYTES = 2**28
 _PROBES = 400
 _PAIRS = 6
@@ -103,7 +105,7 @@ class _Probe:
     def long(self) -> bool:
         """Whether one run takes so long that few of them will do."""
         weights = sum(conv.in_channels * conv.out_channels * math.prod(conv.kernel) for conv in self.chain)
-        return self.batch * math.prod(self.in_size) * weights > _LONG_MACS
+        return self.batch * math.prod(self.in_size) * weights > _LONG_MACS / 2
 
     @property
     def bytes(self) -> int:
@@ -139,7 +141,14 @@ def _probe(site: Site, form: Form | None, rank: Rank) -> _Probe:
             _Conv(r_in, r_out, site.kernel_shape, attributes),
             _Conv(r_out, site.out_channels, ones, ()),
         )
-    return _Probe(site.batch, site.in_size, str(site.dtype), chain)
+    return _Probe(site.batch, _probed_size(site), str(site.dtype), chain)
+
+
+def _probed_size(site: Site) -> tuple[int, ...]:
+    """Size to probe a site at: fewer rows where a run takes long; the shares of its forms hardly depend on them."""
+    share = max(_FEWEST_ROWS, min(1.0, _LONG_MACS / max(1, dense_cost(site).macs)))
+    reach = (site.kernel_shape[0] - 1) * site.dilations[0] + 1
+    return (min(site.in_size[0], max(reach, math.ceil(share * site.in_size[0]))), *site.in_size[1:])
 
 
 def site_latencies(
@@ -202,17 +211,23 @@ def site_latencies(
     clock.measure(_probe(site, form, rank) for site in sites for form, rank in found[site.name])
     result = {}
     for site in sites:
-        timed = [(clock.seconds(_probe(site, form, rank)), form, rank) for form, rank in found[site.name]]
+        whole = site.in_size[0] / _probed_size(site)[0]  # fewer rows may have been computed
+        timed = [(whole * clock.seconds(_probe(site, form, rank)), form, rank) for form, rank in found[site.name]]
         curves = [
-            clock.seconds(_probe(site, form, rank)) for form in forms for rank in known.get((site.name, form), ())
+            whole * clock.seconds(_probe(site, form, rank))
+            for form in forms
+            for rank in known.get((site.name, form), ())
         ]
-        faster = [entry for entry in timed if entry[0] < (1.0 - TOLERANCE) * dense[site.name]]
+        faster = [entry for entry in timed if entry[0] < (1.0 - TOLERANCE) * whole * dense[site.name]]
+        wanted = (
+            {named[site.name]: whole * clock.seconds(_probe(site, *named[site.name]))} if site.name in named else {}
+        )
         result[site.name] = SiteLatency(
-            dense[site.name],
+            whole * dense[site.name],
             tuple((form, rank) for _, form, rank in faster),
             tuple(seconds for seconds, _, _ in faster),
             min([*curves, *(entry[0] for entry in timed)], default=math.inf),
-            {named[site.name]: clock.seconds(_probe(site, *named[site.name]))} if site.name in named else {},
+            {choice: whole * clock.seconds(_probe(site, *choice)) for choice in wanted},
         )
     return result
 

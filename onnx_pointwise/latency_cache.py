@@ -20,6 +20,8 @@ from typing import Any
 
 import platformdirs
 
+from onnx_pointwise.errors import OutputError
+
 #: Environment variable that names another folder for the cache.
 FOLDER_VARIABLE = "ONNX_POINTWISE_CACHE"
 #: The most entries kept, some 10 MB; those not used for longest go first.
@@ -54,6 +56,20 @@ class CacheInfo:
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {"path": str(self.path), "entries": self.entries, "bytes": self.bytes}
+
+
+def cache_info() -> CacheInfo:
+    """Tell where the user's cache lies and what it holds."""
+    return LatencyCache().info()
+
+
+def clear_cache() -> None:
+    """Forget every latency that was measured.
+
+    Raises:
+        OutputError: The file cannot be removed.
+    """
+    LatencyCache().clear()
 
 
 class LatencyCache:
@@ -122,9 +138,12 @@ class LatencyCache:
         """Forget everything.
 
         Raises:
-            OSError: The file cannot be removed.
+            OutputError: The file cannot be removed.
         """
-        self.path.unlink(missing_ok=True)
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.path}: the cache cannot be removed: {error.strerror}.") from error
 
     @contextlib.contextmanager
     def _open(self, *, write: bool) -> Iterator[sqlite3.Connection | None]:

@@ -50,6 +50,7 @@ class SiteResult:
         refusal: Why it stays dense.
         moment: How closely its inputs were looked at: ``exact``, ``stationary`` or ``channels``, see
             ``collect.SiteMoments``; ``None`` where only the kernel was.
+        latency: Latency after as a share of before, by measurement of the site; ``None`` where it was not measured.
     """
 
     name: str
@@ -60,6 +61,7 @@ class SiteResult:
     after: SiteCost | None
     refusal: Refusal | None
     moment: str | None = None
+    latency: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
@@ -74,6 +76,7 @@ class SiteResult:
             "params_after": None if self.after is None else self.after.params,
             "refusal": None if self.refusal is None else self.refusal.to_dict(),
             "moment": self.moment,
+            "latency": self.latency,
         }
 
 
@@ -626,7 +629,9 @@ def _report(site: Site, plan: Plan, weights: Mapping[str, Replacement], found: S
     error = weights[site.name].factors.error
     seen = found.moments.get(site.name) if found is not None else None
     moment = None if seen is None else seen.kind
-    return SiteResult(site.name, choice.form, choice.rank, error, dense, cost, None, moment)
+    timed = plan.latency.get("sites", {}).get(site.name)
+    latency = None if timed is None else timed["rewritten"] / timed["dense"]
+    return SiteResult(site.name, choice.form, choice.rank, error, dense, cost, None, moment, latency)
 
 
 def insert_pointwise(

@@ -118,13 +118,15 @@ class Plan:
             raise PlanError(f"{where}: not a plan: its format is {document['format']!r}, not {FORMAT!r}.")
         if document.get("version", VERSION) != VERSION:
             raise PlanError(f"{where}: version {document['version']!r} of the plan format is not known here.")
-        if not isinstance(document.get("budget", {}), dict):
-            raise PlanError(f"{where}: 'budget' must be an object; it may be left out.")
+        for name in ("budget", "latency"):
+            if not isinstance(document.get(name, {}), dict):
+                raise PlanError(f"{where}: '{name}' must be an object; it may be left out.")
         method = document.get("method", "als")
         if method not in get_args(Method):
             raise PlanError(f"{where}: unknown method {method!r}; use one of {', '.join(get_args(Method))}.")
         choices = {name: _choice(name, entry, where) for name, entry in document["sites"].items()}
-        return cls(choices, method=method, budget=document.get("budget", {}))
+        budget, latency = document.get("budget", {}), document.get("latency", {})
+        return cls(choices, method=method, budget=budget, latency=latency)
 
 
 class _DuplicateError(ValueError):

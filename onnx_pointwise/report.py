@@ -13,6 +13,7 @@ from onnx_pointwise.check import CheckResult, ProviderCheck
 from onnx_pointwise.cost import ModelCost
 from onnx_pointwise.drift import Drift
 from onnx_pointwise.inspection import ENERGIES, Inspection, SiteView
+from onnx_pointwise.latency_cache import CacheInfo
 from onnx_pointwise.pipeline import RewriteResult, SiteResult
 from onnx_pointwise.profiling import NodeTime
 from onnx_pointwise.providers import ProviderInfo
@@ -187,6 +188,7 @@ def _refusal_lines(named: Sequence[tuple[str, Refusal | None]]) -> list[Text]:
 
 def rewrite(result: RewriteResult) -> RenderableType:
     """Show what a rewrite did."""
+    timed = any(site.latency is not None for site in result.sites)
     table = _table(
         ("Convolution", "left"),
         ("Form", "left"),
@@ -194,15 +196,18 @@ def rewrite(result: RewriteResult) -> RenderableType:
         ("MACs", "right"),
         ("After", "right"),
         ("Left", "right"),
+        *([("Time", "right")] if timed else []),
         ("Error", "right"),
     )
     for site in result.sites:
-        table.add_row(*_rewrite_row(site))
+        table.add_row(*_rewrite_row(site, timed=timed))
     return Group(
         table,
         *_refusal_lines([(site.name, site.refusal) for site in result.sites]),
         Text(),
         *calibration(result),
+        *latency(result),
+        Text(),
         costs(result.before, result.after, result.check),
         *([] if result.check is None else [Text(), verdict(result.check)]),
         *assumptions(result.assumed_inputs, dict(result.input_shapes)),
@@ -234,14 +239,37 @@ def calibration(result: RewriteResult) -> list[Text]:
                 f"Your score: {score.before:.4f} before, {score.after:.4f} after.", style="" if score.passed else "red"
             )
         )
-    return [*lines, Text()]
+    return lines
 
 
-def _rewrite_row(site: SiteResult) -> list[str | Text]:
+def latency(result: RewriteResult) -> list[Text]:
+    """Say what the plan was made from where it was made from measurements."""
+    about = result.plan.latency
+    if not about:
+        return []
+    alone, inside = about["sites_alone_seconds"], about["sites_inside_seconds"]
+    sentence = (
+        f"Planned for {about['provider']}, {_threads(about['threads'])}: the convolutions that compete take "
+        f"{milliseconds(alone)} probed alone, {milliseconds(inside)} of the network's "
+        f"{milliseconds(about['dense_seconds'])}."
+    )
+    if about["measured"] is not None:
+        sentence += (
+            f" Latency as a share of before: {about['sum_of_sites']:.3f} by the sum of the sites, "
+            f"{about['predicted']:.3f} corrected, {about['measured']:.3f} measured."
+        )
+    return [Text(sentence)]
+
+
+def _threads(count: int | None) -> str:
+    return "threads left to the runtime" if count is None else f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _rewrite_row(site: SiteResult, *, timed: bool) -> list[str | Text]:
     before = "" if site.before is None else count(site.before.macs)
     if site.form is None:
         code = "" if site.refusal is None else site.refusal.code
-        return [Text(site.name, style="dim"), Text(code, style="dim"), "", Text(before, style="dim"), "", "", ""]
+        return [Text(site.name, style="dim"), Text(code, style="dim"), "", Text(before, style="dim")]
     left = after = ""
     if site.before is not None and site.after is not None:
         after, left = count(site.after.macs), percent(site.after.macs / max(1, site.before.macs))
@@ -252,6 +280,7 @@ def _rewrite_row(site: SiteResult) -> list[str | Text]:
         before,
         after,
         left,
+        *(["" if site.latency is None else percent(site.latency)] if timed else []),
         "" if site.error is None else percent(site.error),
     ]
 
@@ -344,6 +373,13 @@ def comparison(timed: LatencyComparison) -> str:
         f"{timed.verdict}, {timed.ratio:.3f} of before (95 % within {low:.3f} to {high:.3f}, "
         f"noise floor {timed.noise:.3f}, {timed.rounds} rounds)."
     )
+
+
+def cache(info: CacheInfo, *, cleared: bool) -> RenderableType:
+    """Show what the cache of latencies holds."""
+    if cleared:
+        return Text(f"Cleared {info.path}; {info.entries} measurements are forgotten.")
+    return Text(f"{info.path}: {info.entries} measurements, {size(info.bytes)}. --clear forgets them.")
 
 
 def providers(infos: Sequence[ProviderInfo]) -> RenderableType:

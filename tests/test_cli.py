@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from onnx_pointwise.cli import app
 from onnx_pointwise.plan import Plan
+from tests.staircase import install
 
 DIGITS = Path(__file__).resolve().parent.parent / "models" / "digits.onnx"
 
@@ -346,3 +347,30 @@ def test_inspect_shows_the_treads_of_a_provider() -> None:
     assert sites["conv4"]["dense"] > 0
     assert sites["conv4"]["treads"]
     refused(run("inspect", DIGITS, "--treads", "abacus"), "abacus")
+
+
+def test_a_plan_by_latency_is_shown_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(monkeypatch, 8)
+    for columns in (80, 120):
+        result = run(
+            "rewrite", DIGITS, tmp_path / f"{columns}.onnx", "--target-latency", "0.6", "--provider", "cpu",
+            "--threads", "1", "--no-latency", "--no-cache", "--save-plan", tmp_path / "plan.json", columns=columns,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert max(len(line) for line in result.stdout.splitlines()) <= columns
+        assert "Planned for cpu, 1 thread" in result.stdout
+        assert "Time" in result.stdout
+    about = json.loads((tmp_path / "plan.json").read_text())["latency"]
+    assert about["measured"] == pytest.approx(0.6, rel=0.05)
+    refused(run("rewrite", DIGITS, tmp_path / "n.onnx", "--target-latency", "0.6"), "arithmetic alone", "provider")
+
+
+def test_the_cache_is_shown_and_cleared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ONNX_POINTWISE_CACHE", str(tmp_path))
+    assert json.loads(run("cache", "--json", "-").stdout)["entries"] == 0
+    assert run("inspect", DIGITS, "--treads", "cpu", "--threads", "1").returncode == 0
+    document = json.loads(run("cache", "--json", "-").stdout)
+    assert document["entries"] > 10
+    cleared = run("cache", "--clear")
+    assert f"{document['entries']} measurements are forgotten" in cleared.stdout.replace("\n", " ")
+    assert json.loads(run("cache", "--json", "-").stdout)["entries"] == 0

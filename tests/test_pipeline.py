@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,12 +15,13 @@ import pytest
 import onnx_pointwise
 from models.networks import metric
 from onnx_pointwise import pipeline
-from onnx_pointwise.errors import ModelError, OutputError, PlanError
+from onnx_pointwise.errors import ModelError, OutputError, PlanError, TargetError
 from onnx_pointwise.factorize import FORMS, Form
 from onnx_pointwise.model_io import serialize
 from onnx_pointwise.pipeline import require_other_file
 from onnx_pointwise.plan import Choice, Plan
 from onnx_pointwise.sites import find_sites
+from tests.staircase import install
 
 DIGITS = Path(__file__).resolve().parent.parent / "models" / "digits.onnx"
 
@@ -263,3 +266,88 @@ def test_repair_stays_within_the_budget(images: np.ndarray) -> None:
     )
     assert result.after.macs <= 0.4 * result.before.macs
     assert tried.count("repair") >= 2
+
+
+def test_a_target_latency_needs_measurements() -> None:
+    with pytest.raises(PlanError, match="arithmetic alone"):
+        onnx_pointwise.rewrite(DIGITS, target_latency=0.5, provider="none", calibration=None)
+
+
+@pytest.mark.parametrize("budget", [{"target_macs": 0.5}, {"target_latency": 0.6}, {"ratio": 0.6}])
+def test_on_a_provider_only_the_tops_of_treads_are_chosen(
+    budget: dict[str, float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compared = install(monkeypatch, 8)
+    options: dict[str, Any] = {"calibration": None, "check": False, "cache": False}
+    result = onnx_pointwise.rewrite(DIGITS, **budget, **options)
+    assert result.plan.choices
+    for choice in result.plan.choices.values():
+        ranks = choice.rank if isinstance(choice.rank, tuple) else (choice.rank,)
+        assert all(rank % 8 == 0 for rank in ranks)
+    about = result.plan.latency
+    assert about["measured"] == pytest.approx(about["predicted"])
+    assert set(about["sites"]) == set(result.plan.choices)
+    assert all(site["rewritten"] < site["dense"] for site in about["sites"].values())
+    assert compared
+    # Replaying it takes no measurement and gives the same bytes.
+    path = tmp_path / "plan.json"
+    path.write_text(result.plan.to_json())
+    compared.clear()
+    again = onnx_pointwise.rewrite(DIGITS, plan=path, **options)
+    assert compared == []
+    assert content(again.model) == content(result.model)
+    assert again.plan.latency == about
+
+
+def test_the_same_command_gives_the_same_bytes_by_what_was_measured_once() -> None:
+    first, second = (
+        onnx_pointwise.rewrite(DIGITS, ratio=0.6, calibration=None, check=False, threads=1) for _ in range(2)
+    )
+    assert first.plan.to_json() == second.plan.to_json()
+    assert content(first.model) == content(second.model)
+
+
+def test_a_site_that_nothing_makes_faster_stays_dense_with_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 128)  # one block holds all that any site has
+    result = onnx_pointwise.rewrite(DIGITS, ratio=0.9, calibration=None, check=False, cache=False)
+    assert result.plan.choices == {}
+    refusal = {site.name: site.refusal for site in result.sites}["conv2"]
+    assert refusal is not None
+    assert refusal.code == "not_faster"
+    assert refusal.numbers["fastest_seconds"] >= refusal.numbers["dense_seconds"]
+
+
+def test_a_network_that_is_not_faster_in_the_end_comes_back_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 8, slow=50.0)
+    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, calibration=None, latency=False, cache=False)
+    assert result.passed
+    assert result.plan.choices == {}
+    assert content(result.model) == content(ir.load(DIGITS))
+    codes = {site.refusal.code for site in result.sites if site.refusal is not None}
+    assert "network_not_faster" in codes
+
+
+def test_a_network_that_is_slower_against_its_plan_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 8)
+    plan_check = pipeline.check_models
+
+    def slower(*args: Any, **options: Any) -> Any:
+        made = plan_check(*args, **options | {"latency_seconds": 0.1})
+        timed = replace(made.latency, ratio=1.4, verdict="slower")
+        return replace(made, providers=(replace(made.providers[0], latency=timed),))
+
+    monkeypatch.setattr(pipeline, "check_models", slower)
+    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, calibration=None, cache=False)
+    assert not result.passed
+    assert result.check is not None
+    assert [finding.code for finding in result.check.findings] == ["slower"]
+    by_hand = onnx_pointwise.rewrite(DIGITS, ranks={"conv2": 4}, calibration=None, cache=False)
+    assert by_hand.passed
+
+
+def test_what_cannot_be_reached_on_a_provider_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 8)
+    with pytest.raises(TargetError, match=r"faster on cpu.*none to plan by arithmetic"):
+        onnx_pointwise.rewrite(DIGITS, target_macs=0.02, calibration=None, cache=False)
+    with pytest.raises(PlanError, match=r"cannot be reached: the best network took 0\.\d+"):
+        onnx_pointwise.rewrite(DIGITS, target_latency=0.01, calibration=None, cache=False)

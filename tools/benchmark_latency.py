@@ -4,8 +4,8 @@
 
 Rewrites each network for a target, then times it against the untouched one, in turns, and prints for each what was
 predicted from its sites, what was measured while it was planned, and what the rewritten network took in the end.
-Weights come from the kernels alone: they do not matter here. Exit code 1 where a network is slower than the untouched one
-beyond the noise floor, or where the predictions are off by more than 10 % in the median or 25 % at worst.
+Weights come from the kernels alone: they do not matter here. Exit code 1 where a network is slower than the untouched
+one beyond the noise floor, or where the predictions are off by more than 10 % in the median or 25 % at worst.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ Builds a VGG-16 (138 million parameters, random weights) without any training fr
 a fresh process, it measures wall time and peak resident memory of
 
     load+save         onnx.load, then onnx.save
-    rewrite           onnx_pointwise.rewrite(file, target_macs=..., provider="none", calibration=None, check=False), then save
+    rewrite           onnx_pointwise.rewrite(file, target_macs=..., provider="none", calibration=None, check=False)
+                      and save
     rewrite + check   the same with the check in ONNX Runtime: both networks run on several inputs, but are not timed
 
 and prints the medians and the ratios to load+save and to the size of the file. The project holds `rewrite` to at most 6

@@ -93,7 +93,13 @@ def examine(path: Path, providers: Sequence[str], options: argparse.Namespace) -
         if not partner.is_file():
             # From the kernels alone: graph, shapes and speed are the question here, and they are the same with data.
             after = rewrite(
-                path, target_macs=options.target_macs, calibration=None, input_shapes=shapes, check=False
+                path,
+                target_macs=options.target_macs,
+                calibration=None,
+                input_shapes=shapes,
+                check=False,
+                provider=options.plan_for,
+                threads=options.threads,
             ).model
         result = check(
             path,
@@ -161,6 +167,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="folder of .onnx files")
     parser.add_argument("--provider", action="append", default=[], help="check on this one; all that load otherwise")
     parser.add_argument("--target-macs", type=float, default=0.5, help="share of MACs that a rewrite keeps (0.5)")
+    parser.add_argument("--plan-for", default="none", help="choose ranks by the latency on this provider (none)")
     parser.add_argument("--max-drift", type=float, help="largest relative L2 drift allowed")
     parser.add_argument("--input-shape", action="append", default=[], metavar="NETWORK/INPUT:SIZES")
     parser.add_argument("--seconds", type=float, default=10.0, help="seconds of timing a network and provider (10)")

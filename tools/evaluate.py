@@ -148,11 +148,10 @@ def _dense_pass(path: str, examples: dict[str, NDArray[Any]], batch: int = 64) -
     return min(times[1:])
 
 
-def _options(method: str, target: float) -> dict[str, Any]:
+def _options(method: str, target: float, provider: str) -> dict[str, Any]:
     """``refit`` is the full method; any other name is a way to factorise without it."""
-    if method == REFIT:
-        return {"target_macs": target}
-    return {"target_macs": target, "method": method, "refit": False}
+    options: dict[str, Any] = {"target_macs": target, "provider": provider}
+    return options if method == REFIT else options | {"method": method, "refit": False}
 
 
 def evaluate(
@@ -165,6 +164,7 @@ def evaluate(
     metric_limit: int | None,
     data: bool,
     latency: bool,
+    provider: str = "none",
 ) -> Iterator[Row]:
     """Measure one network: dense, then every method at every budget.
 
@@ -181,7 +181,7 @@ def evaluate(
             for method in methods:
                 out = Path(folder) / "rewritten.onnx"
                 with context.Pool(1) as pool:
-                    outcome = pool.apply(_rewrite, (str(path), str(out), _options(method, target), examples))
+                    outcome = pool.apply(_rewrite, (str(path), str(out), _options(method, target, provider), examples))
                 if isinstance(outcome, str):
                     yield Row(name, method, target, None, None, None, refused=outcome)
                     continue
@@ -247,6 +247,7 @@ def main(
     calibration_limit: Annotated[int | None, typer.Option(min=1, help="Calibration inputs to use at most.")] = None,
     metric_limit: Annotated[int | None, typer.Option(min=1, help="Inputs of the metric to use at most.")] = None,
     no_data: Annotated[bool, typer.Option("--no-data", help="Give no calibration inputs: synthetic ones.")] = False,
+    provider: Annotated[str, typer.Option(help="Provider to plan for; none plans by arithmetic.")] = "none",
     no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not time the networks.")] = False,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table as Markdown.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows as JSON.")] = None,
@@ -276,6 +277,7 @@ def main(
                 metric_limit=metric_limit,
                 data=not no_data,
                 latency=not no_latency,
+                provider=provider,
             ):
                 rows.append(row)
                 dense = next(item for item in rows if item.network == name)

@@ -1,0 +1,72 @@
+"""A machine whose latencies are known: convolutions take time by full blocks of channels, all else takes none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from onnx_pointwise import latency, network_latency
+from onnx_pointwise.latency import _Probe
+from onnx_pointwise.model_io import load
+from onnx_pointwise.profiling import NodeTime
+from onnx_pointwise.sites import find_sites
+
+# Seconds of one product of two blocks at one tap.
+UNIT = 1e-6
+
+
+def seconds(kernel: tuple[int, ...], step: int) -> float:
+    """What a convolution with a kernel [O, I, *k] takes."""
+    return UNIT * -(-kernel[0] // step) * -(-kernel[1] // step) * math.prod(kernel[2:])
+
+
+def network_seconds(model: Any, step: int, *, slow: float = 1.0) -> float:
+    """What a network takes; ``slow`` is what its 1x1 convolutions take more than when probed alone."""
+    total = 0.0
+    for node in load(model).graph.all_nodes():
+        if node.op_type == "Conv" and node.inputs[1] is not None and node.inputs[1].const_value is not None:
+            kernel = tuple(node.inputs[1].const_value.shape.numpy())
+            total += seconds(kernel, step) * (slow if math.prod(kernel[2:]) == 1 else 1.0)
+    return total
+
+
+def install(monkeypatch: pytest.MonkeyPatch, step: int, *, slow: float = 1.0) -> list[str]:
+    """Replace every measurement by this machine's; gives a list that each comparison of networks is written to."""
+    compared: list[str] = []
+
+    def probe_seconds(probe: _Probe) -> float:
+        return sum(seconds((conv.out_channels, conv.in_channels, *conv.kernel), step) for conv in probe.chain)
+
+    def compare(before: ir.Model, after: ir.Model, **_: Any) -> SimpleNamespace:
+        ratio = network_seconds(after, step, slow=slow) / network_seconds(before, step, slow=slow)
+        compared.append(f"{ratio:.3f}")
+        return SimpleNamespace(ratio=ratio, noise=0.01, verdict="faster" if ratio < 0.99 else "no change")
+
+    def measure(model: ir.Model, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(median=network_seconds(model, step, slow=slow))
+
+    def node_times(model: ir.Model, **_: Any) -> list[NodeTime]:
+        return [
+            NodeTime(
+                site.name,
+                "Conv",
+                "cpu",
+                seconds((site.out_channels, site.in_channels, *site.kernel_shape), step),
+                site.name,
+            )
+            for site in find_sites(model)
+        ]
+
+    def times(_: Any, probes: Any) -> Mapping[_Probe, float]:
+        return {probe: probe_seconds(probe) for probe in probes}
+
+    monkeypatch.setattr(latency._Clock, "_time", times)
+    monkeypatch.setattr(network_latency, "compare", compare)
+    monkeypatch.setattr(network_latency, "measure", measure)
+    monkeypatch.setattr(network_latency, "node_times", node_times)
+    return compared
