@@ -134,6 +134,7 @@ class CheckResult:
         after: Cost of the second network.
         providers: One result for each execution provider.
         machine: Where this was measured.
+        max_drift: The limit on the drift, for every output or by output name; None where nothing limited it.
     """
 
     passed: bool
@@ -143,6 +144,7 @@ class CheckResult:
     after: ModelCost
     providers: tuple[ProviderCheck, ...]
     machine: Machine
+    max_drift: float | Mapping[str, float] | None
 
     @property
     def shapes_equal(self) -> bool:
@@ -166,6 +168,7 @@ class CheckResult:
             "passed": self.passed,
             "shapes_equal": self.shapes_equal,
             "drift": _drift_dict(self.drift),
+            "max_drift": dict(self.max_drift) if isinstance(self.max_drift, Mapping) else self.max_drift,
             "findings": [finding.to_dict() for finding in self.findings],
             "warnings": list(self.warnings),
             "before": self.before.to_dict(),
@@ -253,6 +256,7 @@ def check(
         after=rewritten.cost,
         providers=tuple(results),
         machine=machine(),
+        max_drift=max_drift,
     )
 
 

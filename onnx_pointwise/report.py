@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -338,8 +338,22 @@ def verdict(result: CheckResult) -> RenderableType:
     lines += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
     lines += [Text(f"failed: {finding.sentence}", style="bold red") for finding in result.findings]
     if result.passed:
-        lines.append(Text("Check passed.", style="bold green"))
+        lines.append(Text(_passed(result), style="bold green"))
     return Group(table, *lines) if table.rows else Group(*lines)
+
+
+def _passed(result: CheckResult) -> str:
+    """Say what a check that passed stands for: without a limit, any drift passes."""
+    limit = result.max_drift
+    unlimited = [name for name in result.drift if (limit.get(name) if isinstance(limit, Mapping) else limit) is None]
+    if not unlimited:
+        drift = "the drift is within its limit"
+    elif len(unlimited) == len(result.drift):
+        drift = "the drift above was not limited (--max-drift)"
+    else:
+        names = ", ".join(f"'{name}'" for name in unlimited)
+        drift = f"the drift is within its limit, but that of {names} was not limited (--max-drift)"
+    return f"Check passed: names, shapes and types are the same, and no output turned NaN or infinite; {drift}."
 
 
 def _drift_row(name: str, where: str, drift: Drift) -> list[str]:

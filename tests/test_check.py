@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import onnx_ir as ir
 import pytest
 from graphs import conv_model, function_model, if_model, make_model, normal, value
 from onnx import helper, numpy_helper
+from rich.console import Console
 
 from onnx_pointwise import check as api
 from onnx_pointwise import providers
 from onnx_pointwise.check import CheckResult
 from onnx_pointwise.errors import InputError, ModelError, ProviderError
+from onnx_pointwise.report import verdict
 
 KERNEL = normal(6, 8, 3, 3)
 
@@ -87,6 +90,25 @@ def test_drift_limits(limit: Any, passes: bool) -> None:
     assert codes(result) == ([] if passes else ["drift"])
     if not passes:
         assert result.findings[0].sentence == "Output 'y' drifts by 0.5 on cpu, more than the 0.4 allowed."
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (None, "; the drift above was not limited (--max-drift)."),
+        ({}, "; the drift above was not limited (--max-drift)."),
+        (0.0, "; the drift is within its limit."),
+        ({"y": 0.0}, "; the drift is within its limit, but that of 'z' was not limited (--max-drift)."),
+        ({"y": 0.0, "z": 0.0}, "; the drift is within its limit."),
+    ],
+)
+def test_the_verdict_in_words_claims_no_more_than_was_checked(limit: Any, said: str) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["z"])]
+    model = make_model(nodes, [value("x", [1, 4])], [value("y", [1, 4]), value("z", [1, 4])])
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(verdict(check(model, model, max_drift=limit)))
+    start = "Check passed: names, shapes and types are the same, and no output turned NaN or infinite"
+    assert console.export_text().strip().endswith(start + said)
 
 
 def test_batch_sizes_and_spatial_sizes_are_tried_where_they_are_open() -> None:
