@@ -141,6 +141,21 @@ def factorize(
     return Factors(form, (r_in, r_out) if form == "reduce_expand" else max(r_in, r_out), before, core, after, error)
 
 
+def is_exact(form: Form, rank: Rank, inputs: int, outputs: int) -> bool:
+    """Whether a form at a rank computes what the kernel [O, I, *k] computes, to rounding, whatever comes in.
+
+    Args:
+        form: As in `factorize`.
+        rank: As in `factorize`.
+        inputs: Feature maps in, I.
+        outputs: Feature maps out, O.
+
+    Raises:
+        PlanError: The rank does not fit the form.
+    """
+    return not any(_cuts(*_ranks(form, rank), inputs, outputs))
+
+
 def compose(factors: Factors) -> Array:
     """Return the one kernel [O, I, *k], float64, that computes what the factors compute."""
     merged = _merge(factors.before, factors.kernel, factors.after)
@@ -303,6 +318,11 @@ def _ranks(form: Form, rank: Rank) -> tuple[int, int]:
     if form == "expand":
         return 0, numbers[0]
     return numbers[0], numbers[-1]
+
+
+def _cuts(r_in: int, r_out: int, inputs: int, outputs: int) -> tuple[bool, bool]:
+    """Whether feature maps are lost in front of the kxk and behind it, given the ranks as `_ranks` returns them."""
+    return 0 < r_in < inputs, 0 < r_out < outputs
 
 
 def _flat(kernel: AnyArray) -> Array:
@@ -471,7 +491,7 @@ def _split_by_channels(weights: Array, r_in: int, r_out: int, channels: Array | 
 def _plain_bases(weights: Array, r_in: int, r_out: int, sweeps: int) -> tuple[Array | None, Array | None]:
     """Orthonormal rows [R_in, I] and columns [O, R_out], optimal in the plain norm; None for a side not cut."""
     outputs, inputs, _ = weights.shape
-    cut_in, cut_out = 0 < r_in < inputs, 0 < r_out < outputs
+    cut_in, cut_out = _cuts(r_in, r_out, inputs, outputs)
     rows = _leading(_input_gram(weights), r_in).T if cut_in else None
     columns = _leading(_output_gram(weights), r_out) if cut_out else None
     if rows is None or columns is None:
@@ -495,7 +515,7 @@ def _plain_bases(weights: Array, r_in: int, r_out: int, sweeps: int) -> tuple[Ar
 def _split_by_patches(weights: Array, r_in: int, r_out: int, moment: Array, sweeps: int) -> _Split:
     """Minimise (1) for a full second moment."""
     outputs, inputs, _ = weights.shape
-    cut_in, cut_out = 0 < r_in < inputs, 0 < r_out < outputs
+    cut_in, cut_out = _cuts(r_in, r_out, inputs, outputs)
     weighted = _apply_moment(weights, moment)
     if not cut_in:
         core, columns = weights, None

@@ -22,7 +22,7 @@ from onnx_pointwise.check import CheckResult, Finding
 from onnx_pointwise.check import check as check_models
 from onnx_pointwise.cost import ModelCost, SiteCost, dense_cost, model_cost
 from onnx_pointwise.errors import OutputError, PlanError
-from onnx_pointwise.factorize import FORMS, Form, Method
+from onnx_pointwise.factorize import FORMS, Form, Method, is_exact
 from onnx_pointwise.latency_cache import LatencyCache
 from onnx_pointwise.measured_plan import faster, meeting
 from onnx_pointwise.model_io import ModelSource, file_bytes, load, runtime_source, save
@@ -249,7 +249,7 @@ def rewrite(
             measured sensitivities seldom gain by it, so it is off unless asked for; what the time allows for may
             differ from run to run, the plan that is saved does not.
         calibration: Example inputs, see ``calibration.calibrate``; by default synthetic images where the model takes
-            images. ``None`` uses the kernels alone.
+            images. ``None`` uses the kernels alone; so does a plan without a rank below full, which needs no examples.
         calibration_limit: The most calibration inputs to take.
         preprocessing: What pixels are mapped to, or the name of a preset, for images and synthetic images; found out
             where the model tells, else assumed.
@@ -307,16 +307,21 @@ def rewrite(
     shapes = resolve(base, input_shapes)
     sites = find_sites(base, shapes, min_channels=min_channels)
     before = model_cost(dense, shapes, file_bytes=file_bytes(model, dense) if isinstance(model, str | Path) else None)
-    examples = calibrate(
-        base,
-        calibration,
-        shapes,
-        macs=before.macs,
-        limit=calibration_limit,
-        preprocessing=preprocessing,
-        layout=layout,
-        seed=seed,
-    )
+    if replay is not None:
+        require_sites(replay, {site.name: site for site in sites})
+    if replay is not None and _keeps_the_function(replay, sites):
+        examples = Calibration({}, {"source": "none", "sentence": _EXACT})
+    else:
+        examples = calibrate(
+            base,
+            calibration,
+            shapes,
+            macs=before.macs,
+            limit=calibration_limit,
+            preprocessing=preprocessing,
+            layout=layout,
+            seed=seed,
+        )
     job = _Job(
         source=model if isinstance(model, str | Path) else dense,
         base=base,
@@ -343,7 +348,6 @@ def rewrite(
     score = None if evaluate is None else _score(job, job.source)
 
     if replay is not None:
-        require_sites(replay, {site.name: site for site in sites})
         found = job.study([site.name for site in sites if site.name in replay.choices], measure=False)
         clock.lap("study")
         attempt = job.attempt(replay, found)
@@ -419,6 +423,18 @@ def _require_not_slower(verdict: CheckResult) -> CheckResult:
     text = f"On {timed.provider} the rewritten network takes {timed.ratio:.2f} times as long, against its plan."
     finding = Finding("slower", text, {"provider": timed.provider, "ratio": timed.ratio, "noise": timed.noise})
     return replace(verdict, passed=False, findings=(*verdict.findings, finding))
+
+
+_EXACT = "No rank is below full, so weights come from the kernels alone; example inputs are not needed."
+
+
+def _keeps_the_function(plan: Plan, sites: Sequence[Site]) -> bool:
+    """Whether a plan only projects and expands, so that example inputs have nothing to say."""
+    by_name = {site.name: site for site in sites}
+    return all(
+        is_exact(choice.form, choice.rank, by_name[name].in_channels, by_name[name].out_channels)
+        for name, choice in plan.choices.items()
+    )
 
 
 def _score(job: _Job, model: ModelSource) -> float:
@@ -661,7 +677,7 @@ def insert_pointwise(
         check: Compare both models in ONNX Runtime.
         max_drift: Largest relative L2 drift allowed; ``None`` only reports it.
         inputs: Inputs of the check by name.
-        calibration: As for ``rewrite``.
+        calibration: As for ``rewrite``; a projection or an expansion is exact and looks at no examples.
         latency: Time both networks in the check, too.
         provider: Execution provider of the check.
         threads: Threads of the check; the runtime's own choice if ``None``.

@@ -18,6 +18,7 @@ from onnx_pointwise.factorize import (
     compose,
     error_curve,
     factorize,
+    is_exact,
     kept_energy,
     rank_for_energy,
     relative_error,
@@ -94,6 +95,17 @@ def test_exact_at_full_rank_and_above(seed, shape, form, kind, method, more):
             np.testing.assert_allclose(wide.T @ wide, np.eye(wide.shape[1]), atol=1e-12)
             assert (np.linalg.norm(wide, axis=1) > 0.5 / math.sqrt(len(wide))).all(), "a feature map is dead"
     assert all(np.abs(factors.kernel[:, r]).max() > 0 for r in range(factors.kernel.shape[1]))
+
+
+@CHECKED
+@given(SEED, SHAPES, FORM, st.tuples(st.integers(-2, 2), st.integers(-2, 2)))
+def test_exact_is_what_loses_no_feature_maps_on_either_side(seed, shape, form, more):
+    ranks = tuple(max(1, n + extra) for n, extra in zip(max_rank(form, shape), more, strict=False))
+    rank = ranks if form == "reduce_expand" else ranks[0]
+    exact = all(r >= n for r, n in zip(ranks, max_rank(form, shape), strict=True))
+    assert is_exact(form, rank, shape[1], shape[0]) == exact
+    if exact:
+        assert factorize(make_kernel(seed, shape), form, rank).error < 1e-6
 
 
 @CHECKED

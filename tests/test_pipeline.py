@@ -15,6 +15,7 @@ import pytest
 import onnx_pointwise
 from models.networks import metric
 from onnx_pointwise import pipeline
+from onnx_pointwise.calibration import Calibration
 from onnx_pointwise.errors import ModelError, OutputError, PlanError, TargetError
 from onnx_pointwise.factorize import FORMS, Form
 from onnx_pointwise.model_io import serialize
@@ -90,6 +91,33 @@ def test_insert_pointwise_gives_the_feature_maps_asked_for(maps: int) -> None:
     assert result.check is not None
     (drift,) = result.check.drift.values()
     assert (drift.relative_l2 < 1e-5) == (maps >= 32)
+
+
+@pytest.mark.parametrize("maps", [31, 32, 48])
+def test_example_inputs_are_looked_at_only_where_feature_maps_are_lost(
+    maps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def draw(model: ir.Model, source: object, *arguments: object, **options: object) -> Calibration:
+        asked.append(source)
+        return Calibration({}, {"source": "none", "sentence": "Drawn."})
+
+    monkeypatch.setattr(pipeline, "calibrate", draw)
+    results = [onnx_pointwise.insert_pointwise(DIGITS, "conv2", maps, check=False) for _ in range(2)]
+    assert asked == (["auto", "auto"] if maps < 32 else [])
+    assert ("kernels alone" in results[0].calibration["sentence"]) == (maps >= 32)
+    assert content(results[0].model) == content(results[1].model)
+
+
+def test_a_replay_looks_at_example_inputs_as_soon_as_one_rank_is_below_full(images: np.ndarray) -> None:
+    full = {"conv2": Choice("reduce", 32), "conv3": Choice("expand", 96)}
+    exact = onnx_pointwise.rewrite(DIGITS, plan=Plan(full), calibration=images[:16], latency=False, max_drift=1e-5)
+    assert exact.passed and exact.calibrated is None
+    lossy = Plan(full | {"conv2": Choice("reduce", 16)})
+    result = onnx_pointwise.rewrite(DIGITS, plan=lossy, calibration=images[:16], check=False)
+    assert result.calibrated is not None
+    assert set(result.calibrated.replacements) == set(full)
 
 
 def test_insert_pointwise_works_on_a_stem_too() -> None:
