@@ -26,6 +26,7 @@ import onnx_ir as ir
 
 from onnx_pointwise import providers
 from onnx_pointwise.errors import InputError
+from onnx_pointwise.freeze import frozen
 from onnx_pointwise.inputs import Array, as_model, input_specs
 from onnx_pointwise.machine import Machine, machine
 from onnx_pointwise.memory import PeakMemory, peak_memory
@@ -272,6 +273,7 @@ def bench(
     runs: int = 100,
     warmup: int = 10,
     max_seconds: float = 10.0,
+    freeze_initializers: bool = False,
     seed: int = 0,
     memory: bool = False,
 ) -> Benchmark:
@@ -288,6 +290,7 @@ def bench(
         runs: Timed runs of each network and row, at most.
         warmup: Untimed runs before them.
         max_seconds: Seconds a row takes.
+        freeze_initializers: Run with initializers that are graph inputs too made constants, see ``freeze``.
         seed: Of random inputs and of the bootstrap.
         memory: Measure peak memory too, each network in a process of its own, at the first batch size.
 
@@ -297,6 +300,8 @@ def bench(
         InputError: The shapes or batch sizes do not fit the model.
         ValueError: A count or a time is not positive.
     """
+    if freeze_initializers:
+        model, other = frozen(model), None if other is None else frozen(other)
     graph = as_model(model)
     shapes = concrete_inputs(graph, input_shapes)[0]
     settings: dict[str, Any] = {

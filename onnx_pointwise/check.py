@@ -21,6 +21,7 @@ from onnx_pointwise.benchmark import LatencyComparison, compare
 from onnx_pointwise.cost import ModelCost, model_cost
 from onnx_pointwise.drift import Drift, DriftMeter
 from onnx_pointwise.errors import InputError, ModelError
+from onnx_pointwise.freeze import frozen
 from onnx_pointwise.inputs import Array, InputSpec, as_model, input_specs
 from onnx_pointwise.machine import Machine, machine
 from onnx_pointwise.model_io import ModelSource, file_bytes, runtime_source
@@ -196,6 +197,7 @@ def check(
     latency_seconds: float = 10.0,
     threads: int | None = None,
     optimization: str = "all",
+    freeze_initializers: bool = False,
     seed: int = 0,
 ) -> CheckResult:
     """Compare two networks on the same inputs.
@@ -213,6 +215,7 @@ def check(
         latency_seconds: Seconds that takes on each provider.
         threads: Threads inside one operator; None leaves the choice to the runtime.
         optimization: Graph optimisation level.
+        freeze_initializers: Run both with initializers that are graph inputs too made constants, see ``freeze``.
         seed: Seed of random inputs.
 
     Returns:
@@ -223,6 +226,8 @@ def check(
         ModelError: A model cannot be read, or the first network does not run.
         ProviderError: A provider does not load, or cannot run one of the models.
     """
+    if freeze_initializers:
+        before, after = frozen(before), frozen(after)
     model = as_model(before)
     _require_arguments(model, providers, batch_sizes, max_drift)
     batches = batches_of(model, input_specs(model), inputs, input_shapes, batch_sizes, seed)

@@ -108,6 +108,9 @@ _Provider = Annotated[str, typer.Option(help="Execution provider of the check.")
 _Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the check; the runtime's choice otherwise.")]
 _MinChannels = Annotated[int, typer.Option(min=1, help="Leave convolutions with fewer input feature maps dense.")]
 _Inline = Annotated[bool, typer.Option("--inline-functions", help="Inline local functions first.")]
+_Freeze = Annotated[
+    bool, typer.Option("--freeze-initializers", help="Make constants of initializers that are graph inputs too.")
+]
 _Force = Annotated[bool, typer.Option("--force", help="Write the model even if the check fails.")]
 _NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure latencies anew and do not keep them.")]
 _NoLatency = Annotated[bool, typer.Option("--no-latency", help="Compare outputs and cost only.")]
@@ -188,6 +191,7 @@ def rewrite(
     min_channels: _MinChannels = MIN_CHANNELS,
     input_shape: _Shapes = [],
     inline_functions: _Inline = False,
+    freeze_initializers: _Freeze = False,
     inputs: _Inputs = None,
     max_drift: _MaxDrift = [],
     provider: Annotated[
@@ -236,6 +240,7 @@ def rewrite(
             min_channels=min_channels,
             input_shapes=_named_shapes(input_shape),
             inline_functions=inline_functions,
+            freeze_initializers=freeze_initializers,
             check=not no_check,
             max_drift=_tolerances(max_drift),
             inputs=None if inputs is None else read_npz(inputs),
@@ -259,6 +264,7 @@ def insert(
     method: _Method = "als",
     calibration: _Calibration = "auto",
     input_shape: _Shapes = [],
+    freeze_initializers: _Freeze = False,
     inputs: _Inputs = None,
     max_drift: _MaxDrift = [],
     provider: _Provider = "cpu",
@@ -285,6 +291,7 @@ def insert(
             latency=not no_latency,
             provider=provider,
             threads=threads,
+            freeze_initializers=freeze_initializers,
         )
     _finish(output, result, target, force=force, external_data=external_data)
 
@@ -298,6 +305,7 @@ def check(
     max_drift: _MaxDrift = [],
     provider: Annotated[list[str], typer.Option(help="Execution provider; may be named several times.")] = ["cpu"],
     threads: _Threads = None,
+    freeze_initializers: _Freeze = False,
     no_latency: _NoLatency = False,
     json_file: _Json = None,
 ) -> None:
@@ -312,6 +320,7 @@ def check(
             max_drift=_tolerances(max_drift),
             providers=provider,
             threads=threads,
+            freeze_initializers=freeze_initializers,
             latency=not no_latency,
         )
     output.show(report.check(result))
@@ -331,6 +340,7 @@ def bench(
     runs: Annotated[int, typer.Option(min=1, help="Timed runs at most.")] = 100,
     warmup: Annotated[int, typer.Option(min=1, help="Runs before them.")] = 10,
     max_seconds: Annotated[float, typer.Option(min=0.01, help="Seconds a row may take.")] = 10.0,
+    freeze_initializers: _Freeze = False,
     memory: Annotated[bool, typer.Option("--memory", help="Measure peak memory in fresh processes too.")] = False,
     nodes: Annotated[bool, typer.Option("--nodes", help="Time each kernel of the model too.")] = False,
     json_file: _Json = None,
@@ -349,10 +359,17 @@ def bench(
             runs=runs,
             warmup=warmup,
             max_seconds=max_seconds,
+            freeze_initializers=freeze_initializers,
             memory=memory,
         )
         kernels = (
-            api.node_times(model, input_shapes=shapes, provider=provider, threads=threads[0] if threads else None)
+            api.node_times(
+                model,
+                input_shapes=shapes,
+                provider=provider,
+                threads=threads[0] if threads else None,
+                freeze_initializers=freeze_initializers,
+            )
             if nodes
             else []
         )

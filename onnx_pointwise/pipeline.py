@@ -23,6 +23,7 @@ from onnx_pointwise.check import check as check_models
 from onnx_pointwise.cost import ModelCost, SiteCost, dense_cost, model_cost
 from onnx_pointwise.errors import OutputError, PlanError
 from onnx_pointwise.factorize import FORMS, Form, Method, is_exact
+from onnx_pointwise.freeze import frozen
 from onnx_pointwise.latency_cache import LatencyCache
 from onnx_pointwise.measured_plan import faster, meeting
 from onnx_pointwise.model_io import ModelSource, file_bytes, load, runtime_source, save
@@ -213,6 +214,7 @@ def rewrite(
     min_channels: int = MIN_CHANNELS,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     inline_functions: bool = False,
+    freeze_initializers: bool = False,
     check: bool = True,
     inputs: Mapping[str, NDArray[Any]] | None = None,
     latency: bool = True,
@@ -259,6 +261,8 @@ def rewrite(
         min_channels: Sites with fewer input feature maps stay dense.
         input_shapes: Concrete shapes by input name, where the model leaves dimensions open.
         inline_functions: Inline local functions first, so that convolutions in them can be rewritten.
+        freeze_initializers: Make constants of initializers that are graph inputs too, see ``freeze``: the runtime then
+            optimises the network fully. The rewritten model is frozen, and compared with the frozen source.
         check: Compare both models in ONNX Runtime.
         inputs: Inputs of the check by name, [N, ...].
         latency: Time both networks in the check, too.
@@ -300,6 +304,8 @@ def rewrite(
         raise PlanError("Searching for the cheapest network within a limit takes the check; leave it on.")
 
     measure = _measurable(provider, target_latency)
+    if freeze_initializers:
+        model = frozen(model)
     dense = load(model)
     base = dense.clone()
     if inline_functions and base.functions:
@@ -664,6 +670,7 @@ def insert_pointwise(
     latency: bool = True,
     provider: str = "cpu",
     threads: int | None = None,
+    freeze_initializers: bool = False,
 ) -> RewriteResult:
     """Put a 1x1 convolution in front of one convolution, whatever it costs.
 
@@ -681,6 +688,7 @@ def insert_pointwise(
         latency: Time both networks in the check, too.
         provider: Execution provider of the check.
         threads: Threads of the check; the runtime's own choice if ``None``.
+        freeze_initializers: As for ``rewrite``.
 
     Returns:
         As ``rewrite``.
@@ -700,6 +708,7 @@ def insert_pointwise(
         latency=latency,
         provider=provider,
         threads=threads,
+        freeze_initializers=freeze_initializers,
     )
 
 

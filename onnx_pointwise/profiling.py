@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_pointwise import providers
+from onnx_pointwise.freeze import frozen
 from onnx_pointwise.inputs import Array, as_model
 from onnx_pointwise.model_io import ModelSource, runtime_source
 from onnx_pointwise.runner import Runner, feeds_for, model_name, require_positive
@@ -53,14 +54,17 @@ def node_times(
     optimization: str = "all",
     runs: int = 20,
     warmup: int = 5,
+    freeze_initializers: bool = False,
     seed: int = 0,
 ) -> list[NodeTime]:
     """Time every kernel of a network from ONNX Runtime's profile, in the order in which they run.
 
     The profile itself costs time, a few microseconds a kernel: compare kernels with each other, not their sum with a
-    latency. Arguments and errors as for `compare`.
+    latency. Arguments and errors as for `compare`; `freeze_initializers` as for `bench`.
     """
     require_positive(runs=runs, warmup=warmup)
+    if freeze_initializers:
+        model = frozen(model)
     feeds = feeds_for(model, inputs, input_shapes, seed)
     graph = as_model(model)
     with (

@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from onnx_pointwise import providers
 from onnx_pointwise.errors import InputError, ModelError
+from onnx_pointwise.freeze import origin, overridable
 from onnx_pointwise.inputs import Array, as_model, feedable, input_specs, random_inputs, require_inputs
 from onnx_pointwise.model_io import ModelSource
 from onnx_pointwise.runtime_errors import sentence
@@ -29,8 +30,9 @@ def require_positive(**values: float) -> None:
 
 
 def model_name(source: ModelSource | bytes) -> str:
-    """Name a model in a sentence: its path where it has one."""
-    return str(source) if isinstance(source, str | Path) else "the model in memory"
+    """Name a model in a sentence: its path where it has one, or the one that it is a frozen copy of."""
+    path = origin(source) if isinstance(source, ir.Model) else source if isinstance(source, str | Path) else None
+    return "the model in memory" if path is None else str(path)
 
 
 def feeds_for(
@@ -104,7 +106,7 @@ class Runner:
 
 
 def open_initializers(model: ir.Model, name: str) -> list[str]:
-    """Warn of initializers that are graph inputs too: the runtime takes them for variables and folds nothing into them.
+    """Warn of initializers that a caller may override: the runtime takes them for variables and folds none of them.
 
     Args:
         model: The model.
@@ -113,11 +115,10 @@ def open_initializers(model: ir.Model, name: str) -> list[str]:
     Returns:
         No sentence, or one.
     """
-    graph = model.graph
-    names = [value.name for value in graph.inputs if value.name in graph.initializers]
+    names = overridable(model)
     if not names:
         return []
     return [
         f"{name}: {len(names)} initializers are graph inputs too ('{names[0]}'...), so ONNX Runtime takes them for "
-        "variables and optimises less; freeze them for a fair comparison."
+        "variables and optimises less; --freeze-initializers makes constants of them, for a fair comparison."
     ]

@@ -56,6 +56,15 @@ def make_model(
     return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, functions=functions)
 
 
+def opened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model with its initializers declared as graph inputs too, so that a caller may override them."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    declared = [helper.make_tensor_value_info(item.name, item.data_type, item.dims) for item in copy.graph.initializer]
+    copy.graph.input.extend(declared)
+    return copy
+
+
 def constant_node(array: Array, output: str) -> onnx.NodeProto:
     """A Constant node."""
     return helper.make_node("Constant", [], [output], value=numpy_helper.from_array(array, output))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import conv_model, normal
+from graphs import conv_model, normal, opened
 
 from onnx_pointwise import benchmark
 from onnx_pointwise.benchmark import bench, compare, measure
@@ -187,6 +187,7 @@ def test_a_batch_size_that_the_model_fixes_cannot_be_chosen() -> None:
 
 
 def test_open_initializers_are_warned_of() -> None:
-    options = {key: option for key, option in QUICK.items() if key != "threads"}
-    (warning,) = bench(dense(opset=9, ir_version=3), thread_counts=(1,), **options).warnings
+    options = {key: option for key, option in QUICK.items() if key != "threads"} | {"thread_counts": (1,)}
+    (warning,) = bench(dense(), opened(dense()), **options).warnings
     assert "graph inputs too ('W'...)" in warning
+    assert not bench(dense(), opened(dense()), freeze_initializers=True, **options).warnings

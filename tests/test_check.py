@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import conv_model, function_model, if_model, make_model, normal, value
+from graphs import conv_model, function_model, if_model, make_model, normal, opened, value
 from onnx import helper, numpy_helper
 from rich.console import Console
 
@@ -315,11 +315,18 @@ def test_output_shapes_that_depend_on_the_data_may_differ() -> None:
 
 
 def test_initializers_that_callers_may_override_are_warned_of() -> None:
-    old = dense(opset=9, ir_version=3)
-    result = check(old, dense(opset=9, ir_version=8))
+    result = check(opened(dense()), dense())
     assert result.passed
     assert len(result.warnings) == 1
     assert "1 initializers are graph inputs too ('W'...)" in result.warnings[0]
+    assert "--freeze-initializers" in result.warnings[0]
+    assert not check(opened(dense()), dense(), freeze_initializers=True).warnings
+
+
+def test_before_ir_version_4_initializers_are_constants_to_the_runtime() -> None:
+    old = dense(opset=9, ir_version=3)
+    assert {item.name for item in old.graph.input} == {"x", "W"}
+    assert not check(old, dense(opset=9, ir_version=8)).warnings
 
 
 def test_subgraphs_functions_and_several_types_of_input() -> None:

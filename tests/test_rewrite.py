@@ -21,6 +21,7 @@ from graphs import (
     loop_model,
     make_model,
     normal,
+    opened,
     relative,
     run,
     session,
@@ -529,9 +530,7 @@ def test_constants_that_others_use_stay_and_the_rest_goes() -> None:
 
 
 def test_initializers_that_are_graph_inputs_too() -> None:
-    model = conv_model(normal(5, 4, 3, 3), [8, 8], bias=normal(5), behind="batchnorm", ir_version=8)
-    for tensor in model.graph.initializer:
-        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model = opened(conv_model(normal(5, 4, 3, 3), [8, 8], bias=normal(5), behind="batchnorm", ir_version=8))
     cheap = rewritten(model, {"conv": Choice("reduce", 4)})
     # What the factors replace is no input any more, and what replaces it need not be one.
     assert [item.name for item in cheap.graph.input] == ["x"]
