@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from onnx_pointwise.allocate import cheapest, knapsack
 from onnx_pointwise.candidates import COLUMNS, Measured, Resource, candidates
 from onnx_pointwise.collect import PATCHES, SiteMoments, fitting_batch, site_moments
-from onnx_pointwise.errors import PlanError
 from onnx_pointwise.factorize import FORMS, Form, Method, factorize
 from onnx_pointwise.plan import Choice, Plan
 from onnx_pointwise.refit import MEMORY, SiteRefit, corrected
@@ -255,16 +254,20 @@ def _named(listed: Sequence[Options], picked: Sequence[int]) -> dict[str, Choice
     return {name: choice for name, choice in chosen.items() if choice is not None}
 
 
-def predicted_drift(found: Study, choices: Mapping[str, Choice]) -> float:
-    """Predict the relative L2 drift of the outputs for any choices that carry their error.
+def predicted_drift(found: Study, choices: Mapping[str, Choice]) -> float | None:
+    """Predict the relative L2 drift of the outputs, before any refit.
 
-    Raises:
-        PlanError: A choice names a site that was not studied.
+    Args:
+        found: What the examples told.
+        choices: Form and rank by site name.
+
+    Returns:
+        The drift; None where a choice was made by hand or is replayed, so that its error was never estimated.
     """
     total = 0.0
     for name, choice in choices.items():
         if name not in found.sensitivities or choice.error is None:
-            raise PlanError(f"Nothing is known of the error of site '{name}'; leave it out of the prediction.")
+            return None
         total += float(found.sensitivities[name].response(np.array([choice.error**2]))[0])
     return float(np.sqrt(total))
 
@@ -278,12 +281,14 @@ class Weights:
         refits: What the refit did, by site name; empty where the unrefitted factors were kept.
         drift: Relative L2 drift on the examples held back, at the outputs or before a final Softmax; None without any.
         unrefitted: The same with the unrefitted factors.
+        predicted: The same as the plan predicts it, see `predicted_drift`.
     """
 
     replacements: Mapping[str, Replacement]
     refits: Mapping[str, SiteRefit]
     drift: float | None
     unrefitted: float | None
+    predicted: float | None
 
 
 def make_weights(
@@ -308,10 +313,11 @@ def make_weights(
     """
     kept = {site.name: choices[site.name] for site in found.sites if site.name in choices}
     plain = {site.name: unrefitted(site, kept[site.name], found) for site in found.sites if site.name in kept}
+    predicted = predicted_drift(found, choices)
     settings = found.settings
     if not refit:
         drift = drift_of(found, kept, plain) if found.held and kept else None
-        return Weights(plain, {}, drift, drift)
+        return Weights(plain, {}, drift, drift, predicted)
     refits = sequential_refit(
         found.shapes.model,
         found.sites,
@@ -325,12 +331,12 @@ def make_weights(
     )
     fitted = {name: done.replacement for name, done in refits.items()}
     if not found.held or not kept:
-        return Weights(fitted, refits, None, None)
+        return Weights(fitted, refits, None, None, predicted)
     first = drift_of(found, kept, fitted)
     second = drift_of(found, kept, plain)
     if first <= second:
-        return Weights(fitted, refits, first, second)
-    return Weights(plain, {}, second, second)
+        return Weights(fitted, refits, first, second, predicted)
+    return Weights(plain, {}, second, second, predicted)
 
 
 def unrefitted(site: Site, choice: Choice, found: Study) -> Replacement:

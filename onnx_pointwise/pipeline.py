@@ -165,6 +165,7 @@ class RewriteResult:
         if self.calibrated is None:
             return {}
         return {
+            "predicted_drift": self.calibrated.predicted,
             "held_back_drift": self.calibrated.drift,
             "held_back_drift_unrefitted": self.calibrated.unrefitted,
             "refitted": bool(self.calibrated.refits),

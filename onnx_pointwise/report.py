@@ -228,8 +228,9 @@ def calibration(result: RewriteResult) -> list[Text]:
     found = result.calibrated
     if found is not None and found.drift is not None and found.unrefitted is not None:
         kept = "kept" if found.refits else "not kept"
-        plain = f"{found.unrefitted:.3f} without refit, which was {kept}"
-        lines.append(Text(f"Drift on examples held back: {found.drift:.3f}; {plain}."))
+        plain = f"{found.unrefitted:.3g} without refit, which was {kept}"
+        plan = "" if found.predicted is None else f" ({found.predicted:.3g} predicted)"
+        lines.append(Text(f"Drift on examples held back: {found.drift:.3g}{plan}; {plain}."))
     if not result.plan.choices:
         lines.append(Text("Nothing was rewritten; the model is as it was.", style="bold yellow"))
     if result.score is not None:

@@ -328,6 +328,8 @@ def test_a_calibrated_rewrite_says_what_it_saw_and_repeats_to_the_byte(tmp_path:
     first = documents[0]
     assert first["calibration"]["count"] == 48
     assert first["calibration"]["held_back_drift"] <= first["calibration"]["held_back_drift_unrefitted"]
+    assert 0.2 < first["calibration"]["predicted_drift"] / first["calibration"]["held_back_drift_unrefitted"] < 5.0
+    assert f"({first['calibration']['predicted_drift']:.3g} predicted)" in result.stderr
     assert first["after"]["macs"] <= 0.5 * first["before"]["macs"]
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
@@ -336,6 +338,7 @@ def test_a_calibrated_rewrite_says_what_it_saw_and_repeats_to_the_byte(tmp_path:
         "--calibration-limit", "48", "--no-latency",
     )  # fmt: skip
     assert replay.returncode == 0, replay.stderr
+    assert "predicted" not in replay.stdout
     assert (tmp_path / "three.onnx").read_bytes() == (tmp_path / "one.onnx").read_bytes()
 
 

@@ -287,7 +287,7 @@ def test_predicted_drift_ranks_plans():
         choices = {name: choice for name, choice in picked.items() if choice is not None}
         predicted.append(predicted_drift(found, choices))
         weights = make_weights(found, choices)
-        assert weights.drift is not None
+        assert weights.drift is not None and weights.predicted == predicted[-1]
         measured.append(weights.drift)
     ranks = [np.argsort(np.argsort(values)) for values in (predicted, measured)]
     assert np.corrcoef(*ranks)[0, 1] > 0.8
