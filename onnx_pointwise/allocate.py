@@ -97,53 +97,24 @@ def knapsack(
     if not costs:
         return []
     scale = max(max(float(np.max(loss)) for loss in losses), np.finfo(np.float64).tiny)
-    return _solve(costs, [np.asarray(loss) / scale for loss in losses], [np.asarray(c) for c in costs], limits, seconds)
-
-
-def cheapest(
-    costs: Sequence[NDArray[Any]], losses: Sequence[Array], most: float, *, seconds: float = 60.0
-) -> list[int]:
-    """Pick one candidate for every site: least total cost with a total loss of at most `most`.
-
-    Args:
-        costs: For every site, the cost of its candidates: [n].
-        losses: For every site, the loss of its candidates: [n].
-        most: The largest total loss.
-        seconds: As in `knapsack`.
-
-    Returns:
-        The index of the candidate of each site.
-
-    Raises:
-        PlanError: No choice loses that little.
-    """
-    if not costs:
-        return []
-    whole = float(sum(np.max(cost) for cost in costs)) or 1.0
-    return _solve(
-        costs, [np.asarray(c) / whole for c in costs], [np.asarray(loss)[:, None] for loss in losses], [most], seconds
-    )
+    return _solve([np.asarray(loss) / scale for loss in losses], costs, limits, seconds)
 
 
 def _solve(
-    sites: Sequence[NDArray[Any]],
-    objective: Sequence[Array],
-    weights: Sequence[NDArray[Any]],
-    limits: Sequence[float],
-    seconds: float,
+    losses: Sequence[Array], costs: Sequence[NDArray[Any]], limits: Sequence[float], seconds: float
 ) -> list[int]:
-    counts = [len(site) for site in sites]
+    counts = [len(loss) for loss in losses]
     starts = np.concatenate([[0], np.cumsum(counts)])
     owner = np.repeat(np.arange(len(counts)), counts)
     one_each = scipy.sparse.csr_matrix((np.ones(starts[-1]), (owner, np.arange(starts[-1]))))
-    spent = np.concatenate([np.asarray(w, dtype=np.float64) for w in weights]).T
+    spent = np.concatenate([np.asarray(cost, dtype=np.float64) for cost in costs]).T
     # The solver's tolerances are absolute: budgets are scaled to 1, and what breaks one alone is ruled out.
     alone = (spent <= np.asarray(limits)[:, None]).all(axis=0)
     wide = np.maximum(spent.max(axis=1), 1.0)
     size = np.where(np.abs(limits) > 1e-12 * wide, np.abs(limits), wide)
     with _silence():
         result = milp(
-            np.concatenate(list(objective)),
+            np.concatenate(list(losses)),
             integrality=np.ones(starts[-1]),
             bounds=Bounds(0.0, alone.astype(np.float64)),
             constraints=[

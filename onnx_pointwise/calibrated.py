@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.allocate import cheapest, knapsack
+from onnx_pointwise.allocate import knapsack
 from onnx_pointwise.candidates import COLUMNS, Measured, Resource, candidates
 from onnx_pointwise.collect import PATCHES, SiteMoments, fitting_batch, site_moments
 from onnx_pointwise.factorize import FORMS, Form, Method, factorize
@@ -230,22 +230,6 @@ def share_out(listed: Sequence[Options], limits: Mapping[Resource, float]) -> di
     """
     columns = [COLUMNS[name] for name in limits]
     picked = knapsack([one.costs[:, columns] for one in listed], [one.losses for one in listed], list(limits.values()))
-    return _named(listed, picked)
-
-
-def share_out_drift(listed: Sequence[Options], most: float, resource: Resource = "macs") -> dict[str, Choice]:
-    """Pick a candidate for every site: least cost with a predicted relative drift of at most `most`.
-
-    Args:
-        listed: The options of each site.
-        most: Relative L2 drift of the outputs, predicted.
-        resource: What is to be saved.
-
-    Returns:
-        Choices by site name; the others stay dense.
-    """
-    column = COLUMNS[resource]
-    picked = cheapest([one.costs[:, column] for one in listed], [one.losses for one in listed], most**2)
     return _named(listed, picked)
 
 

@@ -220,41 +220,6 @@ def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | None = N
     return np.clip(curve, 0.0, 1.0)
 
 
-def kept_energy(kernel: AnyArray, form: Form, second_moment: AnyArray | None = None) -> Array:
-    """Share of the output's energy that each rank keeps: one minus `error_curve`, indexed in the same way."""
-    return 1.0 - error_curve(kernel, form, second_moment)
-
-
-def rank_for_energy(kernel: AnyArray, form: Form, energy: float, second_moment: AnyArray | None = None) -> Rank:
-    """Smallest rank that keeps a share of the output's energy.
-
-    Args:
-        kernel: As in `factorize`.
-        form: As in `factorize`.
-        energy: The share to keep, above 0 and at most 1.
-        second_moment: As in `factorize`.
-
-    Returns:
-        The rank; for `reduce_expand` the pair with the fewest weights.
-
-    Raises:
-        PlanError: As in `factorize`, or `energy` lies outside (0, 1].
-    """
-    if not 0.0 < energy <= 1.0:
-        raise PlanError(f"the energy to keep is a share above 0 and at most 1, not {energy}")
-    # Rounding must not ask for one more rank where the tail is zero.
-    enough = error_curve(kernel, form, second_moment) <= 1.0 - energy + 1e-12
-    if enough.ndim == 1:
-        return max(1, int(np.argmax(enough)))
-    outputs, inputs = kernel.shape[:2]
-    taps = math.prod(kernel.shape[2:])
-    r_in, r_out = np.meshgrid(np.arange(inputs + 1), np.arange(outputs + 1), indexing="ij")
-    size = r_in * inputs + r_out * outputs + r_in * r_out * taps
-    size = np.where(enough & (r_in > 0) & (r_out > 0), size, np.iinfo(np.int64).max)
-    best = np.unravel_index(int(np.argmin(size)), size.shape)
-    return int(best[0]), int(best[1])
-
-
 # --- reading and writing ---------------------------------------------------------------------------------------------
 
 

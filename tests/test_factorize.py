@@ -19,8 +19,6 @@ from onnx_pointwise.factorize import (
     error_curve,
     factorize,
     is_exact,
-    kept_energy,
-    rank_for_energy,
     relative_error,
 )
 
@@ -172,7 +170,6 @@ def test_plain_error_is_the_discarded_tail(seed, shape, form):
     values = np.concatenate([values, np.zeros(len(unfolded) - len(values))])
     tail = 1.0 - np.concatenate([[0.0], np.cumsum(values)]) / values.sum()
     np.testing.assert_allclose(error_curve(kernel, form), tail, atol=1e-12)
-    np.testing.assert_allclose(kept_energy(kernel, form), 1.0 - tail, atol=1e-12)
     for rank in range(1, len(unfolded) + 1):
         for method in METHODS:
             error = factorize(kernel, form, rank, method=method).error
@@ -270,19 +267,6 @@ def test_single_number_rank_means_both_sides():
     assert factorize(kernel, "reduce", np.int64(3)).rank == 3
 
 
-@CHECKED
-@given(SEED, SHAPES, FORM, st.floats(0.05, 1.0))
-def test_rank_for_energy_is_the_smallest(seed, shape, form, energy):
-    kernel = make_kernel(seed, shape)
-    kept, rank = kept_energy(kernel, form), rank_for_energy(kernel, form, energy)
-    assert kept[rank] >= energy - 1e-11
-    if isinstance(rank, int):
-        assert rank == 1 or kept[rank - 1] < energy
-    else:
-        assert rank[0] == 1 or kept[rank[0] - 1, rank[1]] < energy
-        assert rank[1] == 1 or kept[rank[0], rank[1] - 1] < energy
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -324,9 +308,3 @@ def test_relative_error_wants_equal_shapes():
         relative_error(np.ones((2, 2, 3)), np.ones((2, 3, 3)))
     assert relative_error(np.zeros((2, 2, 3)), np.ones((2, 2, 3))) == math.inf
     assert relative_error(np.ones((2, 2, 3)), np.ones((2, 2, 3))) == 0.0
-
-
-@pytest.mark.parametrize("energy", [0.0, -0.1, 1.1, math.nan])
-def test_energy_outside_its_range(energy):
-    with pytest.raises(PlanError, match="share"):
-        rank_for_energy(np.ones((2, 2, 3)), "reduce", energy)

@@ -15,7 +15,6 @@ from onnx_pointwise.calibrated import (
     options,
     predicted_drift,
     share_out,
-    share_out_drift,
     study,
 )
 from onnx_pointwise.collect import fitting_batch, moment_kind, site_moments
@@ -305,10 +304,6 @@ def test_shares_stay_within_the_budget(share):
     assert 0.8 * share * whole < spent <= share * whole
     uniform = {site.name: Choice("reduce", max(1, round(share * 0.75 * site.in_channels))) for site in sites}
     assert make_weights(found, choices).drift < make_weights(found, uniform).drift
-    loose, tight = (share_out_drift(listed, most) for most in (0.3, 0.05))
-    saved = [sum(dense_cost(s).macs - c[s.name].cost(s).macs for s in sites if s.name in c) for c in (loose, tight)]
-    assert saved[0] > saved[1] >= 0
-    assert predicted_drift(found, tight) <= 0.05 * 1.001
 
 
 def test_refit_that_does_harm_is_not_kept(monkeypatch):
