@@ -22,12 +22,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import onnx_ir as ir
 
 from onnx_pointwise import providers
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.freeze import frozen
-from onnx_pointwise.inputs import Array, as_model, input_specs
+from onnx_pointwise.inputs import Array, InputSpec, as_model, input_specs
 from onnx_pointwise.machine import Machine, machine
 from onnx_pointwise.memory import PeakMemory, peak_memory
 from onnx_pointwise.model_io import ModelSource, runtime_source
@@ -303,7 +302,11 @@ def bench(
     if freeze_initializers:
         model, other = frozen(model), None if other is None else frozen(other)
     graph = as_model(model)
-    shapes = concrete_inputs(graph, input_shapes)[0]
+    specs, shapes = input_specs(graph), concrete_inputs(graph, input_shapes)[0]
+    warnings = open_initializers(graph, model_name(model))
+    del graph  # the sessions hold the weights from here on
+    if other is not None:
+        warnings += open_initializers(as_model(other), model_name(other))
     settings: dict[str, Any] = {
         "provider": provider,
         "optimization": optimization,
@@ -314,7 +317,7 @@ def bench(
     }
     rows = []
     for batch in batch_sizes or (None,):
-        sized = shapes if batch is None else _with_batch(graph, shapes, batch)
+        sized = shapes if batch is None else _with_batch(specs, shapes, batch)
         for threads in thread_counts:
             comparison = None
             if other is None:
@@ -325,15 +328,12 @@ def bench(
             rows.append(BenchmarkRow(batch, threads, latency, comparison))
     used: dict[str, PeakMemory] = {}
     if memory:
-        sized = _with_batch(graph, shapes, batch_sizes[0]) if batch_sizes else shapes
+        sized = _with_batch(specs, shapes, batch_sizes[0]) if batch_sizes else shapes
         for role, source in {"model": model, "other": other}.items():
             if source is not None:
                 used[role] = peak_memory(
                     source, input_shapes=sized, provider=provider, threads=thread_counts[0], optimization=optimization
                 )
-    warnings = open_initializers(graph, model_name(model))
-    if other is not None:
-        warnings += open_initializers(as_model(other), model_name(other))
     info = providers.provider_info(provider)
     if info.software:
         warnings.append(f"{provider} runs on {info.device}, a device emulated on the CPU; its timings mean nothing.")
@@ -347,13 +347,15 @@ def bench(
     )
 
 
-def _with_batch(graph: ir.Model, shapes: Mapping[str, Sequence[int]], batch: int) -> dict[str, tuple[int, ...]]:
+def _with_batch(
+    specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], batch: int
+) -> dict[str, tuple[int, ...]]:
     """Set the open first dimension of every input."""
     if batch < 1:
         raise InputError(f"A batch size must be at least 1, not {batch}.")
     sized: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in shapes.items()}
     changed = False
-    for spec in input_specs(graph):
+    for spec in specs:
         if spec.shape and not isinstance(spec.shape[0], int):
             sized[spec.name] = (batch, *sized[spec.name][1:])
             changed = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,13 +43,18 @@ def feeds_for(
     seed: int,
 ) -> dict[str, Array]:
     """Check given inputs, or draw random ones."""
+    if inputs is not None and input_shapes:
+        raise InputError("Inputs have their own shapes; give either inputs or input shapes.")
     model = as_model(source)
     specs = input_specs(model)
     if inputs is None:
-        return feedable(random_inputs(specs, concrete_inputs(model, input_shapes)[0], seed=seed))
-    if input_shapes:
-        raise InputError("Inputs have their own shapes; give either inputs or input shapes.")
-    return feedable(require_inputs(specs, inputs))
+        feeds = random_inputs(specs, concrete_inputs(model, input_shapes)[0], seed=seed)
+    else:
+        feeds = require_inputs(specs, inputs)
+    # Sessions hold the weights from here on, and graphs are cyclic: only a collection gives gigabytes back.
+    del model
+    gc.collect()
+    return feedable(feeds)
 
 
 class Runner:
