@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -236,7 +237,9 @@ def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | 
 
     Args:
         model: The model; it is left as it is.
-        path: The ``.onnx`` file to write. External data goes into ``<name>.data`` beside it.
+        path: The ``.onnx`` file to write. External data goes into ``<name>.<digest>.data`` beside it, named after its
+            content: old and new data lie side by side until the model is replaced, so that an interruption leaves the
+            old pair whole. Data of earlier models of that name is removed.
         use_external_data_format: Store large tensors outside the file. ``None`` keeps the model's own way, and turns
             to external data above the 2 GiB that one file can hold.
 
@@ -249,23 +252,37 @@ def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | 
     layout = _lay_out(model, path.name, external=use_external_data_format)
     if layout.size > _PROTOBUF_LIMIT:
         raise OutputError(f"{path}: the model holds more than 2 GiB; it must be saved with external data.")
+    data_file = None
     with atomic_folder(path) as scratch:
-        _write(layout, scratch / path.name)
+        if layout.data:
+            data_file = f"{path.name}.{layout.data_digest()}.data"
+            layout = lay_out(model, data_file=data_file)
+        _write(layout, scratch / path.name, data_file)
+    _remove_older_data(path, data_file)
+
+
+def _remove_older_data(path: Path, data_file: str | None) -> None:
+    """Remove external data that earlier models of this name, or interrupted attempts at one, have left."""
+    ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.data")
+    with contextlib.suppress(OSError):  # the model is written all the same
+        for item in path.parent.iterdir():
+            if ours.fullmatch(item.name) and item.name != data_file:
+                item.unlink()
 
 
 def _lay_out(model: ir.Model, name: str, *, external: bool | None) -> Layout:
-    data_file = f"{name}.data"
+    data_file = f"{name}.{'0' * 8}.data"  # as long as the name that it gets when it is written
     if external is None and not external_tensors(model):
         layout = lay_out(model)
         return layout if layout.size <= _PROTOBUF_LIMIT else lay_out(model, data_file=data_file)
     return lay_out(model, data_file=None if external is False else data_file)
 
 
-def _write(layout: Layout, path: Path) -> None:
+def _write(layout: Layout, path: Path, data_file: str | None) -> None:
     with path.open("wb") as stream:
         layout.write(stream)
-    if layout.data:
-        with path.with_name(f"{path.name}.data").open("wb") as stream:
+    if data_file is not None:
+        with path.with_name(data_file).open("wb") as stream:
             layout.write_data(stream)
 
 
@@ -305,14 +322,15 @@ def runtime_source(source: ModelSource | bytes) -> Iterator[str | bytes]:
         yield str(source)
     else:
         model = load(source)
-        layout = lay_out(model, data_file="model.onnx.data")
+        data_file = "model.onnx.data"
+        layout = lay_out(model, data_file=data_file)
         if layout.size + layout.data_size < _IN_MEMORY_LIMIT:
             yield to_bytes(model)
             return
         with tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder:
             path = Path(folder) / "model.onnx"
             try:
-                _write(layout, path)
+                _write(layout, path, data_file)
             except OSError as error:
                 raise OutputError(
                     f"{folder}: the model cannot be put there for ONNX Runtime ({error.strerror}); "

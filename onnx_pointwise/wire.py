@@ -7,6 +7,7 @@ result is an ordinary ``.onnx`` file: protobuf lets the fields of a message stan
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
@@ -58,6 +59,13 @@ class Layout:
     def data_size(self) -> int:
         """Bytes of the external data file."""
         return sum(tensor.nbytes for tensor in self.data)
+
+    def data_digest(self) -> str:
+        """Eight hexadecimal digits that stand for the bytes of the external data file."""
+        digest = hashlib.sha256()
+        for tensor in self.data:
+            digest.update(tensor.tobytes())
+        return digest.hexdigest()[:8]
 
     def write(self, stream: IO[bytes]) -> None:
         """Write the model file."""

@@ -77,6 +77,11 @@ def saved_externally(folder: Path, model: onnx.ModelProto | None = None, name: s
     return path
 
 
+def data_of(path: Path) -> list[Path]:
+    """The external data files that were written beside a model, left-over ones included."""
+    return sorted(path.parent.glob(f"{path.name}.????????.data"))
+
+
 # --- bad files --------------------------------------------------------------------------------------------------------
 
 
@@ -338,7 +343,7 @@ def test_external_data_in_every_place_comes_along(tmp_path: Path, external: bool
     save(model, target, use_external_data_format=external)
     path.unlink()
     (tmp_path / "from" / "weights.bin").unlink()
-    assert (target.parent / "copy.onnx.data").exists() == (external is not False)
+    assert bool(data_of(target)) == (external is not False)
     feeds = {"x": normal(1, 6, 8, 8), "flag": np.array(False)}
     reference = run(everywhere(), **feeds)[0]
     assert relative(reference, run(onnx.load(target), **feeds)[0]) == 0
@@ -378,7 +383,7 @@ def test_round_trip(tmp_path: Path, name: str, external: bool | None) -> None:
     assert len(again.graph.value_info) == len(proto.graph.value_info)
     assert same_weights(serialize(model), proto), "saving leaves the model as it was"
     assert not external_tensors(model)
-    assert (tmp_path / "model.onnx.data").exists() == bool(external and name != "constant kernel")
+    assert bool(data_of(tmp_path / "model.onnx")) == bool(external and name != "constant kernel")
 
 
 def test_tensor_types_and_texts_survive(tmp_path: Path) -> None:
@@ -428,7 +433,7 @@ def test_the_size_is_known_before_it_is_written(tmp_path: Path) -> None:
     (tmp_path / "to").mkdir()
     target = tmp_path / "to" / "model.onnx"
     save(model, target)
-    written = target.stat().st_size + target.with_name("model.onnx.data").stat().st_size
+    written = target.stat().st_size + sum(item.stat().st_size for item in data_of(target))
     assert saved_bytes(model) == written == file_bytes(target)
 
 
@@ -484,7 +489,7 @@ def test_a_target_is_replaced_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
     save(load(small()), path, use_external_data_format=True)
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert sorted(tmp_path.iterdir()) == [path, *data_of(path)]
     assert same_weights(onnx.load(path), small())
     # Over its own input, while that is mapped.
     save(load(path), path)
@@ -506,7 +511,34 @@ def test_the_model_file_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "replace", watched)
     for name in ("a.onnx", "z.onnx"):
         save(load(small()), tmp_path / name, use_external_data_format=True)
-    assert moved == ["a.onnx.data", "a.onnx", "z.onnx.data", "z.onnx"]
+    assert [name.split(".")[-1] for name in moved] == ["data", "onnx"] * 2
+
+
+@pytest.mark.parametrize("external", [True, False])
+def test_an_interruption_between_data_and_model_leaves_the_old_pair_whole(
+    external: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "model.onnx", conv_model(normal(8, 6, 3, 3, seed=1), [9, 9], bias=normal(8, seed=1))
+    save(load(small()), path, use_external_data_format=True)
+    neighbour = tmp_path / "model.onnx.notes.data"
+    neighbour.touch()
+    replace = Path.replace
+
+    def stopped(self: Path, target: Path) -> Path:
+        if self.name == path.name:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", stopped)
+        save(load(other), path, use_external_data_format=external)
+    assert same_weights(onnx.load(path), small())
+    assert len(data_of(path)) == 1 + external
+    # The next attempt clears away what the old model and the interrupted one have left, and nothing else.
+    save(load(other), path, use_external_data_format=external)
+    assert same_weights(onnx.load(path), other)
+    assert sorted(tmp_path.iterdir()) == sorted([path, neighbour, *data_of(path)])
+    assert len(data_of(path)) == external
 
 
 def test_long_names_are_written(tmp_path: Path) -> None:
