@@ -21,7 +21,6 @@ same weight at once.
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import numpy as np
 import scipy.linalg
@@ -29,8 +28,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-#: c above. 8-bit steps are range / 255 over about 8 deviations for z, which enters by its own rounding and by that of K,
-#: and maximum / 127 over about 4 root mean squares for weights: the same width, and once where z counts twice.
+#: c above. A step is a range of about 8 deviations by 255 for activations, and a maximum of about 4 root mean squares
+#: by 127 for weights: the same width. But z counts twice, in its own rounding and in that of K.
 GRAIN = 0.5
 # Singular values below this share of the largest are lifted to it: directions that nothing reaches, or that nothing
 # reads, must not make the basis ill-conditioned, or float16 could not hold it.
@@ -98,7 +97,7 @@ def _plane_rotation(first: float, cross: float, second: float) -> Array:
 
 
 def _mixing(size: int) -> Array:
-    """Orthonormal [size, size] with entries of about one magnitude: Hadamard for the power of two in it, DCT-II else."""
+    """Orthonormal [size, size] with entries of about one magnitude: Hadamard for its power of two, times a DCT-II."""
     power = size & -size
     rest = size // power
     return np.kron(scipy.linalg.hadamard(power) / math.sqrt(power), cosines(rest, rest))
@@ -107,9 +106,9 @@ def _mixing(size: int) -> Array:
 def cosines(rows: int, columns: int) -> Array:
     """The first columns of the orthonormal DCT-II, float64 [rows, columns]."""
     angle = (np.arange(rows)[:, None] + 0.5) * np.arange(columns)[None, :] * (math.pi / rows)
-    matrix = np.cos(angle) * math.sqrt(2.0 / rows)
+    matrix: Array = np.cos(angle) * math.sqrt(2.0 / rows)
     matrix[:, 0] = math.sqrt(1.0 / rows)
-    return cast(Array, matrix)
+    return matrix
 
 
 def _roots(symmetric: Array) -> tuple[Array, Array]:
@@ -123,4 +122,5 @@ def _roots(symmetric: Array) -> tuple[Array, Array]:
 def _signed(vectors: Array) -> Array:
     """Columns with signs such that their largest entries are positive."""
     peaks = vectors[np.argmax(np.abs(vectors), axis=0), np.arange(vectors.shape[1])]
-    return cast(Array, vectors * np.where(peaks < 0.0, -1.0, 1.0))
+    signed: Array = vectors * np.where(peaks < 0.0, -1.0, 1.0)
+    return signed

@@ -214,7 +214,7 @@ def options_of(
     split: Split, wanted: Budget, *, forms: Sequence[Form] = FORMS, found: Study | None = None
 ) -> list[Options]:
     """List what could be done to the sites that a budget has to decide."""
-    if found is not None:
+    if found is not None and split.open:  # sensitivities are measured only where something is open
         names = {site.name for site in split.open}
         seen = options(found, forms=forms, resource=wanted.resource)
         return [option for option in seen if option.site.name in names]

@@ -18,8 +18,8 @@ S (`als`).
   (De Lathauwer, De Moor, Vandewalle 2000).
 
 The basis between two factors is free: it changes nothing but what rounding does to them. It is the one of `basis`,
-which makes the feature maps between them alike, so that they go well into int8 and into float16. Where a 1x1 convolution
-loses nothing (R of at least the feature maps on its side) it is the identity or a frame.
+which makes the feature maps between them alike, so that they go well into int8 and into float16. Where a 1x1
+convolution loses nothing (R of at least the feature maps on its side) it is the identity or a frame.
 """
 
 from __future__ import annotations
