@@ -243,7 +243,7 @@ def options_of(
     if not forms:
         raise PlanError(f"Name at least one form of {', '.join(FORMS)}.")
     measured = {} if timed is None else timed.measured()
-    if found is not None:
+    if found is not None and split.open:  # sensitivities are measured only where something is open
         names = {site.name for site in split.open}
         seen = options(found, forms=forms, resource=wanted.resource, measured=measured)
         return [option for option in seen if option.site.name in names]

@@ -319,12 +319,24 @@ def _prepared(
     return {image.name: image.arrange(array)}
 
 
+def _narrowed(arrays: dict[str, Array], specs: list[InputSpec]) -> dict[str, Array]:
+    """Bring float32 examples to a float16 network's type and back: one set serves both versions of a network."""
+    wanted = {spec.name: spec.dtype for spec in specs}
+    pair = {np.dtype(np.float16), np.dtype(np.float32)}
+    with np.errstate(over="ignore"):  # infinity is refused with its example
+        return {
+            name: array.astype(wanted[name]) if {array.dtype, wanted.get(name)} == pair else array
+            for name, array in arrays.items()
+        }
+
+
 def _checked(
     arrays: dict[str, Array], specs: list[InputSpec], limit: int, about: dict[str, Any], origin: str
 ) -> Calibration:
     for name, array in arrays.items():
         if array.ndim and len(array) == 0:
             raise InputError(f"There are no calibration inputs: '{name}' has shape {list(array.shape)}.")
+    arrays = _narrowed(arrays, specs)
     split_inputs(specs, arrays, limit=LIMIT)
     count = min(limit, max(len(array) for array in arrays.values()))
     arrays = {name: array[:count] for name, array in arrays.items()}

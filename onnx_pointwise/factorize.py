@@ -17,8 +17,9 @@ S (`als`).
   (W S B^T)(B S B^T)^-1(W S B^T)^T; given U, it is `reduce` for U^T W. In the plain norm this is Tucker-2 by HOOI
   (De Lathauwer, De Moor, Vandewalle 2000).
 
-The basis between two factors is free. It is fixed so that the 1x1 convolutions have orthonormal rows (in front) or
-columns (behind), ordered by energy: stored in float16 they lose nothing more than the kernel does.
+The basis between two factors is free: it changes nothing but what rounding does to them. It is the one of `basis`,
+which makes the feature maps between them alike, so that they go well into int8 and into float16. Where a 1x1
+convolution loses nothing (R of at least the feature maps on its side) it is the identity or a frame.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from onnx_pointwise.basis import GRAIN, cosines, quiet_basis
 from onnx_pointwise.errors import PlanError
 
 Form = Literal["reduce", "expand", "reduce_expand"]
@@ -66,9 +68,11 @@ class Factors:
     Attributes:
         form: How the kernel was split.
         rank: Channels between the pieces; `(R_in, R_out)` for `reduce_expand`.
-        before: The 1x1 in front, [R_in, I], with orthonormal rows (columns where R_in > I); None for `expand`.
+        before: The 1x1 in front, [R_in, I], its rows of norm 1 in the root mean square, or with orthonormal columns
+            where R_in >= I; None for `expand`.
         kernel: The kxk, [R_out or O, R_in or I, *k].
-        after: The 1x1 behind, [O, R_out], with orthonormal columns (rows where R_out > O); None for `reduce`.
+        after: The 1x1 behind, [O, R_out], its columns of norm 1 in the root mean square, or with orthonormal rows
+            where R_out >= O; None for `reduce`.
         error: Predicted relative L2 error of the convolution's output, sqrt(tr(D S D^T) / tr(W S W^T)), of the
             factors as stored.
     """
@@ -83,7 +87,10 @@ class Factors:
 
 @dataclass(frozen=True)
 class _Split:
-    """Float64 pieces over flattened taps: before [R_in, I], kernel [R_out, R_in, K], after [O, R_out]."""
+    """Float64 pieces over flattened taps: before [R_in, I], kernel [R_out, R_in, K], after [O, R_out].
+
+    Until `_finish`, None stands for a side that is not cut, and the columns of `after` are orthonormal.
+    """
 
     before: Array | None
     kernel: Array
@@ -135,7 +142,7 @@ def factorize(
         split = _split_by_channels(weights, r_in, r_out, _channel_moment(norm, weights), sweeps)
     else:
         split = _split_by_patches(weights, r_in, r_out, norm, sweeps)
-    before, core, after = _store(split, scale, kernel)
+    before, core, after = _store(_finish(split, weights, r_in, r_out, norm), scale, kernel)
     approximation = _merge(before, core, after)
     error = math.sqrt(_relative_squared_error(weights, approximation / scale, moment))
     return Factors(form, (r_in, r_out) if form == "reduce_expand" else max(r_in, r_out), before, core, after, error)
@@ -315,7 +322,7 @@ def _store(split: _Split, scale: float, kernel: AnyArray) -> tuple[AnyArray | No
 
 
 def _carry(exact: Array, rounded: Array) -> Array:
-    """Return X with X @ rounded as close as can be to exact, for row-orthonormal (or frame) matrices [R, I]."""
+    """Return X with X @ rounded as close as can be to exact, for matrices [R, I] of full rank."""
     if np.array_equal(exact, rounded):
         return np.eye(len(exact))
     rows, columns = exact.shape
@@ -402,12 +409,7 @@ def _output_gram(weights: Array) -> Array:
 
 def _frame(rank: int, size: int) -> Array:
     """P[rank, size] with P^T P = 1 and no zero row: the identity, or the first columns of the orthonormal DCT-II."""
-    if rank == size:
-        return np.eye(size)
-    angle = (np.arange(rank)[:, None] + 0.5) * np.arange(size)[None, :] * (math.pi / rank)
-    matrix = np.cos(angle) * math.sqrt(2.0 / rank)
-    matrix[:, 0] = math.sqrt(1.0 / rank)
-    return cast(Array, matrix)
+    return np.eye(size) if rank == size else cosines(rank, size)
 
 
 def _inverse_apply(symmetric: Array, right: Array) -> Array:
@@ -450,7 +452,7 @@ def _split_by_channels(weights: Array, r_in: int, r_out: int, channels: Array | 
             rows = scipy.linalg.solve_triangular(root, rows.T, lower=True, trans="T", check_finite=False).T
     if columns is not None:
         core = _mix_outputs(columns.T, core)
-    return _finish(rows, core, columns, weights.shape, r_in, r_out)
+    return _Split(rows, core, columns)
 
 
 def _plain_bases(weights: Array, r_in: int, r_out: int, sweeps: int) -> tuple[Array | None, Array | None]:
@@ -487,7 +489,7 @@ def _split_by_patches(weights: Array, r_in: int, r_out: int, moment: Array, swee
         if cut_out:
             columns = _leading(weights.reshape(outputs, -1) @ weighted.reshape(outputs, -1).T, r_out)
             core = _mix_outputs(columns.T, core)
-        return _finish(None, core, columns, weights.shape, r_in, r_out)
+        return _Split(None, core, columns)
     problem = _Patches.build(weights, weighted, moment)
     cut = r_out if cut_out else 0
     starts = []
@@ -508,7 +510,7 @@ def _split_by_patches(weights: Array, r_in: int, r_out: int, moment: Array, swee
             best = trial
         if gain <= SWEEP_GAIN * (problem.total - best.kept) + NEGLIGIBLE * problem.total:
             break
-    return _finish(best.rows, best.core, best.columns, weights.shape, r_in, r_out)
+    return _Split(best.rows, best.core, best.columns)
 
 
 @dataclass(frozen=True)
@@ -611,34 +613,41 @@ def _regular_inverse(symmetric: Array) -> Array:
 # --- the basis between the factors -----------------------------------------------------------------------------------
 
 
-def _finish(
-    rows: Array | None, core: Array, columns: Array | None, shape: tuple[int, ...], r_in: int, r_out: int
-) -> _Split:
-    """Fix the free bases: orthonormal 1x1 convolutions, principal axes by energy, frames where a side is exact."""
+def _finish(split: _Split, weights: Array, r_in: int, r_out: int, moment: Array | None) -> _Split:
+    """Fix the free bases: the quiet one where a side is cut, a frame where it is exact."""
+    outputs, inputs, _ = weights.shape
+    rows, core, columns = split.before, split.kernel, split.after
+    channels = _channel_moment(moment, weights)
     if rows is not None:
+        # Orthonormal first: the triangle may be badly conditioned, the basis made of it is not.
         basis, triangle = np.linalg.qr(rows.T)
-        core = _mix_inputs(core, triangle.T)
-        turn = _principal_axes(_input_gram(core), basis)
-        core, rows = _mix_inputs(core, turn), (basis @ turn).T
-    if columns is not None:
-        turn = _principal_axes(_output_gram(core), columns)
-        core, columns = _mix_outputs(turn.T, core), columns @ turn
-    if rows is None and r_in:
-        rows = _frame(r_in, shape[1])
+        rows, core = basis.T, _mix_inputs(core, triangle.T)
+        crossing = rows @ rows.T if channels is None else rows @ channels @ rows.T
+        # The columns behind are orthonormal here, so the kxk alone has the inner products of both.
+        there, back = quiet_basis(crossing + GRAIN * _level(channels) * (rows @ rows.T), _input_gram(core))
+        rows, core = there @ rows, _mix_inputs(core, back)
+        size = math.sqrt(_inner(rows, rows) / len(rows))
+        rows, core = rows / size, core * size
+    elif r_in:
+        rows = _frame(r_in, inputs)
         core = _mix_inputs(core, rows.T)
-    if columns is None and r_out:
-        columns = _frame(r_out, shape[0]).T
+    if columns is not None:
+        whole = core if rows is None else _mix_inputs(core, rows)
+        crossing = whole.reshape(len(whole), -1) @ _apply_moment(whole, moment).reshape(len(whole), -1).T
+        entering = _level(channels if rows is None or channels is None else rows @ channels @ rows.T)
+        there, back = quiet_basis(crossing + GRAIN * entering * _output_gram(core), columns.T @ columns)
+        core, columns = _mix_outputs(there, core), columns @ back
+        size = math.sqrt(_inner(columns, columns) / columns.shape[1])
+        core, columns = core * size, columns / size
+    elif r_out:
+        columns = _frame(r_out, outputs).T
         core = _mix_outputs(columns.T, core)
     return _Split(rows, core, columns)
 
 
-def _principal_axes(gram: Array, basis: Array) -> Array:
-    """Rotation to axes of decreasing energy, with signs such that the columns of `basis` turned by it are fixed."""
-    turn = np.linalg.eigh(gram)[1][:, ::-1]
-    turned = basis @ turn
-    peaks = turned[np.argmax(np.abs(turned), axis=0), np.arange(turned.shape[1])]
-    signed: Array = turn * np.where(peaks < 0.0, -1.0, 1.0)
-    return signed
+def _level(moment: Array | None) -> float:
+    """Mean square over feature maps."""
+    return 1.0 if moment is None else float(np.trace(moment)) / len(moment)
 
 
 def _gains(weights: Array, form: Form, moment: Array | None) -> Array:

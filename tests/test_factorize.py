@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnx_pointwise.basis import GRAIN
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.factorize import (
     FORMS,
@@ -123,14 +124,42 @@ def test_shapes_dtypes_and_gauge(seed, shape, form, kind, method, part, dtype):
     if factors.before is not None:
         assert factors.before.shape == (r_in, shape[1])
         assert factors.before.dtype == dtype
-        rows = factors.before.astype(np.float64)
-        np.testing.assert_allclose(rows @ rows.T, np.eye(r_in), atol=tolerance)
-        assert (rows[np.arange(r_in), np.abs(rows).argmax(axis=1)] > 0).all()
+        assert np.sum(factors.before.astype(np.float64) ** 2) == pytest.approx(r_in, rel=tolerance)
     if factors.after is not None:
         assert factors.after.shape == (shape[0], r_out)
         assert factors.after.dtype == dtype
-        columns = factors.after.astype(np.float64)
-        np.testing.assert_allclose(columns.T @ columns, np.eye(r_out), atol=tolerance)
+        assert np.sum(factors.after.astype(np.float64) ** 2) == pytest.approx(r_out, rel=tolerance)
+
+
+@CHECKED
+@given(SEED, SHAPES, FORM, MOMENT, st.sampled_from(METHODS), st.floats(0.1, 0.9))
+def test_feature_maps_between_the_factors_are_alike(seed, shape, form, kind, method, part):
+    kernel, moment = make_kernel(seed, shape), make_moment(kind, seed, shape)
+    factors = factorize(kernel, form, some_rank(form, shape, part), method=method, second_moment=moment)
+    taps = math.prod(shape[2:])
+    core = factors.kernel.reshape(*factors.kernel.shape[:2], taps)
+    patches = np.eye(shape[1] * taps) if moment is None else moment
+    if kind == "channel":
+        patches = np.kron(moment, np.eye(taps))
+    channels = np.einsum("itjt->ij", patches.reshape(shape[1], taps, shape[1], taps)) / taps
+    level = np.trace(channels) / shape[1]
+    before, after = factors.before, factors.after
+    if before is not None and len(before) < shape[1]:
+        behind = core if after is None else np.einsum("or,rit->oit", after, core)
+        alike(before @ channels @ before.T, level * before @ before.T, np.einsum("ort,ost->rs", behind, behind))
+    if after is not None and after.shape[1] < shape[0]:
+        whole = core if before is None else np.einsum("ort,ri->oit", core, before)
+        flat, own = whole.reshape(len(whole), -1), core.reshape(len(core), -1)
+        entering = level if before is None else np.trace(before @ channels @ before.T) / len(before)
+        alike(flat @ patches @ flat.T, entering * own @ own.T, after.T @ after)
+
+
+def alike(crossing, rounding, gram):
+    """Noise of the weights in front counts for half; then both matrices are one, with an even diagonal."""
+    both = crossing + GRAIN * rounding
+    both, gram = both / np.trace(both), gram / np.trace(gram)
+    np.testing.assert_allclose(np.diagonal(gram), 1 / len(gram), rtol=5e-2)
+    np.testing.assert_allclose(both, gram, atol=5e-2 / len(gram))
 
 
 @CHECKED
