@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -421,6 +422,10 @@ def _network(probes: Sequence[_Probe]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
+# Name of a piece of a probe, see ``_network``.
+_PIECE = re.compile(r"(\d+)\.(\d+)")
+
+
 def _chain_seconds(events: Sequence[Mapping[str, Any]], count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Add up the kernels of each probe in each run: [runs, probes].
 
@@ -438,9 +443,10 @@ def _chain_seconds(events: Sequence[Mapping[str, Any]], count: int) -> np.ndarra
             continue
         seconds = event["dur"] * 1e-6
         if event["args"]["op_name"].endswith("Conv"):
-            probe, _, piece = name.removesuffix("_kernel_time").partition(".")
-            current = int(probe)
-            if not piece.startswith("0"):
+            named = _PIECE.search(name)
+            assert named is not None, "every convolution of a probe is named so, whatever the runtime puts around it"
+            current = int(named[1])
+            if named[2] != "0":
                 runs[-1][current] += waiting.pop(current, 0.0)
             runs[-1][current] += seconds
             waiting[current] = 0.0

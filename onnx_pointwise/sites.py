@@ -326,8 +326,6 @@ def _with_refusal(
         )
     elif (problem := _weight_problem(site)) is not None:
         refusal = Refusal(*problem, maps)
-    elif site.taps == 1:
-        refusal = Refusal("pointwise", "The kernel is 1x1 already.", maps)
     elif site.in_channels < min_channels:
         refusal = Refusal(
             "few_channels",

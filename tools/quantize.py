@@ -208,6 +208,9 @@ def main(
         list[str],
         typer.Option(metavar="NAME:1,3,224,224", help="Shape to time an input with open dimensions at."),
     ] = [],  # noqa: B006
+    provider: Annotated[
+        str, typer.Option(help="Provider whose latency ranks are chosen by; none plans by arithmetic.")
+    ] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads that latency is measured with.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of each comparison of latencies.")] = 10.0,
     float16: Annotated[bool, typer.Option("--float16", help="Measure float16 versions too.")] = False,
@@ -237,7 +240,12 @@ def main(
             for row in measure(
                 module,
                 name,
-                options={"target_macs": target_macs} if plan is None else {"plan": plan},
+                options={
+                    **({"target_macs": target_macs} if plan is None else {"plan": plan}),
+                    "provider": provider,
+                    "threads": threads,
+                    "input_shapes": _shapes(input_shape) or None,
+                },
                 calibration_limit=calibration_limit,
                 metric_limit=metric_limit,
                 timing=timing,
