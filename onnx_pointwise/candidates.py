@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_pointwise.cost import dense_cost, rewritten_cost
+from onnx_pointwise.cost import competing, dense_cost, rewritten_cost
 from onnx_pointwise.factorize import FORMS, Form, Rank, error_curve
 from onnx_pointwise.plan import Choice
 from onnx_pointwise.sites import Site
@@ -88,6 +88,7 @@ def candidates(
     dense = np.array([whole.macs, whole.params, 0.0 if measured is None else measured.dense])
     tables, errors = [np.zeros((0, 3))], [np.zeros(0)]
     named = [np.zeros((0, 3), np.int64)]
+    forms = competing(site, forms)
     for index, form in enumerate(forms):
         curve = error_curve(kernel, form, second_moment)
         ranks, seconds = _ranks(form, curve.shape, measured)

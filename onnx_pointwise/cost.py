@@ -7,7 +7,7 @@ padded positions counted, as is usual.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -108,6 +108,21 @@ def rewritten_cost(site: Site, form: Form, rank: Rank) -> SiteCost:
     return SiteCost(
         inputs * before + outputs * (kernel + after), before + kernel + after + bias, width * _item_bytes(site)
     )
+
+
+def competing(site: Site, forms: Sequence[Form]) -> tuple[Form, ...]:
+    """List the forms that differ at a site.
+
+    A 1x1 kernel becomes two 1x1 convolutions in every form; ``expand``, whose rank is optimal, stands for all of them:
+    where the site has a stride it is the cheaper one too.
+
+    Args:
+        site: A site without refusal.
+        forms: The forms that may be chosen.
+    """
+    if site.taps > 1 or not forms:
+        return tuple(forms)
+    return ("expand",) if "expand" in forms else (forms[0],)
 
 
 def _item_bytes(site: Site) -> int:

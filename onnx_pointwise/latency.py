@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_pointwise.cost import dense_cost, rewritten_cost
+from onnx_pointwise.cost import competing, dense_cost, rewritten_cost
 from onnx_pointwise.factorize import FORMS, Form, Rank
 from onnx_pointwise.latency_cache import LatencyCache
 from onnx_pointwise.machine import machine
@@ -184,9 +184,8 @@ def site_latencies(
     dense = {site.name: clock.seconds(_probe(site, None, 1)) for site in sites}
     named = asked or {}
     clock.measure(_probe(site, *named[site.name]) for site in sites if site.name in named)
-    # Pairs are made of the treads of both sides.
-    sides = [form for form in FORMS if form != "reduce_expand" and (form in forms or "reduce_expand" in forms)]
-    single = [(site, form) for site in sites for form in sides]
+    chosen = {site.name: competing(site, forms) for site in sites}
+    single = [(site, form) for site in sites for form in _sides(chosen[site.name])]
     known: dict[tuple[str, Form], list[int]] = {(site.name, form): [] for site, form in single}
     tops: dict[tuple[str, Form], list[int]] = {}
     open_curves = {(site.name, form): (site, _first_ranks(site, form)) for site, form in single}
@@ -205,8 +204,9 @@ def site_latencies(
         open_curves = following
     found: dict[str, list[tuple[Form, Rank]]] = {site.name: [] for site in sites}
     for site in sites:
-        found[site.name] += [(form, rank) for form in sides if form in forms for rank in tops[site.name, form]]
-        if "reduce_expand" in forms:
+        alone = [form for form in chosen[site.name] if form != "reduce_expand"]
+        found[site.name] += [(form, rank) for form in alone for rank in tops[site.name, form]]
+        if "reduce_expand" in chosen[site.name]:
             pairs = _pairs(tops[site.name, "reduce"], tops[site.name, "expand"])
             found[site.name] += [("reduce_expand", pair) for pair in pairs]
     clock.measure(_probe(site, form, rank) for site in sites for form, rank in found[site.name])
@@ -216,7 +216,7 @@ def site_latencies(
         timed = [(whole * clock.seconds(_probe(site, form, rank)), form, rank) for form, rank in found[site.name]]
         curves = [
             whole * clock.seconds(_probe(site, form, rank))
-            for form in forms
+            for form in chosen[site.name]
             for rank in known.get((site.name, form), ())
         ]
         faster = [entry for entry in timed if entry[0] < (1.0 - TOLERANCE) * whole * dense[site.name]]
@@ -231,6 +231,11 @@ def site_latencies(
             {choice: whole * clock.seconds(_probe(site, *choice)) for choice in wanted},
         )
     return result
+
+
+def _sides(forms: Sequence[Form]) -> list[Form]:
+    """Forms whose staircases have to be known; pairs are made of the treads of both sides."""
+    return [form for form in FORMS if form != "reduce_expand" and (form in forms or "reduce_expand" in forms)]
 
 
 def _first_ranks(site: Site, form: Form) -> list[int]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.allocate import Response, fit_response
 from onnx_pointwise.collect import SiteMoments
+from onnx_pointwise.cost import competing
 from onnx_pointwise.factorize import Factors, Form, Method, Rank, compose, error_curve, factorize
 from onnx_pointwise.model_io import runtime_source
 from onnx_pointwise.providers import open_session
@@ -168,7 +169,7 @@ def kernel_session(site: Site, threads: int | None = None) -> ort.InferenceSessi
 def _trials(site: Site, covariance: NDArray[np.float64], method: Method) -> Iterator[tuple[Form, Factors, float]]:
     """Factors of a few ranks of both simple forms, near the error levels that plans ask for, and their bounds."""
     kernel, _ = site.weights()
-    for form in _FORMS:
+    for form in competing(site, _FORMS):
         curve = error_curve(kernel, form, covariance)
         inner = np.sqrt(curve[1:-1])
         ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}

@@ -19,7 +19,7 @@ from onnx_pointwise.shapes import ResolvedShapes, Shape
 MIN_CHANNELS = 4
 
 #: Refusals that only say "this would not pay": a rewrite asked for by name is done all the same.
-ADVISORY = frozenset({"pointwise", "few_channels", "unknown_shape"})
+ADVISORY = frozenset({"few_channels", "unknown_shape"})
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 _QUANTIZED = {"ConvInteger", "QLinearConv", "QLinearConvTranspose"}
