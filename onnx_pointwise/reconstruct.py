@@ -193,26 +193,30 @@ def _pick_ridge(fit: Moments, held: Moments) -> float:
     spread = held.covariance() + np.outer(gap, gap)
     about = held.cross_covariance() + np.outer(drop, gap)
     best, chosen = 0.0, math.inf
-    for ridge, change in _changes(fit):
-        loss = float(np.vdot(change @ spread, change) - 2.0 * np.vdot(change, about))
+    for ridge, loss in _losses(fit, spread, about):
         if loss < best:
             best, chosen = loss, ridge
     return chosen
 
 
-def _changes(fit: Moments) -> Iterator[tuple[float, Array64]]:
-    """G for each strength of the ridge."""
+def _losses(fit: Moments, spread: Array64, about: Array64) -> Iterator[tuple[float, float]]:
+    """What the change G of the kernel adds to the squared error, tr(G spread G^T) - 2 tr(G about^T), for each ridge."""
     covariance, cross = fit.covariance(), fit.cross_covariance()
     level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
     if len(covariance) <= _EIGEN_LIMIT:
+        # In the eigenvectors of S the change is a fixed matrix with its columns scaled by 1 / (value + ridge).
         values, vectors = np.linalg.eigh(covariance)
         turned = cross @ vectors
+        squares = (turned.T @ turned) * (vectors.T @ spread @ vectors)
+        gains = np.einsum("oi,oi->i", turned, about @ vectors)
         for ridge in RIDGES[:-1]:
-            yield ridge, (turned / (np.maximum(values, 0.0) + ridge * level)) @ vectors.T
+            scale = 1.0 / (np.maximum(values, 0.0) + ridge * level)
+            yield ridge, float(scale @ squares @ scale - 2.0 * gains @ scale)
     else:
         for ridge in RIDGES[2:-1:2]:
             regular = covariance + ridge * level * np.eye(len(covariance))
-            yield ridge, scipy.linalg.solve(regular, cross.T, assume_a="pos", check_finite=False).T
+            change = scipy.linalg.solve(regular, cross.T, assume_a="pos", check_finite=False).T
+            yield ridge, float(np.vdot(change @ spread, change) - 2.0 * np.vdot(change, about))
 
 
 def _retarget(
