@@ -354,6 +354,7 @@ def rewrite(
     clock.lap("load")
     score = None if evaluate is None else _score(job, job.source)
 
+    timed = None
     if replay is not None:
         found = job.study([site.name for site in sites if site.name in replay.choices], measure=False)
         clock.lap("study")
@@ -361,7 +362,8 @@ def rewrite(
     else:
         wanted = Budget(hand_made(ranks or {}, forms), **({"target_macs": 1.0} if searched else shares))
         split = settle(sites, wanted, nodes_to_exclude)
-        timed = job.time(split, LatencyCache() if cache else None) if measure and split.open else None
+        if measure and split.open:
+            timed = job.time(split, LatencyCache() if cache else None)
         clock.lap("latency")
         found = job.study([*split.fixed, *(site.name for site in split.open)], measure=bool(split.open))
         clock.lap("study")
@@ -375,7 +377,7 @@ def rewrite(
     reports = tuple(_report(site, attempt.plan, attempt.weights, found) for site in sites)
     after = model_cost(attempt.model, resolve(attempt.model, shapes.inputs)) if attempt.plan.choices else before
     verdict = job.verdict(attempt.model, found, latency=latency) if check else None
-    if verdict is not None and attempt.plan.latency and attempt.plan.choices:
+    if verdict is not None and timed is not None and attempt.plan.choices:
         verdict = _require_not_slower(verdict)
     clock.lap("check")
     scores = None

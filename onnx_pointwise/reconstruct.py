@@ -15,9 +15,11 @@ and above `high` (both infinite for none), after a value s is added to it (a res
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -138,9 +140,7 @@ def reconstruct(
     identity = level * np.eye(len(covariance))
     # The ridge is for the target alone. In the norm of the factorisation it would hide which directions matter.
     norm = covariance + max(shrinkage(covariance, both.count), _LEAST) * identity
-    solver = None
-    if not math.isinf(ridge):
-        solver = scipy.linalg.cho_factor(covariance + ridge * identity, lower=True, check_finite=False)
+    ridge, solver = _solver(covariance, ridge, identity)
 
     def solve(moments: Moments) -> tuple[Factors, Array64, Array64]:
         target = flat
@@ -164,6 +164,14 @@ def reconstruct(
             _retarget(both, flat, offset, composed, constant, activation, blocks)
             factors, constant, composed = solve(both)
     return Reconstruction(factors, constant, error, ridge)
+
+
+def _solver(covariance: Array64, ridge: float, identity: Array64) -> tuple[float, Any]:
+    """Factor S with a ridge, the next stronger one where rounding has left S with negative values beyond it."""
+    for strength in (strength for strength in RIDGES if ridge <= strength < math.inf):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            return strength, scipy.linalg.cho_factor(covariance + strength * identity, lower=True, check_finite=False)
+    return math.inf, None
 
 
 def _accumulate(
@@ -193,30 +201,26 @@ def _pick_ridge(fit: Moments, held: Moments) -> float:
     spread = held.covariance() + np.outer(gap, gap)
     about = held.cross_covariance() + np.outer(drop, gap)
     best, chosen = 0.0, math.inf
-    for ridge, loss in _losses(fit, spread, about):
+    for ridge, change in _changes(fit):
+        loss = float(np.vdot(change @ spread, change) - 2.0 * np.vdot(change, about))
         if loss < best:
             best, chosen = loss, ridge
     return chosen
 
 
-def _losses(fit: Moments, spread: Array64, about: Array64) -> Iterator[tuple[float, float]]:
-    """What the change G of the kernel adds to the squared error, tr(G spread G^T) - 2 tr(G about^T), for each ridge."""
+def _changes(fit: Moments) -> Iterator[tuple[float, Array64]]:
+    """G for each strength of the ridge."""
     covariance, cross = fit.covariance(), fit.cross_covariance()
     level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
     if len(covariance) <= _EIGEN_LIMIT:
-        # In the eigenvectors of S the change is a fixed matrix with its columns scaled by 1 / (value + ridge).
         values, vectors = np.linalg.eigh(covariance)
         turned = cross @ vectors
-        squares = (turned.T @ turned) * (vectors.T @ spread @ vectors)
-        gains = np.einsum("oi,oi->i", turned, about @ vectors)
         for ridge in RIDGES[:-1]:
-            scale = 1.0 / (np.maximum(values, 0.0) + ridge * level)
-            yield ridge, float(scale @ squares @ scale - 2.0 * gains @ scale)
+            yield ridge, (turned / (np.maximum(values, 0.0) + ridge * level)) @ vectors.T
     else:
         for ridge in RIDGES[2:-1:2]:
             regular = covariance + ridge * level * np.eye(len(covariance))
-            change = scipy.linalg.solve(regular, cross.T, assume_a="pos", check_finite=False).T
-            yield ridge, float(np.vdot(change @ spread, change) - 2.0 * np.vdot(change, about))
+            yield ridge, scipy.linalg.solve(regular, cross.T, assume_a="pos", check_finite=False).T
 
 
 def _retarget(

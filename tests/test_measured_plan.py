@@ -88,6 +88,24 @@ def test_what_is_out_of_reach_is_refused_with_the_best_there_was() -> None:
         meeting(0.5, planner(0.4), as_latency(machine))
 
 
+@given(st.floats(0.2, 0.9), st.floats(0.7, 1.4), st.floats(0.8, 1.3))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_where_plans_are_far_apart_one_below_the_target_is_found(target: float, power: float, kept: float) -> None:
+    """A network of a few sites may have nothing within 5 % of a target: then the next faster one will do."""
+
+    def make(share: float) -> Plan:
+        steps = [step for step in (0.1, 0.35, 0.5, 0.8) if step <= share]
+        if not steps:
+            raise TargetError("latency", 0.1, "too low")
+        return planner(0.05)(steps[-1])
+
+    machine = Machine(lambda share: share**power, kept)
+    reached = [step**power for step in (0.1, 0.35, 0.5, 0.8)]
+    plan = meeting(target, make, as_latency(machine))
+    assert plan.latency["measured"] <= (1.0 + CLOSE) * target
+    assert min(reached) * (1 - 1e-9) <= plan.latency["measured"]
+
+
 def test_a_target_that_only_the_sites_do_not_promise_is_met_all_the_same() -> None:
     machine = Machine(lambda share: share * 0.8, kept=0.5)
     plan = meeting(0.41, planner(0.5), as_latency(machine))

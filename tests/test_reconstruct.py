@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_pointwise.factorize import FORMS, compose, factorize
-from onnx_pointwise.reconstruct import Activation, Block, reconstruct
+from onnx_pointwise.reconstruct import RIDGES, Activation, Block, _solver, reconstruct
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=20)
 RELU = Activation(low=0.0)
@@ -138,3 +138,13 @@ def test_same_input_same_bytes():
     )
     assert first.factors.kernel.tobytes() == second.factors.kernel.tobytes()
     assert first.bias.tobytes() == second.bias.tobytes()
+
+
+def test_moments_with_negative_values_from_rounding_take_a_stronger_ridge() -> None:
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((12, 12)))[0]
+    covariance = (basis * np.array([-1e-4] + [1.0] * 11)) @ basis.T
+    ridge, solver = _solver(covariance, 1e-6, np.eye(12))
+    assert ridge == min(strength for strength in RIDGES if strength > 1e-4)
+    assert solver is not None
+    assert _solver(covariance - 10.0 * np.eye(12), 1e-6, np.eye(12)) == (math.inf, None)
