@@ -41,7 +41,9 @@ def output(model: onnx.ModelProto | Path, images: NDArray[Any]) -> NDArray[Any]:
 @pytest.fixture(scope="module")
 def rewritten() -> onnx.ModelProto:
     images = networks.calibration("digits", 64)
-    result = onnx_pointwise.rewrite(networks.path("digits"), ratio=0.3, calibration=images, check=False, refit=False)
+    result = onnx_pointwise.rewrite(
+        networks.path("digits"), ratio=0.3, calibration=images, check=False, refit=False, provider="none"
+    )
     return ir.to_proto(result.model)
 
 
@@ -88,7 +90,7 @@ def test_int8_versions_are_the_same_bytes_each_time(tmp_path: Path) -> None:
 def test_the_table_holds_every_version(tmp_path: Path) -> None:
     code, _ = run(
         NETWORKS, "--target-macs", "0.6", "--calibration-limit", "24", "--metric-limit", "100", "--float16",
-        "--seconds", "0.1", "--json", tmp_path / "rows.json", "--markdown", tmp_path / "rows.md",
+        "--seconds", "0.1", "--provider", "none", "--json", tmp_path / "rows.json", "--markdown", tmp_path / "rows.md",
     )  # fmt: skip
     assert code == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -107,7 +109,7 @@ def test_the_table_holds_every_version(tmp_path: Path) -> None:
 def test_what_cannot_be_rewritten_is_said_in_its_rows(tmp_path: Path) -> None:
     code, _ = run(
         NETWORKS, "--target-macs", "0.0001", "--calibration-limit", "8", "--metric-limit", "10", "--no-latency",
-        "--json", tmp_path / "rows.json",
+        "--provider", "none", "--json", tmp_path / "rows.json",
     )  # fmt: skip
     assert code == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -133,7 +135,7 @@ def test_bad_arguments_are_refused(arguments: list[str | Path], words: str) -> N
 def test_a_float16_network_stays_one(kind: str) -> None:
     half = convert_float_to_float16(onnx.load(networks.path("digits")))
     calibration = kind if kind == "synthetic" else networks.calibration("digits", 64).astype(kind)
-    result = onnx_pointwise.rewrite(half, target_macs=0.4, calibration=calibration, check=False)
+    result = onnx_pointwise.rewrite(half, target_macs=0.4, calibration=calibration, check=False, provider="none")
     after = ir.to_proto(result.model)
     floats = {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}
     assert {item.data_type for item in after.graph.initializer} <= floats

@@ -109,9 +109,9 @@ def examples(count: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {"x": (np.kron(coarse, np.ones((3, 3))) + 0.3 * rng.standard_normal((count, 3, 12, 12))).astype(np.float32)}
 
 
-def prepared(model: ir.Model):
+def prepared(model: ir.Model, *, fewest_taps: int = 1):
     shapes = resolve(model)
-    return shapes, [site for site in find_sites(model, shapes) if site.refusal is None]
+    return shapes, [site for site in find_sites(model, shapes) if site.refusal is None and site.taps >= fewest_taps]
 
 
 def run(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -151,7 +151,7 @@ def test_refit_beats_factors_made_site_by_site(name):
 
 def test_branches_and_activations_are_seen():
     model = residual()
-    shapes, sites = prepared(model)
+    shapes, sites = prepared(model, fewest_taps=2)
     done = refit(shapes.model, sites, halved(sites), examples(48), batch=16, patch_limit=4000, threads=1)
     targets = [(done[site.name].target, done[site.name].activation) for site in sites]
     # The second projection comes after the site that it is added to, so that site aims at its own output.
@@ -245,7 +245,7 @@ def test_wide_sites_are_looked_at_less_closely(monkeypatch, exact, kind):
     monkeypatch.setattr("onnx_pointwise.collect.EXACT", exact)
     monkeypatch.setattr("onnx_pointwise.collect.STATIONARY", 1000 if kind == "stationary" else 10)
     model = residual()
-    shapes, sites = prepared(model)
+    shapes, sites = prepared(model, fewest_taps=2)
     assert moment_kind(sites[-1]) == kind
     found = look(model, shapes, sites, examples(64), threads=1)
     assert found.moments[sites[-1].name].kind == kind
@@ -259,7 +259,7 @@ def test_wide_sites_are_looked_at_less_closely(monkeypatch, exact, kind):
 def test_sensitivities_are_measured_where_it_counts():
     model = residual()
     assert measured_outputs(model) == [str(model.graph.outputs[0].producer().inputs[0].name)]
-    shapes, sites = prepared(model)
+    shapes, sites = prepared(model, fewest_taps=2)
     feeds = examples(32)
     moments = site_moments(shapes, sites, feeds, batch=16, threads=1)
     found = sensitivities(shapes.model, sites, moments, feeds, batch=16, threads=1)
@@ -272,6 +272,18 @@ def test_sensitivities_are_measured_where_it_counts():
         for point in points:
             predicted = found[site.name].response(np.array([point.error]))[0]
             assert 0.2 < predicted / point.drift < 5.0
+
+
+def test_a_1x1_kernel_is_tried_in_one_form():
+    model = residual()
+    shapes, sites = prepared(model)
+    pointwise = [site for site in sites if site.taps == 1]
+    assert pointwise
+    feeds = examples(32)
+    moments = site_moments(shapes, pointwise, feeds, batch=16, threads=1)
+    found = sensitivities(shapes.model, pointwise, moments, feeds, batch=16, threads=1)
+    for site in pointwise:
+        assert {point.form for point in found[site.name].points} == {"expand"}
 
 
 def test_predicted_drift_ranks_plans():
