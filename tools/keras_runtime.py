@@ -37,6 +37,9 @@ def runtime() -> Runtime:
     """
     _require_tensorflow(os.environ.get("KERAS_BACKEND", "tensorflow"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # On some processors TensorFlow announces these operations on standard error, whatever the log level; they round
+    # otherwise, too.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import keras
         import tensorflow as tf
