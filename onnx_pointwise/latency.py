@@ -220,9 +220,7 @@ def site_latencies(
             for rank in known.get((site.name, form), ())
         ]
         faster = [entry for entry in timed if entry[0] < (1.0 - TOLERANCE) * whole * dense[site.name]]
-        wanted = (
-            {named[site.name]: whole * clock.seconds(_probe(site, *named[site.name]))} if site.name in named else {}
-        )
+        wanted = [named[site.name]] if site.name in named else []
         result[site.name] = SiteLatency(
             whole * dense[site.name],
             tuple((form, rank) for _, form, rank in faster),

@@ -98,6 +98,18 @@ def load_networks(path: Path) -> ModuleType:
     return module
 
 
+def pick_networks(module: ModuleType, file: Path, wanted: list[str]) -> list[str]:
+    """Give the networks asked for, or all of them.
+
+    Raises:
+        InputError: The file has no such network.
+    """
+    unknown = [name for name in wanted if name not in module.NETWORKS]
+    if unknown:
+        raise InputError(f"{file}: has no network '{unknown[0]}'; it has {', '.join(module.NETWORKS)}.")
+    return wanted or list(module.NETWORKS)
+
+
 def network_path(module: ModuleType, name: str) -> Path:
     """Find the file of a network."""
     if hasattr(module, "path"):
@@ -261,10 +273,7 @@ def main(
                 require_writable(target)
         methods = _methods(method)
         targets = _targets(target_macs)
-        names = network or list(module.NETWORKS)
-        unknown = [name for name in names if name not in module.NETWORKS]
-        if unknown:
-            raise InputError(f"{file}: has no network '{unknown[0]}'; it has {', '.join(module.NETWORKS)}.")
+        names = pick_networks(module, file, network)
         rows: list[Row] = []
         table = Table(*HEADS, box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for name in names:

@@ -27,7 +27,7 @@ from onnx_pointwise.benchmark import compare
 from onnx_pointwise.errors import InputError, OnnxPointwiseError
 from onnx_pointwise.model_io import require_writable, write_text
 from onnx_pointwise.report import percent, size
-from tools.evaluate import load_networks, named_inputs, network_path
+from tools.evaluate import load_networks, named_inputs, network_path, pick_networks
 from tools.static_int8 import write_float16, write_int8
 
 DENSE, BOTTLENECK = "dense", "bottleneck"
@@ -225,10 +225,7 @@ def main(
         for target in (markdown_file, json_file):
             if target is not None:
                 require_writable(target)
-        names = network or list(module.NETWORKS)
-        unknown = [name for name in names if name not in module.NETWORKS]
-        if unknown:
-            raise InputError(f"{file}: has no network '{unknown[0]}'; it has {', '.join(module.NETWORKS)}.")
+        names = pick_networks(module, file, network)
         if plan is not None and len(names) != 1:
             raise InputError(f"--plan {plan}: a plan is for one network; name it with --network.")
         if not 0 < target_macs <= 1:
