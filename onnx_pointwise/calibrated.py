@@ -14,6 +14,7 @@ from onnx_pointwise.allocate import knapsack
 from onnx_pointwise.candidates import COLUMNS, Measured, Resource, candidates
 from onnx_pointwise.collect import PATCHES, SiteMoments, fitting_batch, site_moments
 from onnx_pointwise.factorize import FORMS, Form, Method, factorize
+from onnx_pointwise.parallel import in_order, workers
 from onnx_pointwise.plan import Choice, Plan
 from onnx_pointwise.refit import MEMORY, SiteRefit, corrected
 from onnx_pointwise.refit import refit as sequential_refit
@@ -296,7 +297,11 @@ def make_weights(
         The weights and what they do on the examples held back.
     """
     kept = {site.name: choices[site.name] for site in found.sites if site.name in choices}
-    plain = {site.name: unrefitted(site, kept[site.name], found) for site in found.sites if site.name in kept}
+    rewritten = [site for site in found.sites if site.name in kept]
+    made = in_order(
+        lambda site: unrefitted(site, kept[site.name], found), rewritten, workers(found.settings["threads"])
+    )
+    plain = {site.name: weights for site, weights in zip(rewritten, made, strict=True)}
     predicted = predicted_drift(found, choices)
     settings = found.settings
     if not refit:

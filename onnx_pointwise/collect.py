@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.moments import Moments, Stationary, Window, lattices, make_window, patches, shrunk
+from onnx_pointwise.parallel import in_order, workers
 from onnx_pointwise.segments import Piece, without_shapes
 from onnx_pointwise.shapes import ResolvedShapes, runtime_inputs
 from onnx_pointwise.sites import Site
@@ -21,6 +23,11 @@ Kind = Literal["exact", "stationary", "channels"]
 
 #: Patches of each site that are looked at, unless told otherwise.
 PATCHES = 60_000
+# Of wide patches fewer are looked at, about as many as take this many multiplications, but no fewer than this many and
+# so many for each number in a patch.
+_PRODUCTS = 2e10
+_FEWEST_PATCHES = 24_000
+_PATCHES_PER_NUMBER = 10
 #: Widest patch, I * K, whose second moment is summed exactly; wider ones are taken to be stationary.
 EXACT = 2304
 #: Widest patch whose taps are told apart at all; of wider ones only the channels are looked at.
@@ -50,6 +57,16 @@ def moment_kind(site: Site) -> Kind:
     """How closely the inputs of a site are looked at."""
     width = site.in_channels * site.taps
     return "exact" if width <= EXACT else "stationary" if width <= STATIONARY else "channels"
+
+
+def patch_count(limit: int, width: int) -> int:
+    """How many patches of a width, I * K, to look at, with a limit for narrow ones."""
+    return min(limit, max(_FEWEST_PATCHES, _PATCHES_PER_NUMBER * width, int(_PRODUCTS / width**2)))
+
+
+def site_seed(seed: int, site: Site, *parts: int) -> int:
+    """A seed for what is drawn for a site, whatever other sites there are."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(site.name.encode()), *parts]).generate_state(1)[0])
 
 
 def fitting_batch(model: ir.Model, shapes: ResolvedShapes) -> int:
@@ -105,11 +122,11 @@ def site_moments(
     model = without_shapes(shapes.model)
     known = {str(value.name) for value in model.graph.inputs}
     known |= {str(value.name) for node in model.graph for value in node.outputs}
-    reachable = [(index, site) for index, site in enumerate(sites) if _source(site) in known]
+    reachable = [site for site in sites if _source(site) in known]
     found: dict[str, SiteMoments] = {}
     for number, group in enumerate(groups := list(_groups(reachable, memory))):
-        collectors = {site.name: _Collector(site, seed, index) for index, site in group}
-        names = list(dict.fromkeys(_source(site) for _, site in group))
+        collectors = {site.name: _Collector(site, seed, patch_limit) for site in group}
+        names = list(dict.fromkeys(_source(site) for site in group))
         made = [name for name in names if name not in inputs]
         piece = Piece(model, list(inputs), made, threads=threads) if made else None
         count = len(next(iter(inputs.values())))
@@ -120,11 +137,15 @@ def site_moments(
             values = dict(feeds)
             if piece is not None:
                 values.update(zip(made, piece.run(feeds), strict=True))
-            share = max(1, round(patch_limit * min(batch, count - start) / count))
-            for _, site in group:
+            share = min(batch, count - start) / count
+
+            def add(site: Site, values: Mapping[str, Array] = values, share: float = share, start: int = start) -> None:
                 collectors[site.name].add(values[_source(site)], share, start)
+
+            for _ in in_order(add, group, workers(threads)):
+                pass
         found.update({name: collector.moments() for name, collector in collectors.items()})
-    return {site.name: found[site.name] for _, site in reachable}
+    return {site.name: found[site.name] for site in reachable}
 
 
 def _source(site: Site) -> str:
@@ -132,17 +153,17 @@ def _source(site: Site) -> str:
     return str(value.name) if value is not None else ""
 
 
-def _groups(sites: Sequence[tuple[int, Site]], memory: int) -> Iterator[list[tuple[int, Site]]]:
+def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
     """Cut the sites into groups whose moments fit into memory together."""
-    group: list[tuple[int, Site]] = []
+    group: list[Site] = []
     held = 0
-    for index, site in sites:
+    for site in sites:
         kind = moment_kind(site)
         size = 8 * (site.in_channels * (site.taps if kind != "channels" else 1)) ** 2
         if group and held + size > memory:
             yield group
             group, held = [], 0
-        group.append((index, site))
+        group.append(site)
         held += size
     if group:
         yield group
@@ -151,8 +172,8 @@ def _groups(sites: Sequence[tuple[int, Site]], memory: int) -> Iterator[list[tup
 class _Collector:
     """Running sums of one site."""
 
-    def __init__(self, site: Site, seed: int, index: int) -> None:
-        self._site, self._seed, self._index = site, seed, index
+    def __init__(self, site: Site, seed: int, limit: int) -> None:
+        self._site, self._seed, self._limit = site, seed, limit
         self._kind = moment_kind(site)
         self._sums: Moments | Stationary | None = None
 
@@ -163,7 +184,8 @@ class _Collector:
             return Window(once, once, once, (0,) * (2 * len(once)))
         return make_window(site.kernel_shape, site.strides, site.dilations, site.pads, size)
 
-    def add(self, inputs: Array, limit: int, start: int) -> None:
+    def add(self, inputs: Array, share: float, start: int) -> None:
+        """Add a batch that holds a share of the examples, from the one at `start` on."""
         window = self._window(inputs.shape[2:])
         if self._kind == "stationary":
             if self._sums is None:
@@ -172,7 +194,7 @@ class _Collector:
             self._sums.add(inputs)
             return
         width = inputs.shape[1] * window.taps
-        seed = int(np.random.SeedSequence([self._seed, self._index, start]).generate_state(1)[0])
+        seed, limit = site_seed(self._seed, self._site, start), max(1, round(patch_count(self._limit, width) * share))
         examples = np.arange(len(inputs))
         for lattice in lattices(examples, window.out_size(inputs.shape[2:]), width, limit=limit, seed=seed):
             block = patches(inputs, window, lattice)

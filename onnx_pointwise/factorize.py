@@ -105,6 +105,7 @@ def factorize(
     method: Method = "als",
     second_moment: AnyArray | None = None,
     sweeps: int = 4,
+    start: AnyArray | None = None,
 ) -> Factors:
     """Split a convolution kernel at a rank.
 
@@ -121,6 +122,9 @@ def factorize(
         second_moment: E[p p^T] of the input patches, [I*K, I*K] in the index order of `kernel.reshape(O, I*K)`, or of
             the channels only, [I, I]; None stands for the identity. Scale does not matter.
         sweeps: The most alternating sweeps for the forms that have no closed form.
+        start: The 1x1 in front, [R_in, I], to start the alternation of `als` from, such as that of a kernel that
+            differs little; the solutions for simpler moments if None. It makes no difference where there is a closed
+            form or the 1x1 is exact.
 
     Returns:
         The factors in the kernel's dtype, with the error measured in the norm of the moment given.
@@ -141,7 +145,7 @@ def factorize(
     elif method == "whitened" or norm is None or not _is_full(norm, weights) or not weights.any():
         split = _split_by_channels(weights, r_in, r_out, _channel_moment(norm, weights), sweeps)
     else:
-        split = _split_by_patches(weights, r_in, r_out, norm, sweeps)
+        split = _split_by_patches(weights, r_in, r_out, norm, sweeps, start)
     before, core, after = _store(_finish(split, weights, r_in, r_out, norm), scale, kernel)
     approximation = _merge(before, core, after)
     error = math.sqrt(_relative_squared_error(weights, approximation / scale, moment))
@@ -479,7 +483,9 @@ def _plain_bases(weights: Array, r_in: int, r_out: int, sweeps: int) -> tuple[Ar
 # --- full patch moments ----------------------------------------------------------------------------------------------
 
 
-def _split_by_patches(weights: Array, r_in: int, r_out: int, moment: Array, sweeps: int) -> _Split:
+def _split_by_patches(
+    weights: Array, r_in: int, r_out: int, moment: Array, sweeps: int, start: AnyArray | None
+) -> _Split:
     """Minimise (1) for a full second moment."""
     outputs, inputs, _ = weights.shape
     cut_in, cut_out = _cuts(r_in, r_out, inputs, outputs)
@@ -492,11 +498,14 @@ def _split_by_patches(weights: Array, r_in: int, r_out: int, moment: Array, swee
         return _Split(None, core, columns)
     problem = _Patches.build(weights, weighted, moment)
     cut = r_out if cut_out else 0
-    starts = []
-    for channels in (_channel_moment(moment, weights), None):
-        rows = _split_by_channels(weights, r_in, 0, channels, sweeps).before
-        assert rows is not None
-        starts.append(problem.best_kernel(rows, cut))
+    if start is None:
+        channels = (_channel_moment(moment, weights), None)
+        first = [_split_by_channels(weights, r_in, 0, norm, sweeps).before for norm in channels]
+    elif np.shape(start) != (r_in, inputs):
+        raise PlanError(f"the 1x1 to start from has shape {np.shape(start)}, not {(r_in, inputs)}")
+    else:
+        first = [start.astype(np.float64)]
+    starts = [problem.best_kernel(rows, cut) for rows in first if rows is not None]
     best = max(starts, key=lambda solution: solution.kept)
     stretch = STRETCH
     for _ in range(sweeps):

@@ -106,6 +106,12 @@ class Lattice:
     steps: tuple[int, ...]
     offsets: tuple[int, ...]
 
+    def counts(self, out_size: Sequence[int]) -> tuple[int, ...]:
+        """Positions along each axis of an output of this size."""
+        return tuple(
+            len(range(offset, n, step)) for offset, n, step in zip(self.offsets, out_size, self.steps, strict=True)
+        )
+
 
 def lattices(
     examples: NDArray[np.int64],
@@ -167,9 +173,7 @@ def patches(inputs: NDArray[Any], window: Window, lattice: Lattice | None = None
     x = inputs if lattice.examples is None else inputs[lattice.examples]
     size = x.shape[2:]
     out = window.out_size(size)
-    counts = tuple(
-        len(range(offset, n, step)) for offset, n, step in zip(lattice.offsets, out, lattice.steps, strict=True)
-    )
+    counts = lattice.counts(out)
     x = np.swapaxes(x, 0, 1)
     if any(window.pads):
         around = [(0, 0), (0, 0), *zip(window.pads[:rank], window.pads[rank:], strict=True)]
@@ -226,6 +230,18 @@ def shrunk(covariance: Array64, count: int) -> Array64:
     return (1.0 - share) * covariance + share * level * np.eye(len(covariance))
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What one block of patches adds to `Moments`; products are None where only targets are added."""
+
+    count: int
+    patches: Array64
+    products: Array32 | None
+    targets: Array64 | None
+    squares: Array64 | None
+    cross: Array32 | None
+
+
 class Moments:
     """Running sums of patches and, where given, of the targets that go with them.
 
@@ -259,26 +275,48 @@ class Moments:
         Raises:
             InputError: A patch is not finite.
         """
+        self.include(self.sums(block, targets))
+
+    def sums(self, block: Array32, targets: Array32 | None = None, *, anew: bool = True) -> Sums:
+        """Compute what a block adds, without adding it.
+
+        Args:
+            block: Patches, [I*K, n].
+            targets: Their targets, [O, n].
+            anew: Whether the patches count; not where they were added before and only the targets are new.
+
+        Raises:
+            InputError: A patch is not finite.
+        """
         shifted = block - self._shift[:, None]
-        with np.errstate(invalid="ignore", over="ignore"):
-            products = shifted @ shifted.T
-        if not np.isfinite(products).all():
-            raise InputError("An activation is not finite or overflows: check the calibration inputs and their range.")
-        self.count += shifted.shape[1]
-        self._sum += shifted.sum(axis=1, dtype=np.float64)
-        self._products += products
-        if targets is not None:
-            self._add_targets(shifted, targets)
+        products = None
+        if anew:
+            with np.errstate(invalid="ignore", over="ignore"):
+                products = shifted @ shifted.T
+            if not np.isfinite(products).all():
+                raise InputError(
+                    "An activation is not finite or overflows: check the calibration inputs and their range."
+                )
+        return Sums(
+            shifted.shape[1],
+            shifted.sum(axis=1, dtype=np.float64),
+            products,
+            None if targets is None else targets.sum(axis=1, dtype=np.float64),
+            None if targets is None else np.einsum("on,on->o", targets, targets, dtype=np.float64),
+            None if targets is None else targets @ shifted.T,
+        )
 
-    def add_targets(self, block: Array32, targets: Array32) -> None:
-        """Add targets [O, n] for a block of patches that was added before."""
-        self._add_targets(block - self._shift[:, None], targets)
-
-    def _add_targets(self, shifted: Array32, targets: Array32) -> None:
-        self._target_count += shifted.shape[1]
-        self._target_sum += targets.sum(axis=1, dtype=np.float64)
-        self._target_squares += np.einsum("on,on->o", targets, targets, dtype=np.float64)
-        self._cross_products += targets @ shifted.T
+    def include(self, sums: Sums) -> None:
+        """Add what `sums` gave."""
+        if sums.products is not None:
+            self.count += sums.count
+            self._sum += sums.patches
+            self._products += sums.products
+        if sums.targets is not None and sums.squares is not None and sums.cross is not None:
+            self._target_count += sums.count
+            self._target_sum += sums.targets
+            self._target_squares += sums.squares
+            self._cross_products += sums.cross
 
     def mean(self) -> Array64:
         """Mean patch, [I*K]."""

@@ -489,12 +489,12 @@ class _Job:
 
     @property
     def blas(self) -> AbstractContextManager[object]:
-        """Limit the threads of linear algebra, to one unless told otherwise.
+        """Limit linear algebra to one thread; `parallel` does several independent pieces of it at a time.
 
         Two pools of threads that wait by spinning, the runtime's and this one, slow each other down many times over as
         soon as anything else runs; and the sums of one thread do not depend on the number of cores.
         """
-        limits: AbstractContextManager[object] = threadpool_limits(self.threads or 1, user_api="blas")
+        limits: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
         return limits
 
     def study(self, names: Sequence[str], *, measure: bool) -> Study | None:

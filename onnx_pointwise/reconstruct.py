@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,8 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnx_pointwise.factorize import Factors, Form, Method, Rank, compose, factorize
-from onnx_pointwise.moments import Moments, shrinkage
+from onnx_pointwise.moments import Moments, Sums, shrinkage
+from onnx_pointwise.parallel import in_order
 
 Array32 = NDArray[np.float32]
 Array64 = NDArray[np.float64]
@@ -100,12 +101,13 @@ def reconstruct(
     bias: Array64 | None,
     form: Form,
     rank: Rank,
-    blocks: Callable[[], Iterator[Block]],
+    blocks: Sequence[Callable[[], Block]],
     *,
     method: Method = "als",
     activation: Activation = Activation(),
     rounds: int = 2,
     sweeps: int = 4,
+    threads: int = 1,
 ) -> Reconstruction:
     """Compute the weights of one rewritten site.
 
@@ -114,12 +116,13 @@ def reconstruct(
         bias: The trained bias [O].
         form: How the site is rewritten.
         rank: Channels between the pieces.
-        blocks: Gives the patches and targets, the same ones at each call. They are asked for once and again for each
-            round.
+        blocks: Each gives patches and targets, the same ones at each call, in any thread. They are asked for once and
+            again for each round.
         method: See `factorize`.
         activation: What follows the site.
         rounds: Rounds through the activation, where it has a flat part.
         sweeps: See `factorize`.
+        threads: Blocks to work on at a time; the result does not depend on it.
 
     Returns:
         The weights, in the kernel's dtype.
@@ -132,9 +135,9 @@ def reconstruct(
     weights = kernel.astype(np.float64)
     flat = weights.reshape(outputs, -1)
     offset = np.zeros(outputs) if bias is None else bias
-    fit, held = _accumulate(flat, offset, blocks)
+    fit, held, residuals = _accumulate(flat, offset, blocks, threads)
     both = fit.merged(held) if held is not None else fit
-    ridge = RIDGES[2] if held is None else _pick_ridge(fit, held)
+    ridge = RIDGES[2] if held is None else _pick_ridge(fit, held, threads)
     covariance, mean = both.covariance(), both.mean()
     level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
     identity = level * np.eye(len(covariance))
@@ -142,7 +145,7 @@ def reconstruct(
     norm = covariance + max(shrinkage(covariance, both.count), _LEAST) * identity
     ridge, solver = _solver(covariance, ridge, identity)
 
-    def solve(moments: Moments) -> tuple[Factors, Array64, Array64]:
+    def solve(moments: Moments, start: Factors | None = None) -> tuple[Factors, Array64, Array64]:
         target = flat
         if solver is not None:
             target = flat + scipy.linalg.cho_solve(solver, moments.cross_covariance().T, check_finite=False).T
@@ -153,6 +156,7 @@ def reconstruct(
             method=method,
             second_moment=norm,
             sweeps=sweeps,
+            start=None if start is None else start.before,
         )
         composed = compose(factors).reshape(outputs, -1)
         return factors, offset + moments.target_mean() + (flat - composed) @ mean, composed
@@ -161,8 +165,9 @@ def reconstruct(
     error = _relative_error(both, flat, composed, covariance)
     if not activation.linear:
         for _ in range(rounds):
-            _retarget(both, flat, offset, composed, constant, activation, blocks)
-            factors, constant, composed = solve(both)
+            change, moved = composed - flat, constant - offset
+            _retarget(both, change, moved, activation, blocks, residuals, threads)
+            factors, constant, composed = solve(both, factors)
     return Reconstruction(factors, constant, error, ridge)
 
 
@@ -175,74 +180,98 @@ def _solver(covariance: Array64, ridge: float, identity: Array64) -> tuple[float
 
 
 def _accumulate(
-    flat: Array64, offset: Array64, blocks: Callable[[], Iterator[Block]]
-) -> tuple[Moments, Moments | None]:
-    """Moments of the patches and of the residuals e, of the blocks to fit and of those held back."""
-    fit: Moments | None = None
-    held: Moments | None = None
+    flat: Array64, offset: Array64, blocks: Sequence[Callable[[], Block]], threads: int
+) -> tuple[Moments, Moments | None, list[Array32]]:
+    """Moments of the patches and of the residuals e, of the blocks to fit and of those held back; and all residuals."""
     narrow, constant = flat.astype(np.float32), offset.astype(np.float32)[:, None]
-    for block in blocks():
+    fit = Moments(flat.shape[1], len(flat), shift=blocks[0]().patches.mean(axis=1))
+    held = fit.sibling()
+
+    def part(make: Callable[[], Block]) -> tuple[bool, Array32, Sums]:
+        block = make()
         residual = block.targets - narrow @ block.patches - constant
-        if fit is None:
-            fit = Moments(flat.shape[1], len(flat), shift=block.patches.mean(axis=1))
-        if block.held and held is None:
-            held = fit.sibling()
-        into = held if block.held and held is not None else fit
-        into.add(block.patches, residual)
-    assert fit is not None, "there are no patches"
-    return (fit, held) if fit.count else (held or fit, None)
+        return block.held, residual, fit.sums(block.patches, residual)
+
+    residuals = []
+    for back, residual, sums in in_order(part, blocks, threads):
+        (held if back else fit).include(sums)
+        residuals.append(residual)
+    if not fit.count:
+        return held, None, residuals
+    return fit, held if held.count else None, residuals
 
 
-def _pick_ridge(fit: Moments, held: Moments) -> float:
+def _pick_ridge(fit: Moments, held: Moments, threads: int) -> float:
     """The strength that leaves the least squared error on the blocks held back."""
     gap = held.mean() - fit.mean()
     drop = held.target_mean() - fit.target_mean()
     # Second moments of the held-back blocks about the means of the others, which the bias would be fitted to.
     spread = held.covariance() + np.outer(gap, gap)
     about = held.cross_covariance() + np.outer(drop, gap)
+    strengths, change_of = _changes(fit)
+
+    def loss(ridge: float) -> float:
+        change = change_of(ridge)
+        return float(np.vdot(change @ spread, change) - 2.0 * np.vdot(change, about))
+
     best, chosen = 0.0, math.inf
-    for ridge, change in _changes(fit):
-        loss = float(np.vdot(change @ spread, change) - 2.0 * np.vdot(change, about))
-        if loss < best:
-            best, chosen = loss, ridge
+    for ridge, lost in zip(strengths, in_order(loss, strengths, threads), strict=True):
+        if lost < best:
+            best, chosen = lost, ridge
     return chosen
 
 
-def _changes(fit: Moments) -> Iterator[tuple[float, Array64]]:
-    """G for each strength of the ridge."""
+def _changes(fit: Moments) -> tuple[Sequence[float], Callable[[float], Array64]]:
+    """Strengths of the ridge, and what gives G for one."""
     covariance, cross = fit.covariance(), fit.cross_covariance()
     level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
-    if len(covariance) <= _EIGEN_LIMIT:
-        values, vectors = np.linalg.eigh(covariance)
-        turned = cross @ vectors
-        for ridge in RIDGES[:-1]:
-            yield ridge, (turned / (np.maximum(values, 0.0) + ridge * level)) @ vectors.T
-    else:
-        for ridge in RIDGES[2:-1:2]:
+    if len(covariance) > _EIGEN_LIMIT:
+
+        def solved(ridge: float) -> Array64:
             regular = covariance + ridge * level * np.eye(len(covariance))
-            yield ridge, scipy.linalg.solve(regular, cross.T, assume_a="pos", check_finite=False).T
+            return scipy.linalg.solve(regular, cross.T, assume_a="pos", check_finite=False).T
+
+        return RIDGES[2:-1:2], solved
+    values, vectors = np.linalg.eigh(covariance)
+    turned = cross @ vectors
+    return RIDGES[:-1], lambda ridge: (turned / (np.maximum(values, 0.0) + ridge * level)) @ vectors.T
 
 
 def _retarget(
     moments: Moments,
-    flat: Array64,
-    offset: Array64,
-    composed: Array64,
-    constant: Array64,
+    change: Array64,
+    moved: Array64,
     activation: Activation,
-    blocks: Callable[[], Iterator[Block]],
+    blocks: Sequence[Callable[[], Block]],
+    residuals: Sequence[Array32],
+    threads: int,
 ) -> None:
-    """Replace the residuals in the moments by those to the targets that the activation leaves free."""
-    moments.clear_targets(len(flat))
-    narrow, base = flat.astype(np.float32), offset.astype(np.float32)[:, None]
-    current, shift = composed.astype(np.float32), constant.astype(np.float32)[:, None]
-    for block in blocks():
-        now = current @ block.patches + shift
+    """Replace the residuals in the moments by those to the targets that the activation leaves free.
+
+    Args:
+        moments: Moments of the patches and residuals.
+        change: What the factors have changed of the kernel, [O, I*K].
+        moved: What they have changed of the bias, [O].
+        activation: The activation.
+        blocks: As for `reconstruct`.
+        residuals: The residuals of the blocks before any change, [O, n] each.
+        threads: As for `reconstruct`.
+    """
+    moments.clear_targets(len(change))
+    narrow, shift = change.astype(np.float32), moved.astype(np.float32)[:, None]
+
+    def part(given: tuple[Callable[[], Block], Array32]) -> Sums:
+        block, residual = given[0](), given[1]
+        trained = block.targets - residual  # what the trained kernel makes of these patches
+        now = trained + narrow @ block.patches + shift
         if block.added is None:
             targets = activation.targets(block.targets, now)
         else:
             targets = activation.targets(block.targets + block.added, now + block.added) - block.added
-        moments.add_targets(block.patches, targets - narrow @ block.patches - base)
+        return moments.sums(block.patches, targets - trained, anew=False)
+
+    for sums in in_order(part, zip(blocks, residuals, strict=True), threads):
+        moments.include(sums)
 
 
 def _relative_error(moments: Moments, flat: Array64, composed: Array64, covariance: Array64) -> float:

@@ -8,8 +8,9 @@ rectifier or a Clip follows, the error behind it is what counts. Every part of t
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +19,16 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnx_pointwise.collect import PATCHES
+from onnx_pointwise.collect import PATCHES, patch_count, site_seed
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.factorize import Method, compose
 from onnx_pointwise.model_io import runtime_source
 from onnx_pointwise.moments import Lattice, lattices, make_window, patches, sample
+from onnx_pointwise.parallel import workers
 from onnx_pointwise.plan import Choice, Plan
-from onnx_pointwise.providers import open_session
 from onnx_pointwise.reconstruct import Activation, Block, Reconstruction, reconstruct
 from onnx_pointwise.rewrite import BottleneckPass, Replacement
-from onnx_pointwise.segments import TwinRun
+from onnx_pointwise.segments import TwinRun, open_waiting
 from onnx_pointwise.sites import Site, constant, find_sites
 
 Array = NDArray[Any]
@@ -101,7 +102,7 @@ def refit(
     taken = [site for site in sites if site.name in choices and str(site.output.name) in names]
     done: dict[str, SiteRefit] = {}
     with TwinRun(model, taken, inputs, batch=batch, memory=memory, threads=threads) as run:
-        for index, site in enumerate(taken):
+        for site in taken:
             if progress is not None:
                 progress(site.name)
             source = str(site.node.inputs[0].name) if site.node.inputs[0] is not None else ""
@@ -115,7 +116,7 @@ def refit(
                 else:
                     # The branch is still to come, and will correct this site in turn.
                     surroundings = _Surroundings(None, Activation())
-            blocks = _blocks(run, site, source, dense, surroundings, patch_limit, [seed, index])
+            blocks = _blocks(run, site, source, dense, surroundings, patch_limit, seed)
             kernel, bias = site.weights()
             choice = choices[site.name]
             result = reconstruct(
@@ -127,6 +128,7 @@ def refit(
                 method=method,
                 activation=surroundings.activation,
                 rounds=rounds,
+                threads=workers(threads),
             )
             replacement = Replacement(result.factors, result.bias)
             run.finish(site, dense, site_session(model, site, choice, replacement, threads))
@@ -193,8 +195,8 @@ def _blocks(
     dense: Array,
     surroundings: _Surroundings,
     limit: int,
-    seed: Sequence[int],
-) -> Callable[[], Iterator[Block]]:
+    seed: int,
+) -> list[Callable[[], Block]]:
     """Give patches of the rewritten network and targets of the untouched one; one example in four is held back."""
     drifted = run.rewritten[source]
     window = make_window(site.kernel_shape, site.strides, site.dilations, site.pads, drifted.shape[2:])
@@ -204,13 +206,13 @@ def _blocks(
     plan: list[tuple[Lattice, bool]] = []
     for held, chosen in ((False, examples[~back]), (True, examples[back])):
         if len(chosen):
-            share = max(1, limit * len(chosen) // run.count)
-            part = lattices(chosen, dense.shape[2:], width, limit=share, seed=_number([*seed, held]))
+            share = max(1, patch_count(limit, width) * len(chosen) // run.count)
+            part = lattices(chosen, dense.shape[2:], width, limit=share, seed=site_seed(seed, site, held))
             plan.extend((lattice, held) for lattice in part)
     branch = surroundings.branch
     before, after = (run.dense[branch], run.rewritten[branch]) if branch is not None else (None, None)
 
-    def block(lattice: Lattice, held: bool) -> Block:
+    def make(lattice: Lattice, held: bool) -> Block:
         targets = sample(dense, lattice)
         added = None
         if before is not None and after is not None:
@@ -219,25 +221,14 @@ def _blocks(
         return Block(patches(drifted, window, lattice), targets, added, held)
 
     # Rounds through the activation need the blocks again; unfolding them takes about as long as multiplying them.
-    kept: dict[int, Block] = {}
+    blocks: list[Callable[[], Block]] = []
     room = _KEPT_BYTES
-
-    def blocks() -> Iterator[Block]:
-        nonlocal room
-        for index, (lattice, held) in enumerate(plan):
-            made = kept.get(index)
-            if made is None:
-                made = block(lattice, held)
-                if made.patches.nbytes <= room:
-                    room -= made.patches.nbytes
-                    kept[index] = made
-            yield made
-
+    for lattice, held in plan:
+        once = functools.partial(make, lattice, held)
+        taken = run.count if lattice.examples is None else len(lattice.examples)
+        room -= 4 * width * taken * math.prod(lattice.counts(window.out_size(drifted.shape[2:])))
+        blocks.append(functools.cache(once) if room >= 0 else once)
     return blocks
-
-
-def _number(seed: Sequence[int]) -> int:
-    return int(np.random.SeedSequence([int(part) for part in seed]).generate_state(1)[0])
 
 
 def site_session(
@@ -274,7 +265,7 @@ def site_session(
         raise PlanError(f"Site '{site.name}' reads differently once it stands alone; leave it out of the plan.")
     BottleneckPass(Plan({alone.name: choice}), {alone.name: replacement})(part)
     with runtime_source(part) as data:
-        return open_session(data, "cpu", threads=threads)
+        return open_waiting(data, threads)
 
 
 def _report(result: Reconstruction, replacement: Replacement, surroundings: _Surroundings) -> SiteRefit:

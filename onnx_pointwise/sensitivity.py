@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from onnx_pointwise.allocate import Response, fit_response
 from onnx_pointwise.collect import SiteMoments
 from onnx_pointwise.cost import competing
-from onnx_pointwise.factorize import Factors, Form, Method, Rank, compose, error_curve, factorize
+from onnx_pointwise.factorize import Form, Method, Rank, compose, error_curve, factorize
 from onnx_pointwise.model_io import runtime_source
-from onnx_pointwise.providers import open_session
+from onnx_pointwise.parallel import in_order, workers
 from onnx_pointwise.refit import corrected
 from onnx_pointwise.rewrite import Replacement
-from onnx_pointwise.segments import TwinRun
+from onnx_pointwise.segments import TwinRun, open_waiting
 from onnx_pointwise.sites import Site
 
 Array = NDArray[Any]
@@ -129,8 +129,14 @@ def sensitivities(
     """
     found: dict[str, Sensitivity] = {}
     targets = measured_outputs(model)
+
+    def trials(site: Site) -> list[_Trial]:
+        return list(_trials(site, moments[site.name], method))
+
+    # Factors are made while the network runs on those of the sites before.
+    ahead = in_order(trials, sites, workers(threads))
     with TwinRun(model, sites, inputs, batch=batch, memory=memory, threads=threads, outputs=targets) as run:
-        for site in sites:
+        for site, tried in zip(sites, ahead, strict=True):
             if progress is not None:
                 progress(site.name)
             source = str(site.node.inputs[0].name) if site.node.inputs[0] is not None else ""
@@ -138,17 +144,14 @@ def sensitivities(
             dense = run.dense_output(site)
             rest = run.rest(site)
             reference = [] if rest is None else run.outcome(rest, site, dense)
-            covariance, mean = moments[site.name].covariance, moments[site.name].mean
             points = []
             session = None if rest is None else kernel_session(site, threads)
-            for form, made, bound in _trials(site, covariance, method) if rest is not None else ():
-                weights = corrected(site, Replacement(made, None), mean)
-                assert rest is not None and session is not None and weights.bias is not None
-                given = {"w": compose(made).astype(site.dtype), "b": weights.bias.astype(site.dtype)}
-                moved = run.apply(session, run.dense[source], given)
+            for trial in tried if rest is not None else ():
+                assert rest is not None and session is not None
+                moved = run.apply(session, run.dense[source], {"w": trial.kernel, "b": trial.bias})
                 drift = relative_drift(reference, run.outcome(rest, site, moved))
                 run.release(moved)
-                points.append(Point(form, made.rank, bound, made.error**2, drift))
+                points.append(Point(trial.form, trial.rank, trial.bound, trial.error, drift))
             response = fit_response([point.error for point in points], [point.drift for point in points])
             found[site.name] = Sensitivity(tuple(points), response)
             run.finish(site, dense, None)
@@ -163,19 +166,35 @@ def kernel_session(site: Site, threads: int | None = None) -> ort.InferenceSessi
     node = ir.Node("", "Conv", [x, w, b], attributes, outputs=[ir.Value(name="y", type=kind)])
     graph = ir.Graph([x, w, b], node.outputs, nodes=[node], opset_imports={"": 13}, name=site.name)
     with runtime_source(ir.Model(graph, ir_version=8)) as source:
-        return open_session(source, "cpu", threads=threads)
+        return open_waiting(source, threads)
 
 
-def _trials(site: Site, covariance: NDArray[np.float64], method: Method) -> Iterator[tuple[Form, Factors, float]]:
-    """Factors of a few ranks of both simple forms, near the error levels that plans ask for, and their bounds."""
+@dataclass(frozen=True)
+class _Trial:
+    """A kernel and bias to try, what they were composed of, and its errors as in `Point`."""
+
+    form: Form
+    rank: Rank
+    bound: float
+    error: float
+    kernel: Array
+    bias: Array
+
+
+def _trials(site: Site, seen: SiteMoments, method: Method) -> Iterator[_Trial]:
+    """Factors of a few ranks of both simple forms, near the error levels that plans ask for."""
     kernel, _ = site.weights()
+    covariance = seen.covariance
     for form in competing(site, _FORMS):
         curve = error_curve(kernel, form, covariance)
         inner = np.sqrt(curve[1:-1])
         ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}
         for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
             factors = factorize(kernel.astype(site.dtype), form, rank, method=method, second_moment=covariance)
-            yield form, factors, float(curve[rank])
+            weights = corrected(site, Replacement(factors, None), seen.mean)
+            assert weights.bias is not None
+            composed, bias = compose(factors).astype(site.dtype), weights.bias.astype(site.dtype)
+            yield _Trial(form, factors.rank, float(curve[rank]), factors.error**2, composed, bias)
 
 
 def relative_drift(reference: Sequence[Array], moved: Sequence[Array]) -> float:

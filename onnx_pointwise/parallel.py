@@ -1,0 +1,52 @@
+"""Independent pieces of work in threads, their results in order.
+
+NumPy, SciPy and ONNX Runtime let other threads go on while they compute. Each piece computes what it would compute
+alone and results are taken in order, so sums do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from onnx_pointwise.machine import cores
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def workers(threads: int | None) -> int:
+    """How many pieces to work on at a time: the threads asked for, or one for each core."""
+    return threads or cores()
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """Apply a function to items, a few at a time.
+
+    Args:
+        function: What to do with an item; it must not change what others read.
+        items: The items; taken one by one, in the caller's thread.
+        threads: Items under way at once. With 1, each is done in the caller's thread when its result is asked for.
+
+    Yields:
+        The results in the order of the items; no more than `threads` of them wait to be taken.
+
+    Raises:
+        Exception: The first one that the function raised, in the order of the items; what is left is not begun.
+    """
+    if threads <= 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="onnx_pointwise")
+    under_way: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            under_way.append(pool.submit(function, item))
+            if len(under_way) > threads:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
