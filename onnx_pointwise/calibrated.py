@@ -298,10 +298,9 @@ def make_weights(
     """
     kept = {site.name: choices[site.name] for site in found.sites if site.name in choices}
     rewritten = [site for site in found.sites if site.name in kept]
-    made = in_order(
-        lambda site: unrefitted(site, kept[site.name], found), rewritten, workers(found.settings["threads"])
-    )
-    plain = {site.name: weights for site, weights in zip(rewritten, made, strict=True)}
+    threads = workers(found.settings["threads"])
+    unfitted = in_order(lambda site: unrefitted(site, kept[site.name], found), rewritten, threads)
+    plain = {site.name: weights for site, weights in zip(rewritten, unfitted, strict=True)}
     predicted = predicted_drift(found, choices)
     settings = found.settings
     if not refit:

@@ -138,11 +138,8 @@ def site_moments(
             if piece is not None:
                 values.update(zip(made, piece.run(feeds), strict=True))
             share = min(batch, count - start) / count
-
-            def add(site: Site, values: Mapping[str, Array] = values, share: float = share, start: int = start) -> None:
-                collectors[site.name].add(values[_source(site)], share, start)
-
-            for _ in in_order(add, group, workers(threads)):
+            work = [(collectors[site.name], values[_source(site)], share, start) for site in group]
+            for _ in in_order(_add, work, workers(threads)):
                 pass
         found.update({name: collector.moments() for name, collector in collectors.items()})
     return {site.name: found[site.name] for site in reachable}
@@ -204,8 +201,14 @@ class _Collector:
             self._sums.add(block)
 
     def moments(self) -> SiteMoments:
+        """What was collected."""
         assert self._sums is not None, "there are no examples"
         mean = self._sums.mean()
         if self._kind == "channels":
             mean = np.repeat(mean, self._site.taps)
         return SiteMoments(shrunk(self._sums.covariance(), self._sums.count), mean, self._kind)
+
+
+def _add(work: tuple[_Collector, Array, float, int]) -> None:
+    collector, values, share, start = work
+    collector.add(values, share, start)

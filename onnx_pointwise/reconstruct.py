@@ -229,7 +229,8 @@ def _changes(fit: Moments) -> tuple[Sequence[float], Callable[[float], Array64]]
 
         def solved(ridge: float) -> Array64:
             regular = covariance + ridge * level * np.eye(len(covariance))
-            return scipy.linalg.solve(regular, cross.T, assume_a="pos", check_finite=False).T
+            change: Array64 = scipy.linalg.solve(regular, cross.T, assume_a="pos", check_finite=False).T
+            return change
 
         return RIDGES[2:-1:2], solved
     values, vectors = np.linalg.eigh(covariance)
