@@ -196,7 +196,11 @@ def options(
     Returns:
         The options of each site, in graph order.
     """
-    return [_options(site, found, forms, resource, (measured or {}).get(site.name)) for site in found.sites]
+
+    def list_one(site: Site) -> Options:
+        return _options(site, found, forms, resource, (measured or {}).get(site.name))
+
+    return list(in_order(list_one, found.sites, workers(found.settings["threads"])))
 
 
 def _options(site: Site, found: Study, forms: Sequence[Form], resource: Resource, measured: Measured | None) -> Options:

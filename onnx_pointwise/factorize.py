@@ -140,15 +140,17 @@ def factorize(
     moment = _prepare_moment(second_moment, weights)
     r_in, r_out = _ranks(form, rank)
     norm = _regular(moment)
+    weighted = _apply_moment(weights, moment)
     if method == "svd":
         split = _split_by_channels(weights, r_in, r_out, None, sweeps)
     elif method == "whitened" or norm is None or not _is_full(norm, weights) or not weights.any():
         split = _split_by_channels(weights, r_in, r_out, _channel_moment(norm, weights), sweeps)
     else:
-        split = _split_by_patches(weights, r_in, r_out, norm, sweeps, start)
+        regular = weighted + _jitter(moment) * weights
+        split = _split_by_patches(weights, regular, r_in, r_out, norm, sweeps, start)
     before, core, after = _store(_finish(split, weights, r_in, r_out, norm), scale, kernel)
     approximation = _merge(before, core, after)
-    error = math.sqrt(_relative_squared_error(weights, approximation / scale, moment))
+    error = math.sqrt(_relative_squared_error(weights, weighted, approximation / scale, moment))
     return Factors(form, (r_in, r_out) if form == "reduce_expand" else max(r_in, r_out), before, core, after, error)
 
 
@@ -193,7 +195,8 @@ def relative_error(kernel: AnyArray, approximation: AnyArray, second_moment: Any
         raise PlanError(f"the kernel has shape {np.shape(kernel)}, its replacement {np.shape(approximation)}")
     other, other_scale = _unfold(approximation)
     moment = _prepare_moment(second_moment, weights)
-    return math.sqrt(_relative_squared_error(weights, other * (other_scale / scale), moment))
+    weighted = _apply_moment(weights, moment)
+    return math.sqrt(_relative_squared_error(weights, weighted, other * (other_scale / scale), moment))
 
 
 def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | None = None) -> Array:
@@ -275,7 +278,13 @@ def _regular(moment: Array | None) -> Array | None:
     """The moment with the jitter added, for everything that divides by it."""
     if moment is None:
         return None
-    return moment + JITTER * float(np.linalg.norm(moment)) * np.eye(len(moment))
+    regular = moment.copy()
+    np.fill_diagonal(regular, regular.diagonal() + _jitter(moment))
+    return regular
+
+
+def _jitter(moment: Array | None) -> float:
+    return 0.0 if moment is None else JITTER * float(np.linalg.norm(moment))
 
 
 def _ranks(form: Form, rank: Rank) -> tuple[int, int]:
@@ -384,8 +393,9 @@ def _inner(a: Array, b: Array) -> float:
     return float(np.vdot(a, b))
 
 
-def _relative_squared_error(weights: Array, approximation: Array, moment: Array | None) -> float:
-    total = _inner(_apply_moment(weights, moment), weights)
+def _relative_squared_error(weights: Array, weighted: Array, approximation: Array, moment: Array | None) -> float:
+    """tr(D S D^T) / tr(W S W^T), given W S."""
+    total = _inner(weighted, weights)
     difference = weights - approximation
     lost = max(_inner(_apply_moment(difference, moment), difference), 0.0)
     if total > 0.0:
@@ -484,12 +494,11 @@ def _plain_bases(weights: Array, r_in: int, r_out: int, sweeps: int) -> tuple[Ar
 
 
 def _split_by_patches(
-    weights: Array, r_in: int, r_out: int, moment: Array, sweeps: int, start: AnyArray | None
+    weights: Array, weighted: Array, r_in: int, r_out: int, moment: Array, sweeps: int, start: AnyArray | None
 ) -> _Split:
-    """Minimise (1) for a full second moment."""
+    """Minimise (1) for a full second moment, given W S."""
     outputs, inputs, _ = weights.shape
     cut_in, cut_out = _cuts(r_in, r_out, inputs, outputs)
-    weighted = _apply_moment(weights, moment)
     if not cut_in:
         core, columns = weights, None
         if cut_out:

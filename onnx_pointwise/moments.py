@@ -232,10 +232,10 @@ def shrunk(covariance: Array64, count: int) -> Array64:
 
 @dataclass(frozen=True)
 class Sums:
-    """What one block of patches adds to `Moments`; products are None where only targets are added."""
+    """What one block of patches adds to `Moments`; None where patches, or targets, are not added."""
 
     count: int
-    patches: Array64
+    patches: Array64 | None
     products: Array32 | None
     targets: Array64 | None
     squares: Array64 | None
@@ -299,7 +299,7 @@ class Moments:
                 )
         return Sums(
             shifted.shape[1],
-            shifted.sum(axis=1, dtype=np.float64),
+            shifted.sum(axis=1, dtype=np.float64) if anew else None,
             products,
             None if targets is None else targets.sum(axis=1, dtype=np.float64),
             None if targets is None else np.einsum("on,on->o", targets, targets, dtype=np.float64),
@@ -308,7 +308,7 @@ class Moments:
 
     def include(self, sums: Sums) -> None:
         """Add what `sums` gave."""
-        if sums.products is not None:
+        if sums.products is not None and sums.patches is not None:
             self.count += sums.count
             self._sum += sums.patches
             self._products += sums.products

@@ -35,7 +35,7 @@ Array64 = NDArray[np.float64]
 # Strengths of the ridge, relative to the mean eigenvalue of S; infinity stands for W itself.
 RIDGES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, math.inf)
 # Wider patches than this are solved for each strength of fewer ones: eigenvectors would take longer.
-_EIGEN_LIMIT = 1500
+_EIGEN_LIMIT = 700
 # What the factorisation adds to S at least.
 _LEAST = 1e-6
 
