@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_pointwise.cost import competing, dense_cost, rewritten_cost
-from onnx_pointwise.factorize import FORMS, Form, Rank, error_curve
+from onnx_pointwise.factorize import FORMS, Form, Rank, error_curves
 from onnx_pointwise.plan import Choice
 from onnx_pointwise.sites import Site
 
@@ -89,8 +89,9 @@ def candidates(
     tables, errors = [np.zeros((0, 3))], [np.zeros(0)]
     named = [np.zeros((0, 3), np.int64)]
     forms = competing(site, forms)
+    curves = error_curves(kernel, forms, second_moment)
     for index, form in enumerate(forms):
-        curve = error_curve(kernel, form, second_moment)
+        curve = curves[form]
         ranks, seconds = _ranks(form, curve.shape, measured)
         macs, params = _costs(site, form, ranks)
         tables.append(np.stack([macs, params, seconds], 1))

@@ -64,9 +64,9 @@ def patch_count(limit: int, width: int) -> int:
     return min(limit, max(_FEWEST_PATCHES, _PATCHES_PER_NUMBER * width, int(_PRODUCTS / width**2)))
 
 
-def site_seed(seed: int, site: Site, *parts: int) -> int:
-    """A seed for what is drawn for a site, whatever other sites there are."""
-    return int(np.random.SeedSequence([seed, zlib.crc32(site.name.encode()), *parts]).generate_state(1)[0])
+def named_seed(seed: int, name: str, *parts: int) -> int:
+    """A seed for what is drawn from a value of the network, whatever else is drawn."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *parts]).generate_state(1)[0])
 
 
 def fitting_batch(model: ir.Model, shapes: ResolvedShapes) -> int:
@@ -125,7 +125,8 @@ def site_moments(
     reachable = [site for site in sites if _source(site) in known]
     found: dict[str, SiteMoments] = {}
     for number, group in enumerate(groups := list(_groups(reachable, memory))):
-        collectors = {site.name: _Collector(site, seed, patch_limit) for site in group}
+        # Sites that read one value in the same way see the same.
+        shared = {_view(site): _Collector(site, seed, patch_limit) for site in reversed(group)}
         names = list(dict.fromkeys(_source(site) for site in group))
         made = [name for name in names if name not in inputs]
         piece = Piece(model, list(inputs), made, threads=threads) if made else None
@@ -138,16 +139,22 @@ def site_moments(
             if piece is not None:
                 values.update(zip(made, piece.run(feeds), strict=True))
             share = min(batch, count - start) / count
-            work = [(collectors[site.name], values[_source(site)], share, start) for site in group]
+            work = [(one, values[view[0]], share, start) for view, one in shared.items()]
             for _ in in_order(_add, work, workers(threads)):
                 pass
-        found.update({name: collector.moments() for name, collector in collectors.items()})
+        seen = {view: collector.moments() for view, collector in shared.items()}
+        found.update({site.name: seen[_view(site)] for site in group})
     return {site.name: found[site.name] for site in reachable}
 
 
 def _source(site: Site) -> str:
     value = site.node.inputs[0]
     return str(value.name) if value is not None else ""
+
+
+def _view(site: Site) -> tuple[object, ...]:
+    """What a site reads, and how."""
+    return _source(site), site.kernel_shape, site.strides, site.dilations, site.pads
 
 
 def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
@@ -191,7 +198,10 @@ class _Collector:
             self._sums.add(inputs)
             return
         width = inputs.shape[1] * window.taps
-        seed, limit = site_seed(self._seed, self._site, start), max(1, round(patch_count(self._limit, width) * share))
+        seed, limit = (
+            named_seed(self._seed, _source(self._site), start),
+            max(1, round(patch_count(self._limit, width) * share)),
+        )
         examples = np.arange(len(inputs))
         for lattice in lattices(examples, window.out_size(inputs.shape[2:]), width, limit=limit, seed=seed):
             block = patches(inputs, window, lattice)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -219,19 +220,35 @@ def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | None = N
     Raises:
         PlanError: As in `factorize`.
     """
-    if form not in FORMS:
-        raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+    return error_curves(kernel, (form,), second_moment)[form]
+
+
+def error_curves(
+    kernel: AnyArray, forms: Sequence[Form] = FORMS, second_moment: AnyArray | None = None
+) -> dict[Form, Array]:
+    """Give the `error_curve` of several forms, which share most of the work."""
+    for form in forms:
+        if form not in FORMS:
+            raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
     weights, _ = _unfold(kernel)
-    moment = _prepare_moment(second_moment, weights)
-    gains = _gains(weights, form, _regular(moment))
-    kept = np.zeros([n + 1 for n in gains.shape])
-    kept[(slice(1, None),) * gains.ndim] = gains
-    for axis in range(gains.ndim):
-        kept = np.cumsum(kept, axis=axis)
-    total = kept.flat[-1]
-    curve = 1.0 - kept / total if total > 0 else np.zeros_like(kept)
-    curve[(-1,) * curve.ndim] = 0.0
-    return np.clip(curve, 0.0, 1.0)
+    moment = _regular(_prepare_moment(second_moment, weights))
+    curves: dict[Form, Array] = {}
+    explained = None
+    for form in forms:
+        if form == "expand":
+            gains = _output_gains(weights, moment)
+        else:
+            explained = _explained(weights, moment) if explained is None else explained
+            gains = _input_gains(explained, form)
+        kept = np.zeros([n + 1 for n in gains.shape])
+        kept[(slice(1, None),) * gains.ndim] = gains
+        for axis in range(gains.ndim):
+            kept = np.cumsum(kept, axis=axis)
+        total = kept.flat[-1]
+        curve = 1.0 - kept / total if total > 0 else np.zeros_like(kept)
+        curve[(-1,) * curve.ndim] = 0.0
+        curves[form] = np.clip(curve, 0.0, 1.0)
+    return curves
 
 
 # --- reading and writing ---------------------------------------------------------------------------------------------
@@ -668,35 +685,38 @@ def _level(moment: Array | None) -> float:
     return 1.0 if moment is None else float(np.trace(moment)) / len(moment)
 
 
-def _gains(weights: Array, form: Form, moment: Array | None) -> Array:
-    """Energy that each further rank keeps: [I], [O] or [I, O]; what the leading ranks keep is their sum."""
-    outputs, inputs, taps = weights.shape
-    if form == "expand":
-        gram = weights.reshape(outputs, -1) @ _apply_moment(weights, moment).reshape(outputs, -1).T
-        return cast(Array, np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
+def _output_gains(weights: Array, moment: Array | None) -> Array:
+    """Energy that each further rank of `expand` keeps, [O]; what the leading ranks keep is their sum."""
+    outputs = len(weights)
+    gram = weights.reshape(outputs, -1) @ _apply_moment(weights, moment).reshape(outputs, -1).T
+    return cast(Array, np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
+
+
+def _explained(weights: Array, moment: Array | None) -> Array:
+    """[O, I, K]: the outputs over orthogonal directions, the leading ones of which each further input channel adds."""
+    _, inputs, taps = weights.shape
     channels = _channel_moment(moment, weights)
     root = None if channels is None else _cholesky(channels)
     white = weights if root is None else _mix_inputs(weights, root)
-    values, vectors = np.linalg.eigh(_input_gram(white))
-    full = moment is not None and _is_full(moment, weights)
-    if form == "reduce" and not full:
-        return cast(Array, np.maximum(values[::-1], 0.0))
-    if full:
-        # The leading directions, made orthonormal one after the other, span the same nested spaces. In that basis
-        # W S^(1/2) by a Cholesky factor is a Gram-Schmidt over channels: its leading columns hold exactly what the
-        # leading channels can explain with their best kernel.
-        assert moment is not None and root is not None
-        rows = scipy.linalg.solve_triangular(root, vectors[:, ::-1], lower=True, trans="T", check_finite=False)
-        rows = np.linalg.qr(rows)[0].T
-        problem = moment.reshape(inputs, taps * inputs * taps)
-        turned = (rows @ problem).reshape(inputs, taps, inputs, taps)
-        turned = np.einsum("sj,rtju->rtsu", rows, turned, optimize=True).reshape(inputs * taps, inputs * taps)
-        triangle = _cholesky((turned + turned.T) * 0.5)
-        core = _mix_inputs(weights, rows.T)
-        explained = (core.reshape(outputs, -1) @ triangle).reshape(weights.shape)
-    else:
-        explained = _mix_inputs(white, vectors[:, ::-1])
+    vectors = np.linalg.eigh(_input_gram(white))[1][:, ::-1]
+    if moment is None or root is None or not _is_full(moment, weights):
+        return _mix_inputs(white, vectors)
+    # The leading directions, made orthonormal one after the other, span the same nested spaces. In that basis
+    # W S^(1/2) by a Cholesky factor is a Gram-Schmidt over channels: its leading columns hold exactly what the
+    # leading channels can explain with their best kernel.
+    rows = scipy.linalg.solve_triangular(root, vectors, lower=True, trans="T", check_finite=False)
+    rows = np.linalg.qr(rows)[0].T
+    problem = moment.reshape(inputs, taps * inputs * taps)
+    turned = (rows @ problem).reshape(inputs, taps, inputs, taps)
+    turned = np.einsum("sj,rtju->rtsu", rows, turned, optimize=True).reshape(inputs * taps, inputs * taps)
+    triangle = _cholesky((turned + turned.T) * 0.5)
+    core = _mix_inputs(weights, rows.T)
+    return (core.reshape(len(core), -1) @ triangle).reshape(weights.shape)
+
+
+def _input_gains(explained: Array, form: Form) -> Array:
+    """Energy that each further rank of `reduce`, [I], or pair of ranks of `reduce_expand`, [I, O], keeps."""
     if form == "reduce":
         return cast(Array, (explained**2).sum(axis=(0, 2)))
-    columns = _leading(_output_gram(explained), outputs)
+    columns = _leading(_output_gram(explained), len(explained))
     return cast(Array, (_mix_outputs(columns.T, explained) ** 2).sum(axis=2).T)

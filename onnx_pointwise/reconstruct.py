@@ -229,7 +229,8 @@ def _changes(fit: Moments) -> tuple[Sequence[float], Callable[[float], Array64]]
 
         def solved(ridge: float) -> Array64:
             regular = covariance + ridge * level * np.eye(len(covariance))
-            change: Array64 = scipy.linalg.solve(regular, cross.T, assume_a="pos", check_finite=False).T
+            factor = scipy.linalg.cho_factor(regular, lower=True, overwrite_a=True, check_finite=False)
+            change: Array64 = scipy.linalg.cho_solve(factor, cross.T, check_finite=False).T
             return change
 
         return RIDGES[2:-1:2], solved

@@ -19,7 +19,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnx_pointwise.collect import PATCHES, patch_count, site_seed
+from onnx_pointwise.collect import PATCHES, named_seed, patch_count
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.factorize import Method, compose
 from onnx_pointwise.model_io import runtime_source
@@ -207,7 +207,7 @@ def _blocks(
     for held, chosen in ((False, examples[~back]), (True, examples[back])):
         if len(chosen):
             share = max(1, patch_count(limit, width) * len(chosen) // run.count)
-            part = lattices(chosen, dense.shape[2:], width, limit=share, seed=site_seed(seed, site, held))
+            part = lattices(chosen, dense.shape[2:], width, limit=share, seed=named_seed(seed, source, held))
             plan.extend((lattice, held) for lattice in part)
     branch = surroundings.branch
     before, after = (run.dense[branch], run.rewritten[branch]) if branch is not None else (None, None)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.allocate import Response, fit_response
 from onnx_pointwise.collect import SiteMoments
 from onnx_pointwise.cost import competing
-from onnx_pointwise.factorize import Form, Method, Rank, compose, error_curve, factorize
+from onnx_pointwise.factorize import Form, Method, Rank, compose, error_curves, factorize
 from onnx_pointwise.model_io import runtime_source
 from onnx_pointwise.parallel import in_order, workers
 from onnx_pointwise.refit import corrected
@@ -185,8 +185,7 @@ def _trials(site: Site, seen: SiteMoments, method: Method) -> Iterator[_Trial]:
     """Factors of a few ranks of both simple forms, near the error levels that plans ask for."""
     kernel, _ = site.weights()
     covariance = seen.covariance
-    for form in competing(site, _FORMS):
-        curve = error_curve(kernel, form, covariance)
+    for form, curve in error_curves(kernel, competing(site, _FORMS), covariance).items():
         inner = np.sqrt(curve[1:-1])
         ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}
         for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
