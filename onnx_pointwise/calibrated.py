@@ -14,7 +14,7 @@ from onnx_pointwise.allocate import knapsack
 from onnx_pointwise.candidates import COLUMNS, Measured, Resource, candidates
 from onnx_pointwise.collect import PATCHES, SiteMoments, fitting_batch, site_moments
 from onnx_pointwise.factorize import FORMS, Form, Method, factorize
-from onnx_pointwise.parallel import in_order, workers
+from onnx_pointwise.parallel import beside, in_order, workers
 from onnx_pointwise.plan import Choice, Plan
 from onnx_pointwise.refit import MEMORY, SiteRefit, corrected
 from onnx_pointwise.refit import refit as sequential_refit
@@ -302,25 +302,29 @@ def make_weights(
     """
     kept = {site.name: choices[site.name] for site in found.sites if site.name in choices}
     rewritten = [site for site in found.sites if site.name in kept]
-    threads = workers(found.settings["threads"])
-    unfitted = in_order(lambda site: unrefitted(site, kept[site.name], found), rewritten, threads)
-    plain = {site.name: weights for site, weights in zip(rewritten, unfitted, strict=True)}
     predicted = predicted_drift(found, choices)
     settings = found.settings
+
+    def without_refit() -> dict[str, Replacement]:
+        return {site.name: unrefitted(site, kept[site.name], found) for site in rewritten}
+
     if not refit:
+        plain = without_refit()
         drift = drift_of(found, kept, plain) if found.held and kept else None
         return Weights(plain, {}, drift, drift, predicted)
-    refits = sequential_refit(
-        found.shapes.model,
-        found.sites,
-        kept,
-        found.fit,
-        method=found.method,
-        batch=found.batch,
-        rounds=rounds,
-        progress=lambda what: progress("refit", what),
-        **settings,
-    )
+    with beside(without_refit, workers(settings["threads"])) as unfitted:
+        refits = sequential_refit(
+            found.shapes.model,
+            found.sites,
+            kept,
+            found.fit,
+            method=found.method,
+            batch=found.batch,
+            rounds=rounds,
+            progress=lambda what: progress("refit", what),
+            **settings,
+        )
+        plain = unfitted() if found.held else {}
     fitted = {name: done.replacement for name, done in refits.items()}
     if not found.held or not kept:
         return Weights(fitted, refits, None, None, predicted)

@@ -16,9 +16,10 @@ from onnx_pointwise.moments import Moments, Stationary, Window, lattices, make_w
 from onnx_pointwise.parallel import in_order, workers
 from onnx_pointwise.segments import Piece, without_shapes
 from onnx_pointwise.shapes import ResolvedShapes, runtime_inputs
-from onnx_pointwise.sites import Site
+from onnx_pointwise.sites import Shape, Site
 
 Array = NDArray[Any]
+_View = tuple[str, Shape, Shape, Shape, Shape | str]
 Kind = Literal["exact", "stationary", "channels"]
 
 #: Patches of each site that are looked at, unless told otherwise.
@@ -152,7 +153,7 @@ def _source(site: Site) -> str:
     return str(value.name) if value is not None else ""
 
 
-def _view(site: Site) -> tuple[object, ...]:
+def _view(site: Site) -> _View:
     """What a site reads, and how."""
     return _source(site), site.kernel_shape, site.strides, site.dilations, site.pads
 

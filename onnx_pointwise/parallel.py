@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from onnx_pointwise.machine import cores
@@ -50,3 +51,21 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
             yield under_way.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def beside(function: Callable[[], Result], threads: int) -> Iterator[Callable[[], Result]]:
+    """Begin a piece of work beside what the block does.
+
+    Args:
+        function: The work.
+        threads: With 1, it is done when its result is asked for.
+
+    Yields:
+        What gives the result, and raises what the function raised.
+    """
+    if threads <= 1:
+        yield function
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="onnx_pointwise") as pool:
+        yield pool.submit(function).result

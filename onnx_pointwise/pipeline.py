@@ -174,6 +174,8 @@ class RewriteResult:
 
 # Bisection steps of the search for the cheapest network within a limit: to within 1 % of the MACs.
 _SEARCH_STEPS = 7
+# Seconds of timing both networks after a rewrite; `bench` takes longer over it.
+_LATENCY_SECONDS = 4.0
 
 
 class _Clock:
@@ -596,6 +598,7 @@ class _Job:
             input_shapes=self.input_shapes if self.inputs is None and held is None else None,
             max_drift=self.max_drift,
             latency=latency,
+            latency_seconds=_LATENCY_SECONDS,
             threads=self.threads,
             seed=self.seed,
         )

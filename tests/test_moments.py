@@ -105,7 +105,7 @@ def test_moments_are_those_of_the_patches(seed, offset):
     first.add(p[:, 50:120], t[:, 50:120])
     second = first.sibling()
     second.add(p[:, 120:])
-    second.add_targets(p[:, 120:], t[:, 120:])
+    second.include(second.sums(p[:, 120:], t[:, 120:], anew=False))
     total = first.merged(second)
     joint = np.cov(np.concatenate([t, p]).astype(np.float64), bias=True)
     scale = np.abs(joint).max()

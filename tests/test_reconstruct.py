@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -35,10 +36,14 @@ class Problem:
         self.added = rng.standard_normal((outputs, count)).astype(np.float32) if branch else None
         self.count = count
 
+    @property
     def blocks(self):
-        for index, part in enumerate(np.array_split(np.arange(self.count), 8)):
+        def block(index, part):
             added = None if self.added is None else self.added[:, part]
-            yield Block(self.patches[:, part], self.targets[:, part], added, held=index % 4 == 3)
+            return Block(self.patches[:, part], self.targets[:, part], added, held=index % 4 == 3)
+
+        parts = np.array_split(np.arange(self.count), 8)
+        return [functools.partial(block, index, part) for index, part in enumerate(parts)]
 
     def error(self, factors, bias, activation=LINEAR):
         """Relative L2 error behind the activation."""
@@ -116,9 +121,11 @@ def test_targets_move_on_flat_parts_only():
 def test_without_a_bias_and_without_blocks_held_back():
     problem = Problem(4)
 
-    def blocks():
-        return (Block(block.patches, block.targets) for block in problem.blocks())
+    def alone(make):
+        block = make()
+        return Block(block.patches, block.targets)
 
+    blocks = [functools.partial(alone, make) for make in problem.blocks]
     done = reconstruct(problem.kernel, None, "expand", 3, blocks)
     assert problem.error(done.factors, done.bias) < 0.6
     assert done.bias.shape == (6,)
@@ -132,9 +139,10 @@ def test_wide_patches_take_the_other_way_to_the_ridge(monkeypatch):
     assert wide.error == pytest.approx(narrow.error, rel=0.05)
 
 
-def test_same_input_same_bytes():
+def test_same_input_same_bytes_however_many_threads():
     first, second = (
-        reconstruct(p.kernel, p.bias, "reduce", 3, p.blocks, activation=RELU) for p in (Problem(6), Problem(6))
+        reconstruct(p.kernel, p.bias, "reduce", 3, p.blocks, activation=RELU, threads=threads)
+        for p, threads in ((Problem(6), 1), (Problem(6), 3))
     )
     assert first.factors.kernel.tobytes() == second.factors.kernel.tobytes()
     assert first.bias.tobytes() == second.bias.tobytes()

@@ -1,0 +1,57 @@
+"""Work in threads: results in order, errors where they belong, nothing left running."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from onnx_pointwise.parallel import beside, in_order
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results_come_in_the_order_of_the_items(threads):
+    def late(item):
+        time.sleep(0.002 * (7 - item % 7))
+        return item * item
+
+    assert list(in_order(late, range(20), threads)) == [item * item for item in range(20)]
+
+
+def test_few_items_are_taken_ahead():
+    taken = []
+
+    def items():
+        for item in range(50):
+            taken.append(item)
+            yield item
+
+    results = in_order(lambda item: item, items(), 2)
+    assert next(results) == 0
+    assert len(taken) <= 3
+    results.close()
+    assert len(taken) <= 3
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_first_error_is_raised_in_its_place(threads):
+    def fail(item):
+        if item >= 4:
+            raise ValueError(str(item))
+        return item
+
+    seen = []
+    with pytest.raises(ValueError, match="4"):
+        for result in in_order(fail, range(30), threads):
+            seen.append(result)
+    assert seen == [0, 1, 2, 3]
+    assert not any("onnx_pointwise" in thread.name for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_work_beside(threads):
+    with beside(lambda: 7, threads) as result:
+        assert result() == 7
+    with beside(lambda: 1 // 0, threads) as result, pytest.raises(ZeroDivisionError):
+        result()
