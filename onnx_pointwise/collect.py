@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx_pointwise.moments import Moments, Stationary, Window, lattices, make_window, patches, shrunk
 from onnx_pointwise.parallel import in_order, workers
 from onnx_pointwise.segments import Piece, without_shapes
-from onnx_pointwise.shapes import ResolvedShapes, runtime_inputs
-from onnx_pointwise.sites import Shape, Site
+from onnx_pointwise.shapes import ResolvedShapes, Shape, runtime_inputs
+from onnx_pointwise.sites import Site
 
 Array = NDArray[Any]
 _View = tuple[str, Shape, Shape, Shape, Shape | str]
