@@ -36,7 +36,7 @@ Array = NDArray[Any]
 #: Bytes of activations held in memory, unless told otherwise; beyond, they lie in files.
 MEMORY = 2**31
 # Bytes of patches of one site that are kept from one round to the next.
-_KEPT_BYTES = 2**28
+_KEPT_BYTES = 2**27
 # One example in so many is held back for the choice of the ridge.
 _HELD_BACK = 4
 
