@@ -211,7 +211,10 @@ def _pick_ridge(fit: Moments, held: Moments, threads: int) -> float:
     strengths, change_of = _changes(fit)
 
     def loss(ridge: float) -> float:
-        change = change_of(ridge)
+        try:
+            change = change_of(ridge)
+        except np.linalg.LinAlgError:
+            return math.inf  # rounding has left S with negative values beyond this ridge
         return float(np.vdot(change @ spread, change) - 2.0 * np.vdot(change, about))
 
     best, chosen = 0.0, math.inf

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_pointwise.factorize import FORMS, compose, factorize
+from onnx_pointwise.moments import Moments
 from onnx_pointwise.reconstruct import RIDGES, Activation, Block, _solver, reconstruct
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=20)
@@ -137,6 +138,22 @@ def test_wide_patches_take_the_other_way_to_the_ridge(monkeypatch):
     monkeypatch.setattr("onnx_pointwise.reconstruct._EIGEN_LIMIT", 4)
     wide = reconstruct(problem.kernel, problem.bias, "reduce", 3, problem.blocks)
     assert wide.error == pytest.approx(narrow.error, rel=0.05)
+
+
+def test_a_ridge_that_rounding_defeats_is_not_picked(monkeypatch):
+    problem = Problem(5)
+    real = Moments.covariance
+
+    def spoilt(self):
+        covariance = real(self)
+        values, vectors = np.linalg.eigh(covariance)
+        values[0] = -0.02 * values.mean()
+        return (vectors * values) @ vectors.T
+
+    monkeypatch.setattr("onnx_pointwise.reconstruct._EIGEN_LIMIT", 4)
+    monkeypatch.setattr(Moments, "covariance", spoilt)
+    done = reconstruct(problem.kernel, problem.bias, "reduce", 3, problem.blocks)
+    assert done.ridge > 0.02
 
 
 def test_same_input_same_bytes_however_many_threads():
