@@ -7,7 +7,7 @@ alone and results are taken in order, so sums do not depend on the number of thr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -18,12 +18,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+# Each piece under way holds blocks of patches and their products, some 150 MB.
+_MOST = 4
+
+
 def workers(threads: int | None) -> int:
-    """How many pieces to work on at a time: the threads asked for, or one for each core."""
-    return threads or cores()
+    """How many pieces to work on at a time: as many as threads asked for, or cores, but few enough for the memory."""
+    return min(threads or cores(), _MOST)
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result]:
     """Apply a function to items, a few at a time.
 
     Args:

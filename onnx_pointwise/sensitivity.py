@@ -7,6 +7,7 @@ Where an output is a Softmax, its input is looked at: probabilities hide what mo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,8 +135,10 @@ def sensitivities(
         return list(_trials(site, moments[site.name], method))
 
     # Factors are made while the network runs on those of the sites before.
-    ahead = in_order(trials, sites, workers(threads))
-    with TwinRun(model, sites, inputs, batch=batch, memory=memory, threads=threads, outputs=targets) as run:
+    with (
+        contextlib.closing(in_order(trials, sites, workers(threads))) as ahead,
+        TwinRun(model, sites, inputs, batch=batch, memory=memory, threads=threads, outputs=targets) as run,
+    ):
         for site, tried in zip(sites, ahead, strict=True):
             if progress is not None:
                 progress(site.name)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from onnx_pointwise.parallel import beside, in_order
+from onnx_pointwise.parallel import beside, in_order, workers
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -55,3 +55,10 @@ def test_work_beside(threads):
         assert result() == 7
     with beside(lambda: 1 // 0, threads) as result, pytest.raises(ZeroDivisionError):
         result()
+
+
+def test_as_many_workers_as_threads_up_to_what_memory_bears():
+    assert workers(1) == 1
+    assert workers(2) == 2
+    assert workers(64) == 4
+    assert 1 <= workers(None) <= 4
