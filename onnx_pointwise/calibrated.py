@@ -312,7 +312,7 @@ def make_weights(
         plain = without_refit()
         drift = drift_of(found, kept, plain) if found.held and kept else None
         return Weights(plain, {}, drift, drift, predicted)
-    with beside(without_refit, workers(settings["threads"])) as unfitted:
+    with beside(lambda: without_refit() if found.held else {}, workers(settings["threads"])) as unfitted:
         refits = sequential_refit(
             found.shapes.model,
             found.sites,
@@ -324,7 +324,7 @@ def make_weights(
             progress=lambda what: progress("refit", what),
             **settings,
         )
-        plain = unfitted() if found.held else {}
+        plain = unfitted()
     fitted = {name: done.replacement for name, done in refits.items()}
     if not found.held or not kept:
         return Weights(fitted, refits, None, None, predicted)

@@ -61,7 +61,7 @@ def moment_kind(site: Site) -> Kind:
 
 
 def patch_count(limit: int, width: int) -> int:
-    """How many patches of a width, I * K, to look at, with a limit for narrow ones."""
+    """How many patches of a width, I * K, to look at: at most the limit, and fewer of wide ones."""
     return min(limit, max(_FEWEST_PATCHES, _PATCHES_PER_NUMBER * width, int(_PRODUCTS / width**2)))
 
 
@@ -127,7 +127,7 @@ def site_moments(
     found: dict[str, SiteMoments] = {}
     for number, group in enumerate(groups := list(_groups(reachable, memory))):
         # Sites that read one value in the same way see the same.
-        shared = {_view(site): _Collector(site, seed, patch_limit) for site in reversed(group)}
+        shared = {_view(site): _Collector(site, seed, patch_limit) for site in group}
         names = list(dict.fromkeys(_source(site) for site in group))
         made = [name for name in names if name not in inputs]
         piece = Piece(model, list(inputs), made, threads=threads) if made else None
@@ -161,21 +161,26 @@ def _view(site: Site) -> _View:
 def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
     """Cut the sites into groups whose moments fit into memory together."""
     group: list[Site] = []
+    views: set[_View] = set()
     held = 0
     for site in sites:
+        if _view(site) in views:
+            group.append(site)
+            continue
         kind = moment_kind(site)
         size = 8 * (site.in_channels * (site.taps if kind != "channels" else 1)) ** 2
         if group and held + size > memory:
             yield group
-            group, held = [], 0
+            group, views, held = [], set(), 0
         group.append(site)
+        views.add(_view(site))
         held += size
     if group:
         yield group
 
 
 class _Collector:
-    """Running sums of one site."""
+    """Running sums of what a site sees, and every other one of the same view."""
 
     def __init__(self, site: Site, seed: int, limit: int) -> None:
         self._site, self._seed, self._limit = site, seed, limit
@@ -199,10 +204,8 @@ class _Collector:
             self._sums.add(inputs)
             return
         width = inputs.shape[1] * window.taps
-        seed, limit = (
-            named_seed(self._seed, _source(self._site), start),
-            max(1, round(patch_count(self._limit, width) * share)),
-        )
+        seed = named_seed(self._seed, _source(self._site), start)
+        limit = max(1, round(patch_count(self._limit, width) * share))
         examples = np.arange(len(inputs))
         for lattice in lattices(examples, window.out_size(inputs.shape[2:]), width, limit=limit, seed=seed):
             block = patches(inputs, window, lattice)

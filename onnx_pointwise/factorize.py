@@ -226,7 +226,19 @@ def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | None = N
 def error_curves(
     kernel: AnyArray, forms: Sequence[Form] = FORMS, second_moment: AnyArray | None = None
 ) -> dict[Form, Array]:
-    """Give the `error_curve` of several forms, which share most of the work."""
+    """Give the `error_curve` of several forms, which share most of the work.
+
+    Args:
+        kernel: As in `factorize`.
+        forms: The forms.
+        second_moment: As in `factorize`.
+
+    Returns:
+        The curves by form, in the order given.
+
+    Raises:
+        PlanError: As in `factorize`.
+    """
     for form in forms:
         if form not in FORMS:
             raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
