@@ -312,7 +312,8 @@ def make_weights(
         plain = without_refit()
         drift = drift_of(found, kept, plain) if found.held and kept else None
         return Weights(plain, {}, drift, drift, predicted)
-    with beside(lambda: without_refit() if found.held else {}, workers(settings["threads"])) as unfitted:
+    with beside(workers(settings["threads"])) as begin:
+        unfitted = begin(lambda: without_refit() if found.held else {})
         refits = sequential_refit(
             found.shapes.model,
             found.sites,

@@ -434,9 +434,7 @@ def _relative_squared_error(weights: Array, weighted: Array, approximation: Arra
 
 def _leading(symmetric: Array, rank: int) -> Array:
     """Leading eigenvectors as columns, largest first."""
-    size = len(symmetric)
-    vectors = scipy.linalg.eigh(symmetric, subset_by_index=(size - rank, size - 1), driver="evr", check_finite=False)[1]
-    return cast(Array, vectors[:, ::-1])
+    return cast(Array, np.linalg.eigh(symmetric)[1][:, ::-1][:, :rank])
 
 
 def _input_gram(weights: Array) -> Array:
@@ -472,7 +470,7 @@ def _cholesky(symmetric: Array) -> Array:
     for jitter in (0.0, 1e-12, 1e-9):
         try:
             shifted = symmetric + (jitter * level) * identity
-            return cast(Array, scipy.linalg.cholesky(shifted, lower=True, check_finite=False))
+            return cast(Array, np.linalg.cholesky(shifted))
         except np.linalg.LinAlgError:
             continue
     values, vectors = np.linalg.eigh(symmetric)
@@ -492,7 +490,7 @@ def _split_by_channels(weights: Array, r_in: int, r_out: int, channels: Array | 
     if rows is not None:
         core = _mix_inputs(white, rows.T)
         if root is not None:
-            rows = scipy.linalg.solve_triangular(root, rows.T, lower=True, trans="T", check_finite=False).T
+            rows = cast(Array, np.linalg.solve(root.T, rows.T).T)
     if columns is not None:
         core = _mix_outputs(columns.T, core)
     return _Split(rows, core, columns)
@@ -716,7 +714,7 @@ def _explained(weights: Array, moment: Array | None) -> Array:
     # The leading directions, made orthonormal one after the other, span the same nested spaces. In that basis
     # W S^(1/2) by a Cholesky factor is a Gram-Schmidt over channels: its leading columns hold exactly what the
     # leading channels can explain with their best kernel.
-    rows = scipy.linalg.solve_triangular(root, vectors, lower=True, trans="T", check_finite=False)
+    rows = np.linalg.solve(root.T, vectors)
     rows = np.linalg.qr(rows)[0].T
     problem = moment.reshape(inputs, taps * inputs * taps)
     turned = (rows @ problem).reshape(inputs, taps, inputs, taps)

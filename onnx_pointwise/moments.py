@@ -23,7 +23,7 @@ Array32 = NDArray[np.float32]
 Array64 = NDArray[np.float64]
 
 #: Bytes of one block of patches.
-BLOCK_BYTES = 48 * 2**20
+BLOCK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)

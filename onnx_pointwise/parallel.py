@@ -27,16 +27,19 @@ def workers(threads: int | None) -> int:
     return min(threads or cores(), _MOST)
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result]:
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, *, ahead: int = 0
+) -> Generator[Result]:
     """Apply a function to items, a few at a time.
 
     Args:
         function: What to do with an item; it must not change what others read.
         items: The items; taken one by one, in the caller's thread.
         threads: Items under way at once. With 1, each is done in the caller's thread when its result is asked for.
+        ahead: Results that may wait to be taken; at least `threads`.
 
     Yields:
-        The results in the order of the items; no more than `threads` of them wait to be taken.
+        The results in the order of the items.
 
     Raises:
         Exception: The first one that the function raised, in the order of the items; what is left is not begun.
@@ -49,7 +52,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
     try:
         for item in items:
             under_way.append(pool.submit(function, item))
-            if len(under_way) > threads:
+            if len(under_way) > max(threads, ahead):
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
@@ -58,18 +61,22 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
 
 
 @contextmanager
-def beside(function: Callable[[], Result], threads: int) -> Iterator[Callable[[], Result]]:
-    """Begin a piece of work beside what the block does.
+def beside(threads: int) -> Iterator[Callable[[Callable[[], Result]], Callable[[], Result]]]:
+    """Begin pieces of work beside what the block does.
 
     Args:
-        function: The work.
-        threads: With 1, it is done when its result is asked for.
+        threads: Pieces under way at once; what is begun beyond waits. With 1, each is done when its result is asked
+            for.
 
     Yields:
-        What gives the result, and raises what the function raised.
+        What begins a piece. It gives what waits for the result, once, and raises what the piece raised. What is not
+        begun when the block ends never is.
     """
     if threads <= 1:
-        yield function
+        yield lambda function: function
         return
-    with ThreadPoolExecutor(1, thread_name_prefix="onnx_pointwise") as pool:
-        yield pool.submit(function).result
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="onnx_pointwise")
+    try:
+        yield lambda function: pool.submit(function).result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -19,7 +19,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.linalg
@@ -231,10 +231,9 @@ def _changes(fit: Moments) -> tuple[Sequence[float], Callable[[float], Array64]]
     if len(covariance) > _EIGEN_LIMIT:
 
         def solved(ridge: float) -> Array64:
+            # Not by Cholesky: SciPy's keeps all other threads from running.
             regular = covariance + ridge * level * np.eye(len(covariance))
-            factor = scipy.linalg.cho_factor(regular, lower=True, overwrite_a=True, check_finite=False)
-            change: Array64 = scipy.linalg.cho_solve(factor, cross.T, check_finite=False).T
-            return change
+            return cast(Array64, np.linalg.solve(regular, cross.T).T)
 
         return RIDGES[2:-1:2], solved
     values, vectors = np.linalg.eigh(covariance)

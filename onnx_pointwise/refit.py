@@ -1,15 +1,17 @@
 """Sequential refit: every rewritten site makes up for what the sites before it have changed.
 
-Sites are taken in graph order. The inputs of a site come from the network as rewritten so far, its targets from the
-untouched network, so that errors do not pile up. Where the output of a site is added to another value that is there
-already (a residual branch), the target is the sum: the site also corrects what has gone wrong on the branch. Where a
-rectifier or a Clip follows, the error behind it is what counts. Every part of the network runs once in each version.
+Sites are taken in graph order, several at a time where none needs another (the branches of an Inception module). The
+inputs of a site come from the network as rewritten so far, its targets from the untouched network, so that errors do not
+pile up. Where the output of a site is added to another value that is there already (a residual branch), the target is
+the sum: the site also corrects what has gone wrong on the branch. Where a rectifier or a Clip follows, the error behind
+it is what counts. Every part of the network runs once in each version.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,21 +26,24 @@ from onnx_pointwise.errors import PlanError
 from onnx_pointwise.factorize import Method, compose
 from onnx_pointwise.model_io import runtime_source
 from onnx_pointwise.moments import Lattice, lattices, make_window, patches, sample
-from onnx_pointwise.parallel import workers
+from onnx_pointwise.parallel import beside, workers
 from onnx_pointwise.plan import Choice, Plan
 from onnx_pointwise.reconstruct import Activation, Block, Reconstruction, reconstruct
 from onnx_pointwise.rewrite import BottleneckPass, Replacement
-from onnx_pointwise.segments import TwinRun, open_waiting
+from onnx_pointwise.segments import TwinRun, open_waiting, reads
 from onnx_pointwise.sites import Site, constant, find_sites
 
 Array = NDArray[Any]
 
 #: Bytes of activations held in memory, unless told otherwise; beyond, they lie in files.
 MEMORY = 2**31
-# Bytes of patches of one site that are kept from one round to the next.
+# Bytes of patches that are kept from one round to the next, of all sites under way.
 _KEPT_BYTES = 2**27
 # One example in so many is held back for the choice of the ridge.
 _HELD_BACK = 4
+# How far ahead in the graph to look for sites that can be refitted beside others, and the most under way.
+_AHEAD = 8
+_TOGETHER = 4
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ def refit(
         memory: Bytes of activations to hold in memory; beyond, they lie in a temporary folder.
         rounds: Rounds through activations with flat parts, see `reconstruct`.
         seed: Seed of the positions that are left out.
-        threads: Threads of the runtime; its own choice if None.
+        threads: Threads of the runtime, and pieces of the algebra to work on at a time; as many as there are cores if
+            None.
         progress: Called with the name of each site before it is taken.
 
     Returns:
@@ -101,50 +107,125 @@ def refit(
     names = {str(value.name) for node in model.graph for value in node.outputs}
     taken = [site for site in sites if site.name in choices and str(site.output.name) in names]
     done: dict[str, SiteRefit] = {}
-    with TwinRun(model, taken, inputs, batch=batch, memory=memory, threads=threads) as run:
-        for site in taken:
-            if progress is not None:
-                progress(site.name)
-            source = str(site.node.inputs[0].name) if site.node.inputs[0] is not None else ""
-            run.advance([source])
-            dense = run.dense_output(site)
-            surroundings = _surroundings(model, site)
-            branch = surroundings.branch
-            if branch is not None:
-                if run.reachable(branch):
-                    run.advance([branch])
-                else:
-                    # The branch is still to come, and will correct this site in turn.
-                    surroundings = _Surroundings(None, Activation())
-            blocks = _blocks(run, site, source, dense, surroundings, patch_limit, seed)
-            kernel, bias = site.weights()
-            choice = choices[site.name]
-            result = reconstruct(
-                kernel.astype(site.dtype),
-                bias,
-                choice.form,
-                choice.rank,
-                blocks,
-                method=method,
-                activation=surroundings.activation,
-                rounds=rounds,
-                threads=workers(threads),
-            )
-            replacement = Replacement(result.factors, result.bias)
-            run.finish(site, dense, site_session(model, site, choice, replacement, threads))
-            done[site.name] = _report(result, replacement, surroundings)
-    return done
+    left = _tasks(model, taken, choices)
+    under_way: deque[tuple[_Problem, Callable[[], Reconstruction]]] = deque()
+
+    def solve(problem: _Problem) -> Reconstruction:
+        site, choice = problem.task.site, problem.task.choice
+        kernel, bias = site.weights()
+        return reconstruct(
+            kernel.astype(site.dtype),
+            bias,
+            choice.form,
+            choice.rank,
+            problem.blocks(),
+            method=method,
+            activation=problem.task.activation,
+            rounds=rounds,
+            threads=workers(threads),
+        )
+
+    # What is begun and taken when must not depend on who is quick: it decides how the network is cut into sessions.
+    with (
+        TwinRun(model, taken, inputs, batch=batch, memory=memory, threads=threads) as run,
+        beside(workers(threads)) as begin,
+    ):
+        while left or under_way:
+            for task in _ready(run, left, _TOGETHER - len(under_way)):
+                if progress is not None:
+                    progress(task.site.name)
+                left.remove(task)
+                problem = _problem(run, task, patch_limit, seed, _KEPT_BYTES // workers(threads))
+                under_way.append((problem, begin(functools.partial(solve, problem))))
+            problem, result = under_way.popleft()
+            solved = result()
+            site, replacement = problem.task.site, Replacement(solved.factors, solved.bias)
+            run.finish(site, problem.dense, site_session(model, site, problem.task.choice, replacement, threads))
+            done[site.name] = _report(solved, replacement, problem.task)
+    return {site.name: done[site.name] for site in taken}
 
 
-@dataclass(frozen=True)
-class _Surroundings:
-    """What becomes of a site's output: the value it is added to, if any, and the activation behind."""
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A site to be refitted.
 
+    Attributes:
+        site: The site.
+        choice: Form and rank.
+        branch: Name of the value that its output is added to and that is to be corrected with it; None for none.
+        activation: What follows.
+    """
+
+    site: Site
+    choice: Choice
     branch: str | None
     activation: Activation
 
+    @property
+    def source(self) -> str:
+        """Name of the value that it reads."""
+        value = self.site.node.inputs[0]
+        return str(value.name) if value is not None else ""
 
-def _surroundings(model: ir.Model, site: Site) -> _Surroundings:
+
+@dataclass(frozen=True)
+class _Problem:
+    """All that the weights of a site are computed from.
+
+    Attributes:
+        task: The site.
+        dense: Its outputs in the untouched network.
+        blocks: Gives those for `reconstruct`, which keep patches for as long as they live.
+    """
+
+    task: _Task
+    dense: Array
+    blocks: Callable[[], Sequence[Callable[[], Block]]]
+
+
+def _tasks(model: ir.Model, sites: Sequence[Site], choices: Mapping[str, Choice]) -> list[_Task]:
+    latest = _latest(model, sites)
+    tasks = []
+    for number, site in enumerate(sites):
+        branch, activation = _surroundings(model, site)
+        if branch is not None and latest[branch] >= number:
+            # The branch is still to come, and will correct this site in turn.
+            branch, activation = None, Activation()
+        tasks.append(_Task(site, choices[site.name], branch, activation))
+    return tasks
+
+
+def _latest(model: ir.Model, sites: Sequence[Site]) -> dict[str, int]:
+    """Number of the last site that each value depends on, by its name; -1 for none."""
+    numbers = {site.node: number for number, site in enumerate(sites)}
+    latest: dict[str, int] = defaultdict(lambda: -1)
+    for node in model.graph:
+        last = max((latest[name] for name in reads(node)), default=-1)
+        latest.update({str(value.name): max(last, numbers.get(node, -1)) for value in node.outputs})
+    return latest
+
+
+def _ready(run: TwinRun, left: Sequence[_Task], most: int) -> list[_Task]:
+    """The next sites that depend on none still to be done, the branch to correct included."""
+    return [
+        task
+        for task in left[:_AHEAD]
+        if run.reachable(task.source) and (task.branch is None or run.reachable(task.branch))
+    ][:most]
+
+
+def _problem(run: TwinRun, task: _Task, limit: int, seed: int, kept: int) -> _Problem:
+    branch = task.branch
+    run.advance([task.source] if branch is None else [task.source, branch])
+    dense = run.dense_output(task.site)
+    added = None if branch is None else (run.dense[branch], run.rewritten[branch])
+    source = run.rewritten[task.source]
+    blocks = functools.partial(_blocks, task, source, dense, added, limit=limit, seed=seed, kept=kept)
+    return _Problem(task, dense, blocks)
+
+
+def _surroundings(model: ir.Model, site: Site) -> tuple[str | None, Activation]:
+    """What becomes of a site's output: name of the value it is added to, if any, and the activation behind."""
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     value = values[str(site.output.name)]
     branch = None
@@ -156,7 +237,7 @@ def _surroundings(model: ir.Model, site: Site) -> _Surroundings:
             users = _users(value)
     flats = {_flat(node) for node in users or ()}
     activation = flats.pop() if len(flats) == 1 else Activation()
-    return _Surroundings(branch, activation)
+    return branch, activation
 
 
 def _users(value: ir.Value) -> list[ir.Node] | None:
@@ -189,43 +270,53 @@ def _flat(node: ir.Node) -> Activation:
 
 
 def _blocks(
-    run: TwinRun,
-    site: Site,
-    source: str,
+    task: _Task,
+    drifted: Array,
     dense: Array,
-    surroundings: _Surroundings,
+    branch: tuple[Array, Array] | None,
+    *,
     limit: int,
     seed: int,
+    kept: int,
 ) -> list[Callable[[], Block]]:
-    """Give patches of the rewritten network and targets of the untouched one; one example in four is held back."""
-    drifted = run.rewritten[source]
+    """Give patches of the rewritten network and targets of the untouched one; one example in four is held back.
+
+    Args:
+        task: The site.
+        drifted: Its inputs in the network as rewritten so far.
+        dense: Its outputs in the untouched network.
+        branch: What is added to them, in the untouched network and as rewritten so far; None for nothing.
+        limit: Patches to look at, about.
+        seed: Seed of the positions that are left out.
+        kept: Bytes of patches to keep from one call of a block to the next.
+    """
+    site, count = task.site, len(drifted)
     window = make_window(site.kernel_shape, site.strides, site.dilations, site.pads, drifted.shape[2:])
-    examples = np.arange(run.count)
+    examples = np.arange(count)
     back = examples % _HELD_BACK == _HELD_BACK - 1
     width = site.in_channels * site.taps
     plan: list[tuple[Lattice, bool]] = []
     for held, chosen in ((False, examples[~back]), (True, examples[back])):
         if len(chosen):
-            share = max(1, patch_count(limit, width) * len(chosen) // run.count)
-            part = lattices(chosen, dense.shape[2:], width, limit=share, seed=named_seed(seed, source, held))
+            share = max(1, patch_count(limit, width) * len(chosen) // count)
+            part = lattices(chosen, dense.shape[2:], width, limit=share, seed=named_seed(seed, task.source, held))
             plan.extend((lattice, held) for lattice in part)
-    branch = surroundings.branch
-    before, after = (run.dense[branch], run.rewritten[branch]) if branch is not None else (None, None)
 
     def make(lattice: Lattice, held: bool) -> Block:
         targets = sample(dense, lattice)
         added = None
-        if before is not None and after is not None:
+        if branch is not None:
+            before, after = branch
             added = sample(after, lattice)
             targets = targets + sample(before, lattice) - added
         return Block(patches(drifted, window, lattice), targets, added, held)
 
     # Rounds through the activation need the blocks again; unfolding them takes about as long as multiplying them.
     blocks: list[Callable[[], Block]] = []
-    room = _KEPT_BYTES
+    room = kept
     for lattice, held in plan:
         once = functools.partial(make, lattice, held)
-        taken = run.count if lattice.examples is None else len(lattice.examples)
+        taken = count if lattice.examples is None else len(lattice.examples)
         room -= 4 * width * taken * math.prod(lattice.counts(window.out_size(drifted.shape[2:])))
         blocks.append(functools.cache(once) if room >= 0 else once)
     return blocks
@@ -268,13 +359,13 @@ def site_session(
         return open_waiting(data, threads)
 
 
-def _report(result: Reconstruction, replacement: Replacement, surroundings: _Surroundings) -> SiteRefit:
+def _report(result: Reconstruction, replacement: Replacement, task: _Task) -> SiteRefit:
     return SiteRefit(
         replacement,
         result.error,
         result.ridge,
-        "output" if surroundings.branch is None else "sum",
-        "none" if surroundings.activation.linear else "flat",
+        "output" if task.branch is None else "sum",
+        "none" if task.activation.linear else "flat",
     )
 
 

@@ -165,7 +165,7 @@ class TwinRun:
         self._pending: Counter[str] = Counter()
         self._done: set[ir.Node] = set()
         for node in self._model.graph:
-            self._pending.update(_reads(node))
+            self._pending.update(reads(node))
 
     def __enter__(self) -> TwinRun:
         """Start; the files go with the block."""
@@ -193,10 +193,10 @@ class TwinRun:
             raise ModelError("A value was asked for before the sites that it depends on were done.")
         if not nodes:
             return
-        feeds = sorted({name for node in nodes for name in _reads(node) if name in self.dense})
-        reads = Counter(name for node in nodes for name in _reads(node))
+        feeds = sorted({name for node in nodes for name in reads(node) if name in self.dense})
+        taken = Counter(name for node in nodes for name in reads(node))
         made = [str(value.name) for node in nodes for value in node.outputs if value.name]
-        kept = [name for name in made if name in wanted or name in self.outputs or self._pending[name] > reads[name]]
+        kept = [name for name in made if name in wanted or name in self.outputs or self._pending[name] > taken[name]]
         piece = Piece(self._model, feeds, kept, threads=self._threads)
         dense = self._over_batches(piece, self.dense)
         shared = all(self.rewritten[name] is self.dense[name] for name in feeds)
@@ -204,7 +204,7 @@ class TwinRun:
         self.dense.update(dense)
         self.rewritten.update(rewritten)
         self._done.update(nodes)
-        self._pending.subtract(reads)
+        self._pending.subtract(taken)
         self._free()
 
     def dense_output(self, site: Site) -> Array:
@@ -233,7 +233,7 @@ class TwinRun:
         made = _site_values(site)
         nodes = [node for node in self._model.graph if any(value.name in made for value in node.outputs)]
         self._done.update(nodes)
-        self._pending.subtract(Counter(read for node in nodes for read in _reads(node)))
+        self._pending.subtract(Counter(name for node in nodes for name in reads(node)))
         for value in made:
             self._cut.pop(value, None)
         self._free()
@@ -281,7 +281,7 @@ class TwinRun:
                 reached |= name == start
                 feeds.add(name)
             elif value is not None and (node := value.producer()) is not None:
-                stack.extend(_reads(node))
+                stack.extend(reads(node))
         if not reached:
             return None
         names = [name for name in self.outputs if name not in self.dense]
@@ -310,7 +310,7 @@ class TwinRun:
             if node is None or node in found or node in self._done:
                 continue
             found.add(node)
-            stack.extend(_reads(node))
+            stack.extend(reads(node))
         return [node for node in self._model.graph if node in found]
 
     def _over_batches(self, piece: Piece, values: Mapping[str, Array]) -> dict[str, Array]:
@@ -363,7 +363,7 @@ def _site_values(site: Site) -> list[str]:
     return [str(value.name) for node in (site.node, *site.folds) for value in node.outputs if value.name]
 
 
-def _reads(node: ir.Node) -> list[str]:
+def reads(node: ir.Node) -> list[str]:
     """Names of the values that a node reads, those that its subgraphs take from outside included."""
     names = [str(value.name) for value in node.inputs if value is not None and value.name]
     for attribute in node.attributes.values():
@@ -377,6 +377,6 @@ def _reads(node: ir.Node) -> list[str]:
         for graph in graphs:
             inner = {str(value.name) for item in graph for value in item.outputs}
             inner |= {str(value.name) for value in graph.inputs} | set(graph.initializers)
-            names.extend(name for item in graph for name in _reads(item) if name not in inner)
+            names.extend(name for item in graph for name in reads(item) if name not in inner)
             names.extend(str(value.name) for value in graph.outputs if value.name not in inner)
     return names

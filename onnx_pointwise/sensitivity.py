@@ -35,6 +35,8 @@ _LEVELS = (0.02, 0.07, 0.2)
 # Deviations of an output at which errors are cut.
 _SATURATION = 5.0
 _FORMS: tuple[Form, ...] = ("reduce", "expand")
+# Sites whose factors may wait to be tried: the early ones take long to run, the late ones to factorise.
+_AHEAD = 8
 # Fewer examples than this have no mean worth taking out.
 _ENOUGH = 8
 _NORMALISERS = {"Softmax", "LogSoftmax", "Sigmoid"}
@@ -136,7 +138,7 @@ def sensitivities(
 
     # Factors are made while the network runs on those of the sites before.
     with (
-        contextlib.closing(in_order(trials, sites, workers(threads))) as ahead,
+        contextlib.closing(in_order(trials, sites, workers(threads), ahead=_AHEAD)) as ahead,
         TwinRun(model, sites, inputs, batch=batch, memory=memory, threads=threads, outputs=targets) as run,
     ):
         for site, tried in zip(sites, ahead, strict=True):
@@ -151,10 +153,11 @@ def sensitivities(
             session = None if rest is None else kernel_session(site, threads)
             for trial in tried if rest is not None else ():
                 assert rest is not None and session is not None
-                moved = run.apply(session, run.dense[source], {"w": trial.kernel, "b": trial.bias})
+                moved = run.apply(session, run.dense[source], trial.weights(site))
                 drift = relative_drift(reference, run.outcome(rest, site, moved))
                 run.release(moved)
-                points.append(Point(trial.form, trial.rank, trial.bound, trial.error, drift))
+                made = trial.replacement.factors
+                points.append(Point(made.form, made.rank, trial.bound, made.error**2, drift))
             response = fit_response([point.error for point in points], [point.drift for point in points])
             found[site.name] = Sensitivity(tuple(points), response)
             run.finish(site, dense, None)
@@ -174,14 +177,16 @@ def kernel_session(site: Site, threads: int | None = None) -> ort.InferenceSessi
 
 @dataclass(frozen=True)
 class _Trial:
-    """A kernel and bias to try, what they were composed of, and its errors as in `Point`."""
+    """Factors and bias to try, and the bound of their error as in `Point`."""
 
-    form: Form
-    rank: Rank
+    replacement: Replacement
     bound: float
-    error: float
-    kernel: Array
-    bias: Array
+
+    def weights(self, site: Site) -> dict[str, Array]:
+        """The kernel and bias that compute the same, as `kernel_session` takes them."""
+        assert self.replacement.bias is not None
+        composed = compose(self.replacement.factors)
+        return {"w": composed.astype(site.dtype), "b": self.replacement.bias.astype(site.dtype)}
 
 
 def _trials(site: Site, seen: SiteMoments, method: Method) -> Iterator[_Trial]:
@@ -193,10 +198,7 @@ def _trials(site: Site, seen: SiteMoments, method: Method) -> Iterator[_Trial]:
         ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}
         for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
             factors = factorize(kernel.astype(site.dtype), form, rank, method=method, second_moment=covariance)
-            weights = corrected(site, Replacement(factors, None), seen.mean)
-            assert weights.bias is not None
-            composed, bias = compose(factors).astype(site.dtype), weights.bias.astype(site.dtype)
-            yield _Trial(form, factors.rank, float(curve[rank]), factors.error**2, composed, bias)
+            yield _Trial(corrected(site, Replacement(factors, None), seen.mean), float(curve[rank]))
 
 
 def relative_drift(reference: Sequence[Array], moved: Sequence[Array]) -> float:
