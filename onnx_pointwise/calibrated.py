@@ -92,7 +92,8 @@ def study(
         patch_limit: Patches of a site to look at, about.
         memory: Bytes of activations or moments to hold in memory.
         seed: Seed of the positions that are left out.
-        threads: Threads of the runtime; its own choice if None.
+        threads: Threads of the runtime, and pieces of the algebra to work on at a time; as many as there are cores if
+            None.
         progress: Called with a stage and what is taken up in it.
 
     Returns:

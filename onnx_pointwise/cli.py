@@ -183,6 +183,9 @@ def rewrite(
     repair_seconds: Annotated[
         float, typer.Option(min=0.0, help="Time to run variations of the plan in and keep what measures better.")
     ] = 0.0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processors to compute plan and weights on; all otherwise.")
+    ] = None,
     memory: Annotated[str, typer.Option(help="Memory for activations and moments: 2G, 500M.")] = "2G",
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     form: Annotated[list[str], typer.Option(metavar="FORM", help="Forms that compete; all of them otherwise.")] = [],
@@ -197,7 +200,9 @@ def rewrite(
     provider: Annotated[
         str, typer.Option(help="Execution provider to plan for and check on; none plans by arithmetic alone.")
     ] = "cpu",
-    threads: _Threads = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads to plan for and check with; the runtime's choice otherwise.")
+    ] = None,
     no_cache: _NoCache = False,
     no_latency: _NoLatency = False,
     no_check: _NoCheck = False,
@@ -234,6 +239,7 @@ def rewrite(
             layout=layout,
             evaluate=_scorer(evaluate),
             max_loss=max_loss,
+            jobs=jobs,
             memory=_bytes(memory),
             seed=seed,
             nodes_to_exclude=exclude,

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.basis import GRAIN, cosines, quiet_basis
 from onnx_pointwise.errors import PlanError
+from onnx_pointwise.norm import Norm
 
 Form = Literal["reduce", "expand", "reduce_expand"]
 Method = Literal["svd", "whitened", "als"]
@@ -47,10 +48,6 @@ FORMS: tuple[Form, ...] = get_args(Form)
 METHODS: tuple[Method, ...] = get_args(Method)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-# Added to a second moment, in units of its Frobenius norm: makes dead channels and too few samples solvable, pulling
-# the directions that the data never excite towards the plain norm. Moments are sums of float32 products, whose
-# rounding this has to cover, or directions of negative energy would attract the factors.
-JITTER = 1e-7
 # Alternating sweeps stop below this relative gain in squared error; further ones cost more than they bring.
 SWEEP_GAIN = 2e-3
 # ... or below this share of the squared output, which is the rounding of float32 weights.
@@ -104,7 +101,7 @@ def factorize(
     rank: Rank,
     *,
     method: Method = "als",
-    second_moment: AnyArray | None = None,
+    second_moment: AnyArray | Norm | None = None,
     sweeps: int = 4,
     start: AnyArray | None = None,
 ) -> Factors:
@@ -121,7 +118,8 @@ def factorize(
         method: `svd` minimises the plain norm whatever the moment; `whitened` the norm of the channel second moment
             (the mean over taps of the diagonal blocks where a full moment is given); `als` that of the moment given.
         second_moment: E[p p^T] of the input patches, [I*K, I*K] in the index order of `kernel.reshape(O, I*K)`, or of
-            the channels only, [I, I]; None stands for the identity. Scale does not matter.
+            the channels only, [I, I]; None stands for the identity. Scale does not matter. A `Norm` is made of it
+            once for several calls.
         sweeps: The most alternating sweeps for the forms that have no closed form.
         start: The 1x1 in front, [R_in, I], to start the alternation of `als` from, such as that of a kernel that
             differs little; the solutions for simpler moments if None. It makes no difference where there is a closed
@@ -138,20 +136,18 @@ def factorize(
     if method not in METHODS:
         raise PlanError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     weights, scale = _unfold(kernel)
-    moment = _prepare_moment(second_moment, weights)
+    norm = _norm(second_moment, weights)
     r_in, r_out = _ranks(form, rank)
-    norm = _regular(moment)
-    weighted = _apply_moment(weights, moment)
+    weighted = norm.apply(weights)
     if method == "svd":
         split = _split_by_channels(weights, r_in, r_out, None, sweeps)
-    elif method == "whitened" or norm is None or not _is_full(norm, weights) or not weights.any():
-        split = _split_by_channels(weights, r_in, r_out, _channel_moment(norm, weights), sweeps)
+    elif method == "whitened" or not norm.full or not weights.any():
+        split = _split_by_channels(weights, r_in, r_out, norm.channels, sweeps)
     else:
-        regular = weighted + _jitter(moment) * weights
-        split = _split_by_patches(weights, regular, r_in, r_out, norm, sweeps, start)
+        split = _split_by_patches(weights, weighted + norm.jitter * weights, r_in, r_out, norm, sweeps, start)
     before, core, after = _store(_finish(split, weights, r_in, r_out, norm), scale, kernel)
     approximation = _merge(before, core, after)
-    error = math.sqrt(_relative_squared_error(weights, weighted, approximation / scale, moment))
+    error = math.sqrt(_relative_squared_error(weights, weighted, approximation / scale, norm))
     return Factors(form, (r_in, r_out) if form == "reduce_expand" else max(r_in, r_out), before, core, after, error)
 
 
@@ -176,7 +172,7 @@ def compose(factors: Factors) -> Array:
     return merged.reshape(*merged.shape[:2], *factors.kernel.shape[2:])
 
 
-def relative_error(kernel: AnyArray, approximation: AnyArray, second_moment: AnyArray | None = None) -> float:
+def relative_error(kernel: AnyArray, approximation: AnyArray, second_moment: AnyArray | Norm | None = None) -> float:
     """Relative L2 error of a convolution's output when one kernel replaces another.
 
     Args:
@@ -195,12 +191,11 @@ def relative_error(kernel: AnyArray, approximation: AnyArray, second_moment: Any
     if np.shape(approximation) != np.shape(kernel):
         raise PlanError(f"the kernel has shape {np.shape(kernel)}, its replacement {np.shape(approximation)}")
     other, other_scale = _unfold(approximation)
-    moment = _prepare_moment(second_moment, weights)
-    weighted = _apply_moment(weights, moment)
-    return math.sqrt(_relative_squared_error(weights, weighted, other * (other_scale / scale), moment))
+    norm = _norm(second_moment, weights)
+    return math.sqrt(_relative_squared_error(weights, norm.apply(weights), other * (other_scale / scale), norm))
 
 
-def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | None = None) -> Array:
+def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | Norm | None = None) -> Array:
     """Relative squared error that each rank leaves, without a factorisation per rank.
 
     `expand`: exact, the tail of the eigenvalues of W S W^T. `reduce`: exact for the identity and for a channel moment;
@@ -224,7 +219,7 @@ def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | None = N
 
 
 def error_curves(
-    kernel: AnyArray, forms: Sequence[Form] = FORMS, second_moment: AnyArray | None = None
+    kernel: AnyArray, forms: Sequence[Form] = FORMS, second_moment: AnyArray | Norm | None = None
 ) -> dict[Form, Array]:
     """Give the `error_curve` of several forms, which share most of the work.
 
@@ -243,14 +238,14 @@ def error_curves(
         if form not in FORMS:
             raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
     weights, _ = _unfold(kernel)
-    moment = _regular(_prepare_moment(second_moment, weights))
+    norm = _norm(second_moment, weights)
     curves: dict[Form, Array] = {}
     explained = None
     for form in forms:
         if form == "expand":
-            gains = _output_gains(weights, moment)
+            gains = _output_gains(weights, norm)
         else:
-            explained = _explained(weights, moment) if explained is None else explained
+            explained = _explained(weights, norm) if explained is None else explained
             gains = _input_gains(explained, form)
         kept = np.zeros([n + 1 for n in gains.shape])
         kept[(slice(1, None),) * gains.ndim] = gains
@@ -281,39 +276,16 @@ def _unfold(kernel: AnyArray) -> tuple[Array, float]:
     return weights / scale, scale
 
 
-def _prepare_moment(second_moment: AnyArray | None, weights: Array) -> Array | None:
-    """Check a second moment; return it symmetric, with mean diagonal 1. None is the identity."""
-    if second_moment is None:
-        return None
+def _norm(second_moment: AnyArray | Norm | None, weights: Array) -> Norm:
     _, inputs, taps = weights.shape
-    moment = np.asarray(second_moment, dtype=np.float64)
-    if moment.shape not in ((inputs, inputs), (inputs * taps, inputs * taps)):
+    if not isinstance(second_moment, Norm):
+        return Norm.of(second_moment, inputs, taps)
+    if (second_moment.inputs, second_moment.taps) != (inputs, taps):
         raise PlanError(
-            f"the second moment has shape {moment.shape}; a kernel with {inputs} input channels and {taps} taps takes "
-            f"{(inputs * taps,) * 2}, or {(inputs,) * 2} for the channels alone"
+            f"the norm is one of kernels with {second_moment.inputs} input channels and {second_moment.taps} taps, not "
+            f"{inputs} and {taps}"
         )
-    level = float(np.trace(moment)) / len(moment)
-    if not math.isfinite(level) or not np.isfinite(moment).all():
-        raise PlanError("the second moment holds values that are not finite; check the calibration inputs")
-    diagonal = np.diagonal(moment)
-    if diagonal.min() < -1e-6 * max(level, 0.0) or level < 0.0:
-        raise PlanError("the second moment has a negative diagonal; it is not one of real patches")
-    if level == 0.0:
-        return None  # nothing ever reaches the kernel: every direction counts the same
-    return (moment + moment.T) * (0.5 / level)
-
-
-def _regular(moment: Array | None) -> Array | None:
-    """The moment with the jitter added, for everything that divides by it."""
-    if moment is None:
-        return None
-    regular = moment.copy()
-    np.fill_diagonal(regular, regular.diagonal() + _jitter(moment))
-    return regular
-
-
-def _jitter(moment: Array | None) -> float:
-    return 0.0 if moment is None else JITTER * float(np.linalg.norm(moment))
+    return second_moment
 
 
 def _ranks(form: Form, rank: Rank) -> tuple[int, int]:
@@ -396,37 +368,15 @@ def _mix_outputs(matrix: Array, weights: Array) -> Array:
     return (matrix @ weights.reshape(weights.shape[0], -1)).reshape(len(matrix), *weights.shape[1:])
 
 
-def _is_full(moment: Array, weights: Array) -> bool:
-    """Whether the moment is one of patches; for a single tap it is no different from the channel moment."""
-    return bool(weights.shape[2] > 1 and len(moment) != weights.shape[1])
-
-
-def _channel_moment(moment: Array | None, weights: Array) -> Array | None:
-    """Mean over taps of the diagonal blocks of a full moment: [I, I]."""
-    if moment is None or not _is_full(moment, weights):
-        return moment
-    _, inputs, taps = weights.shape
-    return cast(Array, np.einsum("itjt->ij", moment.reshape(inputs, taps, inputs, taps)) / taps)
-
-
-def _apply_moment(weights: Array, moment: Array | None) -> Array:
-    """W S in the shape of W."""
-    if moment is None:
-        return weights
-    if not _is_full(moment, weights):
-        return _mix_inputs(weights, moment)
-    return (weights.reshape(len(weights), -1) @ moment).reshape(weights.shape)
-
-
 def _inner(a: Array, b: Array) -> float:
     return float(np.vdot(a, b))
 
 
-def _relative_squared_error(weights: Array, weighted: Array, approximation: Array, moment: Array | None) -> float:
+def _relative_squared_error(weights: Array, weighted: Array, approximation: Array, norm: Norm) -> float:
     """tr(D S D^T) / tr(W S W^T), given W S."""
     total = _inner(weighted, weights)
     difference = weights - approximation
-    lost = max(_inner(_apply_moment(difference, moment), difference), 0.0)
+    lost = max(_inner(norm.apply(difference), difference), 0.0)
     if total > 0.0:
         return lost / total
     return 0.0 if lost == 0.0 else math.inf
@@ -521,7 +471,7 @@ def _plain_bases(weights: Array, r_in: int, r_out: int, sweeps: int) -> tuple[Ar
 
 
 def _split_by_patches(
-    weights: Array, weighted: Array, r_in: int, r_out: int, moment: Array, sweeps: int, start: AnyArray | None
+    weights: Array, weighted: Array, r_in: int, r_out: int, norm: Norm, sweeps: int, start: AnyArray | None
 ) -> _Split:
     """Minimise (1) for a full second moment, given W S."""
     outputs, inputs, _ = weights.shape
@@ -532,11 +482,11 @@ def _split_by_patches(
             columns = _leading(weights.reshape(outputs, -1) @ weighted.reshape(outputs, -1).T, r_out)
             core = _mix_outputs(columns.T, core)
         return _Split(None, core, columns)
-    problem = _Patches.build(weights, weighted, moment)
+    problem = _Patches(weights, weighted, norm, _inner(weighted, weights))
     cut = r_out if cut_out else 0
     if start is None:
-        channels = (_channel_moment(moment, weights), None)
-        first = [_split_by_channels(weights, r_in, 0, norm, sweeps).before for norm in channels]
+        moments = (norm.channels, None)
+        first = [_split_by_channels(weights, r_in, 0, channels, sweeps).before for channels in moments]
     elif np.shape(start) != (r_in, inputs):
         raise PlanError(f"the 1x1 to start from has shape {np.shape(start)}, not {(r_in, inputs)}")
     else:
@@ -570,29 +520,19 @@ class _Solution:
 
 @dataclass(frozen=True)
 class _Patches:
-    """One `reduce` problem under a full moment, with the moment laid out so that both steps are matrix products.
+    """One `reduce` problem under a full moment.
 
     Attributes:
         weights: W, [O, I, K].
         weighted: W S, [O, I, K].
-        blocks: S as [K * K * I, I]: blocks[(u, t, j), i] = S[(j, u), (i, t)].
-        channels: Mean over taps of the diagonal blocks, [I, I]; half of the preconditioner.
+        norm: S.
         total: tr(W S W^T).
     """
 
     weights: Array
     weighted: Array
-    blocks: Array
-    channels: Array
+    norm: Norm
     total: float
-
-    @staticmethod
-    def build(weights: Array, weighted: Array, moment: Array) -> _Patches:
-        _, inputs, taps = weights.shape
-        blocks = moment.reshape(inputs, taps, inputs, taps).transpose(1, 3, 0, 2).reshape(-1, inputs)
-        channels = _channel_moment(moment, weights)
-        assert channels is not None
-        return _Patches(weights, weighted, blocks, channels, _inner(weighted, weights))
 
     def best_kernel(self, rows: Array, r_out: int) -> _Solution:
         """Exact least squares for the kxk given the 1x1 in front; with `r_out` also for the 1x1 behind."""
@@ -600,7 +540,7 @@ class _Patches:
         outputs, inputs, taps = self.weights.shape
         rank = len(rows)
         right = _mix_inputs(self.weighted, rows.T).reshape(outputs, rank * taps)
-        half = (self.blocks @ rows.T).reshape(taps * taps, inputs, rank)
+        half = (self.norm.blocks @ rows.T).reshape(taps * taps, inputs, rank)
         gram = np.matmul(rows, half).reshape(taps, taps, rank, rank)  # [u, t, s, r]
         gram = gram.transpose(2, 0, 3, 1).reshape(rank * taps, rank * taps)
         core = _inverse_apply((gram + gram.T) * 0.5, right.T).T
@@ -623,10 +563,11 @@ class _Patches:
         spread = np.ascontiguousarray(gram.transpose(0, 3, 1, 2)).reshape(rank * taps * taps, rank)  # [(r, u, t), s]
 
         def apply(x: Array) -> Array:
-            return (spread @ x).reshape(rank, taps * taps * inputs) @ self.blocks
+            return (spread @ x).reshape(rank, taps * taps * inputs) @ self.norm.blocks
 
         left = _regular_inverse(np.einsum("rtst->rs", gram))
-        right = _regular_inverse(self.channels)
+        assert self.norm.channels is not None
+        right = _regular_inverse(self.norm.channels)
         target = np.tensordot(core, weighted, axes=([0, 2], [0, 2]))
         residual = target - apply(rows)
         step = left @ residual @ right
@@ -658,11 +599,11 @@ def _regular_inverse(symmetric: Array) -> Array:
 # --- the basis between the factors -----------------------------------------------------------------------------------
 
 
-def _finish(split: _Split, weights: Array, r_in: int, r_out: int, moment: Array | None) -> _Split:
+def _finish(split: _Split, weights: Array, r_in: int, r_out: int, norm: Norm) -> _Split:
     """Fix the free bases: the quiet one where a side is cut, a frame where it is exact."""
     outputs, inputs, _ = weights.shape
     rows, core, columns = split.before, split.kernel, split.after
-    channels = _channel_moment(moment, weights)
+    channels = norm.channels
     if rows is not None:
         # Orthonormal first: the triangle may be badly conditioned, the basis made of it is not.
         basis, triangle = np.linalg.qr(rows.T)
@@ -678,7 +619,7 @@ def _finish(split: _Split, weights: Array, r_in: int, r_out: int, moment: Array 
         core = _mix_inputs(core, rows.T)
     if columns is not None:
         whole = core if rows is None else _mix_inputs(core, rows)
-        crossing = whole.reshape(len(whole), -1) @ _apply_moment(whole, moment).reshape(len(whole), -1).T
+        crossing = whole.reshape(len(whole), -1) @ norm.apply_lifted(whole).reshape(len(whole), -1).T
         entering = _level(channels if rows is None or channels is None else rows @ channels @ rows.T)
         there, back = quiet_basis(crossing + GRAIN * entering * _output_gram(core), columns.T @ columns)
         core, columns = _mix_outputs(there, core), columns @ back
@@ -695,31 +636,31 @@ def _level(moment: Array | None) -> float:
     return 1.0 if moment is None else float(np.trace(moment)) / len(moment)
 
 
-def _output_gains(weights: Array, moment: Array | None) -> Array:
+def _output_gains(weights: Array, norm: Norm) -> Array:
     """Energy that each further rank of `expand` keeps, [O]; what the leading ranks keep is their sum."""
     outputs = len(weights)
-    gram = weights.reshape(outputs, -1) @ _apply_moment(weights, moment).reshape(outputs, -1).T
+    gram = weights.reshape(outputs, -1) @ norm.apply_lifted(weights).reshape(outputs, -1).T
     return cast(Array, np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
 
 
-def _explained(weights: Array, moment: Array | None) -> Array:
+def _explained(weights: Array, norm: Norm) -> Array:
     """[O, I, K]: the outputs over orthogonal directions, the leading ones of which each further input channel adds."""
     _, inputs, taps = weights.shape
-    channels = _channel_moment(moment, weights)
+    channels = norm.channels
     root = None if channels is None else _cholesky(channels)
     white = weights if root is None else _mix_inputs(weights, root)
     vectors = np.linalg.eigh(_input_gram(white))[1][:, ::-1]
-    if moment is None or root is None or not _is_full(moment, weights):
+    if norm.moment is None or root is None or not norm.full:
         return _mix_inputs(white, vectors)
     # The leading directions, made orthonormal one after the other, span the same nested spaces. In that basis
     # W S^(1/2) by a Cholesky factor is a Gram-Schmidt over channels: its leading columns hold exactly what the
     # leading channels can explain with their best kernel.
     rows = np.linalg.solve(root.T, vectors)
     rows = np.linalg.qr(rows)[0].T
-    problem = moment.reshape(inputs, taps * inputs * taps)
+    problem = norm.moment.reshape(inputs, taps * inputs * taps)
     turned = (rows @ problem).reshape(inputs, taps, inputs, taps)
     turned = np.einsum("sj,rtju->rtsu", rows, turned, optimize=True).reshape(inputs * taps, inputs * taps)
-    triangle = _cholesky((turned + turned.T) * 0.5)
+    triangle = _cholesky((turned + turned.T) * 0.5 + norm.jitter * np.eye(len(turned)))
     core = _mix_inputs(weights, rows.T)
     return (core.reshape(len(core), -1) @ triangle).reshape(weights.shape)
 

@@ -224,6 +224,7 @@ def rewrite(
     provider: str = "cpu",
     threads: int | None = None,
     cache: bool = True,
+    jobs: int | None = None,
     memory: int = MEMORY,
     seed: int = 0,
     progress: Progress | None = None,
@@ -272,8 +273,10 @@ def rewrite(
         provider: Execution provider that will run the network: form and rank are chosen by what is measured there,
             and nothing slower is handed over. ``none`` plans by arithmetic alone and checks on the CPU; so does, on
             itself, a provider whose device is emulated, and so do ranks by hand and the replay of a plan.
-        threads: Threads of the runtime; its own choice if ``None``.
+        threads: Threads of the runtime that latency is measured and the check is made with; its own choice if
+            ``None``.
         cache: Keep what was measured on disk and use what is there, see ``latency_cache``.
+        jobs: Processors to compute plan and weights on; all there are if ``None``.
         memory: Bytes of activations and moments to hold in memory, about; beyond, activations lie in files.
         seed: Seed of everything that is drawn.
         progress: Called with a stage and what is taken up in it.
@@ -347,6 +350,7 @@ def rewrite(
         evaluate=evaluate,
         provider="cpu" if provider == PLAN_ONLY else provider,
         threads=threads,
+        jobs=jobs,
         memory=memory,
         seed=seed,
         progress=progress or (lambda stage, what: None),
@@ -483,6 +487,7 @@ class _Job:
     evaluate: Callable[[ort.InferenceSession], float] | None
     provider: str
     threads: int | None
+    jobs: int | None
     memory: int
     seed: int
     progress: Progress
@@ -513,7 +518,7 @@ class _Job:
                 measure=measure,
                 memory=self.memory,
                 seed=self.seed,
-                threads=self.threads,
+                threads=self.jobs,
                 progress=self.progress,
             )
 

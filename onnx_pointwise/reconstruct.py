@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.factorize import Factors, Form, Method, Rank, compose, factorize
 from onnx_pointwise.moments import Moments, Sums, shrinkage
+from onnx_pointwise.norm import Norm
 from onnx_pointwise.parallel import in_order
 
 Array32 = NDArray[np.float32]
@@ -142,7 +143,8 @@ def reconstruct(
     level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
     identity = level * np.eye(len(covariance))
     # The ridge is for the target alone. In the norm of the factorisation it would hide which directions matter.
-    norm = covariance + max(shrinkage(covariance, both.count), _LEAST) * identity
+    lifted = covariance + max(shrinkage(covariance, both.count), _LEAST) * identity
+    norm = Norm.of(lifted, kernel.shape[1], math.prod(kernel.shape[2:]))
     ridge, solver = _solver(covariance, ridge, identity)
 
     def solve(moments: Moments, start: Factors | None = None) -> tuple[Factors, Array64, Array64]:

@@ -1,10 +1,10 @@
 """Sequential refit: every rewritten site makes up for what the sites before it have changed.
 
-Sites are taken in graph order, several at a time where none needs another (the branches of an Inception module). The
-inputs of a site come from the network as rewritten so far, its targets from the untouched network, so that errors do not
-pile up. Where the output of a site is added to another value that is there already (a residual branch), the target is
-the sum: the site also corrects what has gone wrong on the branch. Where a rectifier or a Clip follows, the error behind
-it is what counts. Every part of the network runs once in each version.
+Sites are taken in graph order, beside one another where none needs another (the branches of an Inception module). The
+inputs of a site come from the network as rewritten so far, its targets from the untouched network, so that errors do
+not pile up. Where the output of a site is added to another value that is there already (a residual branch), the target
+is the sum: the site also corrects what has gone wrong on the branch. Where a rectifier or a Clip follows, the error
+behind it is what counts. Every part of the network runs once in each version.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from onnx_pointwise.parallel import beside, workers
 from onnx_pointwise.plan import Choice, Plan
 from onnx_pointwise.reconstruct import Activation, Block, Reconstruction, reconstruct
 from onnx_pointwise.rewrite import BottleneckPass, Replacement
-from onnx_pointwise.segments import TwinRun, open_waiting, reads
+from onnx_pointwise.segments import TwinRun, open_waiting, reads, site_values
 from onnx_pointwise.sites import Site, constant, find_sites
 
 Array = NDArray[Any]
@@ -197,11 +197,12 @@ def _tasks(model: ir.Model, sites: Sequence[Site], choices: Mapping[str, Choice]
 
 def _latest(model: ir.Model, sites: Sequence[Site]) -> dict[str, int]:
     """Number of the last site that each value depends on, by its name; -1 for none."""
-    numbers = {site.node: number for number, site in enumerate(sites)}
+    numbers = {name: number for number, site in enumerate(sites) for name in site_values(site)}
     latest: dict[str, int] = defaultdict(lambda: -1)
     for node in model.graph:
         last = max((latest[name] for name in reads(node)), default=-1)
-        latest.update({str(value.name): max(last, numbers.get(node, -1)) for value in node.outputs})
+        for value in node.outputs:
+            latest[str(value.name)] = max(last, numbers.get(str(value.name), -1))
     return latest
 
 

@@ -161,7 +161,7 @@ class TwinRun:
         self.rewritten: dict[str, Array] = dict(inputs)
         self._given = set(inputs)
         self.count = len(next(iter(inputs.values())))
-        self._cut = {str(name): site for site in sites for name in _site_values(site)}
+        self._cut = {str(name): site for site in sites for name in site_values(site)}
         self._pending: Counter[str] = Counter()
         self._done: set[ir.Node] = set()
         for node in self._model.graph:
@@ -230,7 +230,7 @@ class TwinRun:
             self.rewritten[name] = self._over_batches(piece, self.rewritten)[name]
         else:
             self.rewritten[name] = self.apply(session, self.rewritten[source])
-        made = _site_values(site)
+        made = site_values(site)
         nodes = [node for node in self._model.graph if any(value.name in made for value in node.outputs)]
         self._done.update(nodes)
         self._pending.subtract(Counter(name for node in nodes for name in reads(node)))
@@ -358,7 +358,7 @@ def _input(site: Site) -> str:
     return value.name
 
 
-def _site_values(site: Site) -> list[str]:
+def site_values(site: Site) -> list[str]:
     """Names of what a site's nodes compute."""
     return [str(value.name) for node in (site.node, *site.folds) for value in node.outputs if value.name]
 

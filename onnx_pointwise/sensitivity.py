@@ -22,6 +22,7 @@ from onnx_pointwise.collect import SiteMoments
 from onnx_pointwise.cost import competing
 from onnx_pointwise.factorize import Form, Method, Rank, compose, error_curves, factorize
 from onnx_pointwise.model_io import runtime_source
+from onnx_pointwise.norm import Norm
 from onnx_pointwise.parallel import in_order, workers
 from onnx_pointwise.refit import corrected
 from onnx_pointwise.rewrite import Replacement
@@ -192,12 +193,12 @@ class _Trial:
 def _trials(site: Site, seen: SiteMoments, method: Method) -> Iterator[_Trial]:
     """Factors of a few ranks of both simple forms, near the error levels that plans ask for."""
     kernel, _ = site.weights()
-    covariance = seen.covariance
-    for form, curve in error_curves(kernel, competing(site, _FORMS), covariance).items():
+    norm = Norm.of(seen.covariance, site.in_channels, site.taps)
+    for form, curve in error_curves(kernel, competing(site, _FORMS), norm).items():
         inner = np.sqrt(curve[1:-1])
         ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}
         for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
-            factors = factorize(kernel.astype(site.dtype), form, rank, method=method, second_moment=covariance)
+            factors = factorize(kernel.astype(site.dtype), form, rank, method=method, second_moment=norm)
             yield _Trial(corrected(site, Replacement(factors, None), seen.mean), float(curve[rank]))
 
 

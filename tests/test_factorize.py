@@ -22,6 +22,7 @@ from onnx_pointwise.factorize import (
     is_exact,
     relative_error,
 )
+from onnx_pointwise.norm import Norm
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=60)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -224,6 +225,35 @@ def test_error_falls_with_rank_and_stays_below_the_curve(seed, shape, form, kind
         if form == "expand" or (form == "reduce" and kind in ("none", "channel")):
             assert error**2 == pytest.approx(curve[index], abs=1e-5)
         previous = error
+
+
+@CHECKED
+@given(SEED, SHAPES, FORM, MOMENT, st.sampled_from(METHODS))
+def test_a_norm_made_once_gives_the_same(seed, shape, form, kind, method):
+    kernel, moment = make_kernel(seed, shape, DTYPES[2]), make_moment(kind, seed, shape)
+    norm = Norm.of(moment, shape[1], math.prod(shape[2:]))
+    for part in (0.3, 0.7):
+        rank = some_rank(form, shape, part)
+        apart = factorize(kernel, form, rank, method=method, second_moment=moment)
+        shared = factorize(kernel, form, rank, method=method, second_moment=norm)
+        assert compose(apart).tobytes() == compose(shared).tobytes()
+        assert apart.error == shared.error
+    np.testing.assert_array_equal(error_curve(kernel, form, moment), error_curve(kernel, form, norm))
+
+
+def test_a_norm_lays_the_lifted_moment_out():
+    moment = make_moment("full", 3, (4, 5, 3))
+    norm = Norm.of(moment, 5, 3)
+    level = np.trace(moment) / 15
+    lifted = moment / level + norm.jitter * np.eye(15)
+    assert norm.full and norm.jitter == pytest.approx(1e-7 * np.linalg.norm(moment / level))
+    weights = np.random.default_rng(0).standard_normal((4, 5, 3))
+    np.testing.assert_allclose(norm.apply_lifted(weights).reshape(4, 15), weights.reshape(4, 15) @ lifted, rtol=1e-12)
+    parts = lifted.reshape(5, 3, 5, 3)
+    np.testing.assert_allclose(norm.blocks.reshape(3, 3, 5, 5), parts.transpose(1, 3, 0, 2), rtol=1e-12)
+    np.testing.assert_allclose(norm.channels, sum(parts[:, tap, :, tap] for tap in range(3)) / 3, rtol=1e-12)
+    with pytest.raises(PlanError, match="5 input channels and 3 taps, not 4 and 3"):
+        factorize(make_kernel(0, (4, 4, 3)), "reduce", 2, second_moment=norm)
 
 
 @CHECKED

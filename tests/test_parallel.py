@@ -32,6 +32,11 @@ def test_few_items_are_taken_ahead():
     assert len(taken) <= 3
     results.close()
     assert len(taken) <= 3
+    further = in_order(lambda item: item, items(), 2, ahead=8)
+    taken.clear()
+    assert next(further) == 0
+    assert len(taken) == 9
+    further.close()
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -51,10 +56,22 @@ def test_the_first_error_is_raised_in_its_place(threads):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_work_beside(threads):
-    with beside(lambda: 7, threads) as result:
-        assert result() == 7
-    with beside(lambda: 1 // 0, threads) as result, pytest.raises(ZeroDivisionError):
-        result()
+    with beside(threads) as begin:
+        results = [begin(lambda number=number: number + 7) for number in range(5)]
+        assert [result() for result in results] == [7, 8, 9, 10, 11]
+        failing = begin(lambda: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            failing()
+
+
+def test_what_is_begun_runs_beside_the_block_and_what_is_not_never_does():
+    met, begun = threading.Barrier(2), []
+    with pytest.raises(KeyError), beside(1 + 1) as begin:  # two pieces wait for each other: both must be under way
+        assert [result() >= 0 for result in [begin(lambda: met.wait(10)), begin(lambda: met.wait(10))]]
+        for number in range(20):
+            begin(lambda number=number: begun.append(number) or time.sleep(0.05))
+        raise KeyError
+    assert len(begun) < 20
 
 
 def test_as_many_workers_as_threads_up_to_what_memory_bears():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_pointwise import refit as refitting
 from onnx_pointwise.calibrated import (
     Study,
     drift_of,
@@ -147,6 +150,37 @@ def test_refit_beats_factors_made_site_by_site(name):
     alone = {site.name: replacement(site, choices[site.name], "als") for site in sites}
     assert drift(model, choices, weights.replacements, fresh) < 0.7 * drift(model, choices, alone, fresh)
     assert weights.drift == pytest.approx(drift_of(found, choices, weights.replacements))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sites_beside_one_another_get_the_weights_they_get_alone(name, monkeypatch):
+    model = NETWORKS[name]()
+    shapes, sites = prepared(model)
+
+    def kernels(workers: int) -> list[bytes]:
+        monkeypatch.setattr(refitting, "workers", lambda threads: workers)
+        done = refit(shapes.model, sites, halved(sites), examples(24), batch=8, patch_limit=3000, threads=1)
+        assert list(done) == [site.name for site in sites]
+        return [item.replacement.factors.kernel.tobytes() + item.replacement.bias.tobytes() for item in done.values()]
+
+    assert kernels(1) == kernels(3)
+
+
+def test_branches_are_refitted_beside_one_another(monkeypatch):
+    model = branching()
+    shapes, sites = prepared(model)
+    first, both = {site.name for site in sites[:2]}, threading.Barrier(2)
+    done_with = refitting.reconstruct
+
+    def meet(kernel, *arguments, **options):
+        if len(kernel) == 8 and kernel.shape[1] == CHANNELS:
+            both.wait(20)  # passes only where the other branch is under way
+        return done_with(kernel, *arguments, **options)
+
+    monkeypatch.setattr(refitting, "workers", lambda threads: 2)
+    monkeypatch.setattr(refitting, "reconstruct", meet)
+    done = refit(shapes.model, sites, halved(sites), examples(24), batch=8, patch_limit=3000, threads=1)
+    assert first < set(done)
 
 
 def test_branches_and_activations_are_seen():

@@ -1,0 +1,113 @@
+"""The norm that the data define on the errors of a kernel: a second moment of patches, checked and laid out once.
+
+Notation as in `factorize`: the squared norm of D[O, I, K] is tr(D S D^T), with the identity for S where nothing is
+known. Whatever divides by S takes S + jitter 1 instead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_pointwise.errors import PlanError
+
+Array = NDArray[np.float64]
+
+# Added to a second moment, in units of its Frobenius norm: makes dead channels and too few samples solvable, pulling
+# the directions that the data never excite towards the plain norm. Moments are sums of float32 products, whose
+# rounding this has to cover, or directions of negative energy would attract the factors.
+JITTER = 1e-7
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A second moment as `factorize` uses it. Give one to several calls for kernels of one shape, and they share it.
+
+    Attributes:
+        inputs: Feature maps that the kernel reads, I.
+        taps: Taps of the kernel, K.
+        moment: S, float64 [I*K, I*K], or of the channels [I, I], symmetric, with mean diagonal 1; None for the
+            identity.
+    """
+
+    inputs: int
+    taps: int
+    moment: Array | None
+
+    @staticmethod
+    def of(second_moment: NDArray[Any] | None, inputs: int, taps: int) -> Norm:
+        """Check a second moment.
+
+        Args:
+            second_moment: E[p p^T] of the input patches, [I*K, I*K], or of the channels only, [I, I]; None stands for
+                the identity. Scale does not matter.
+            inputs: I.
+            taps: K.
+
+        Raises:
+            PlanError: It is not one of such patches.
+        """
+        if second_moment is None:
+            return Norm(inputs, taps, None)
+        moment = np.asarray(second_moment, dtype=np.float64)
+        if moment.shape not in ((inputs, inputs), (inputs * taps, inputs * taps)):
+            raise PlanError(
+                f"the second moment has shape {moment.shape}; a kernel with {inputs} input channels and {taps} taps "
+                f"takes {(inputs * taps,) * 2}, or {(inputs,) * 2} for the channels alone"
+            )
+        level = float(np.trace(moment)) / len(moment)
+        if not math.isfinite(level) or not np.isfinite(moment).all():
+            raise PlanError("the second moment holds values that are not finite; check the calibration inputs")
+        if np.diagonal(moment).min() < -1e-6 * max(level, 0.0) or level < 0.0:
+            raise PlanError("the second moment has a negative diagonal; it is not one of real patches")
+        if level == 0.0:
+            return Norm(inputs, taps, None)  # nothing ever reaches the kernel: every direction counts the same
+        return Norm(inputs, taps, (moment + moment.T) * (0.5 / level))
+
+    @property
+    def full(self) -> bool:
+        """Whether the moment is one of patches; for a single tap it is no different from one of channels."""
+        return self.moment is not None and self.taps > 1 and len(self.moment) != self.inputs
+
+    @cached_property
+    def jitter(self) -> float:
+        """What is added to the diagonal of S before anything is divided by it."""
+        return 0.0 if self.moment is None else JITTER * float(np.linalg.norm(self.moment))
+
+    def apply(self, weights: Array) -> Array:
+        """W S in the shape of W, [O, I, K]."""
+        if self.moment is None:
+            return weights
+        if not self.full:
+            return cast(Array, np.matmul(self.moment, weights))
+        return (weights.reshape(len(weights), -1) @ self.moment).reshape(weights.shape)
+
+    def apply_lifted(self, weights: Array) -> Array:
+        """W (S + jitter 1) in the shape of W."""
+        return weights if self.moment is None else self.apply(weights) + self.jitter * weights
+
+    @cached_property
+    def channels(self) -> Array | None:
+        """Mean over taps of the diagonal blocks of S + jitter 1, [I, I]; None for the identity."""
+        if self.moment is None:
+            return None
+        mean = self.moment
+        if self.full:
+            blocks = self.moment.reshape(self.inputs, self.taps, self.inputs, self.taps)
+            mean = np.einsum("itjt->ij", blocks) / self.taps
+        return mean + self.jitter * np.eye(self.inputs)
+
+    @cached_property
+    def blocks(self) -> Array:
+        """S + jitter 1 of patches as [K * K * I, I]: blocks[(u, t, j), i] = S[(j, u), (i, t)]."""
+        assert self.moment is not None and self.full
+        parts = self.moment.reshape(self.inputs, self.taps, self.inputs, self.taps).transpose(1, 3, 0, 2).copy()
+        same = np.arange(self.inputs)
+        for tap in range(self.taps):
+            parts[tap, tap, same, same] += self.jitter
+        return parts.reshape(-1, self.inputs)
