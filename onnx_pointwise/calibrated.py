@@ -272,6 +272,7 @@ class Weights:
         drift: Relative L2 drift on the examples held back, at the outputs or before a final Softmax; None without any.
         unrefitted: The same with the unrefitted factors.
         predicted: The same as the plan predicts it, see `predicted_drift`.
+        dropped: The same with the refit, where that did harm and was not kept.
     """
 
     replacements: Mapping[str, Replacement]
@@ -279,6 +280,7 @@ class Weights:
     drift: float | None
     unrefitted: float | None
     predicted: float | None
+    dropped: float | None = None
 
 
 def make_weights(
@@ -334,7 +336,7 @@ def make_weights(
     second = drift_of(found, kept, plain)
     if first <= second:
         return Weights(fitted, refits, first, second, predicted)
-    return Weights(plain, {}, second, second, predicted)
+    return Weights(plain, {}, second, second, predicted, dropped=first)
 
 
 def unrefitted(site: Site, choice: Choice, found: Study) -> Replacement:

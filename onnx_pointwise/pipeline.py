@@ -121,6 +121,8 @@ class RewriteResult:
         calibrated: What the refit did; ``None`` without example inputs.
         input_shapes: The concrete input shapes behind all costs.
         assumed_inputs: Inputs whose open dimensions had to be assumed.
+        unmeasured: Why the plan was made by arithmetic alone; ``None`` where latency was measured, or where there was
+            nothing to plan.
         seconds: Wall time of each stage, in seconds.
     """
 
@@ -135,6 +137,7 @@ class RewriteResult:
     calibrated: Weights | None
     input_shapes: Mapping[str, Shape]
     assumed_inputs: tuple[str, ...]
+    unmeasured: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -158,6 +161,7 @@ class RewriteResult:
             "plan": self.plan.to_dict(),
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
             "assumed_inputs": list(self.assumed_inputs),
+            "unmeasured": self.unmeasured,
             "seconds": dict(self.seconds),
         }
 
@@ -168,6 +172,7 @@ class RewriteResult:
             "predicted_drift": self.calibrated.predicted,
             "held_back_drift": self.calibrated.drift,
             "held_back_drift_unrefitted": self.calibrated.unrefitted,
+            "held_back_drift_of_dropped_refit": self.calibrated.dropped,
             "refitted": bool(self.calibrated.refits),
         }
 
@@ -309,7 +314,7 @@ def rewrite(
     if searched and not check:
         raise PlanError("Searching for the cheapest network within a limit takes the check; leave it on.")
 
-    measure = _measurable(provider, target_latency)
+    unmeasured = _not_measurable(provider, target_latency)
     if freeze_initializers:
         model = frozen(model)
     dense = load(model)
@@ -368,7 +373,7 @@ def rewrite(
     else:
         wanted = Budget(hand_made(ranks or {}, forms), **({"target_macs": 1.0} if searched else shares))
         split = settle(sites, wanted, nodes_to_exclude)
-        if measure and split.open:
+        if unmeasured is None and split.open:
             timed = job.time(split, LatencyCache() if cache else None)
         clock.lap("latency")
         found = job.study([*split.fixed, *(site.name for site in split.open)], measure=bool(split.open))
@@ -402,6 +407,7 @@ def rewrite(
         calibrated=attempt.calibrated,
         input_shapes=shapes.inputs,
         assumed_inputs=shapes.assumed,
+        unmeasured=None if replay is not None else unmeasured,
         seconds=clock.seconds,
     )
 
@@ -410,8 +416,8 @@ def rewrite(
 PLAN_ONLY = "none"
 
 
-def _measurable(provider: str, target_latency: float | None) -> bool:
-    """Whether a plan is made from what is measured on a provider.
+def _not_measurable(provider: str, target_latency: float | None) -> str | None:
+    """Why a plan is not made from what is measured on a provider; None where it is.
 
     Raises:
         PlanError: A target for the latency was given, and it is not.
@@ -421,13 +427,13 @@ def _measurable(provider: str, target_latency: float | None) -> bool:
         require(provider)
         info = provider_info(provider)
         if not info.software:
-            return True
+            return None
         reason = f"{provider} runs on {info.device}, emulated on the CPU, whose timings mean nothing"
     else:
-        reason = f"the provider {PLAN_ONLY} plans by arithmetic alone"
+        reason = f"the provider {PLAN_ONLY} measures nothing"
     if target_latency is not None:
         raise PlanError(f"A target for the latency needs measurements, but {reason}; name another provider.")
-    return False
+    return reason
 
 
 def _require_not_slower(verdict: CheckResult) -> CheckResult:

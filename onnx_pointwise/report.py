@@ -227,10 +227,13 @@ def calibration(result: RewriteResult) -> list[Text]:
             lines.append(Text(f"Too wide for exact second moments, so {words}: {', '.join(names)}."))
     found = result.calibrated
     if found is not None and found.drift is not None and found.unrefitted is not None:
-        kept = "kept" if found.refits else "not kept"
-        plain = f"{found.unrefitted:.3g} without refit, which was {kept}"
         plan = "" if found.predicted is None else f" ({found.predicted:.3g} predicted)"
-        lines.append(Text(f"Drift on examples held back: {found.drift:.3g}{plan}; {plain}."))
+        other = "no refit was asked for"
+        if found.refits:
+            other = f"{found.unrefitted:.3g} without the refit"
+        elif found.dropped is not None:
+            other = f"{found.dropped:.3g} with a refit, which was dropped"
+        lines.append(Text(f"Drift on examples held back: {found.drift:.3g}{plan}; {other}."))
     if not result.plan.choices:
         lines.append(Text("Nothing was rewritten; the model is as it was.", style="bold yellow"))
     if result.score is not None:
@@ -247,7 +250,7 @@ def latency(result: RewriteResult) -> list[Text]:
     """Say what the plan was made from where it was made from measurements."""
     about = result.plan.latency
     if not about:
-        return []
+        return [Text(f"Planned by arithmetic: {result.unmeasured}.")] if result.unmeasured is not None else []
     alone, inside = about["sites_alone_seconds"], about["sites_inside_seconds"]
     sentence = (
         f"Planned for {about['provider']}, {_threads(about['threads'])}: the convolutions that compete take "

@@ -141,6 +141,7 @@ def test_tables_fit_the_terminal(columns: int, rewritten: dict[str, Any]) -> Non
         assert result.returncode == 0, result.stderr
         assert max(len(line) for line in result.stdout.splitlines()) <= columns
     if columns == 80:
+        assert "Planned by arithmetic: the provider none measures nothing." in rewritten["result"].stdout
         assert max(len(line) for line in rewritten["result"].stdout.splitlines()) <= columns
 
 

@@ -296,8 +296,36 @@ def test_repair_stays_within_the_budget(images: np.ndarray) -> None:
     assert tried.count("repair") >= 2
 
 
+def test_threads_are_those_of_the_network_and_jobs_those_of_the_work(
+    images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    look, compare = pipeline.study, pipeline.check_models
+
+    def studied(*arguments: Any, **options: Any) -> Any:
+        seen["jobs"] = options["threads"]
+        return look(*arguments, **options)
+
+    def compared(*arguments: Any, **options: Any) -> Any:
+        seen["threads"] = options["threads"]
+        return compare(*arguments, **options)
+
+    monkeypatch.setattr(pipeline, "study", studied)
+    monkeypatch.setattr(pipeline, "check_models", compared)
+    made = {}
+    for jobs in (1, 3):
+        result = onnx_pointwise.rewrite(
+            DIGITS, target_macs=0.5, calibration=images[:16], latency=False, provider="none", threads=2, jobs=jobs
+        )
+        assert seen == {"jobs": jobs, "threads": 2}
+        made[jobs] = content(result.model)
+    assert result.unmeasured is not None and "measures nothing" in result.unmeasured
+    assert result.to_dict()["unmeasured"] == result.unmeasured
+    assert made[1] == made[3]
+
+
 def test_a_target_latency_needs_measurements() -> None:
-    with pytest.raises(PlanError, match="arithmetic alone"):
+    with pytest.raises(PlanError, match="none measures nothing"):
         onnx_pointwise.rewrite(DIGITS, target_latency=0.5, provider="none", calibration=None)
 
 

@@ -369,6 +369,8 @@ def test_refit_that_does_harm_is_not_kept(monkeypatch):
     kept = make_weights(found, choices)
     assert kept.refits == {}
     assert kept.drift == kept.unrefitted == honest.unrefitted
+    assert kept.dropped is not None and kept.dropped > kept.drift
+    assert honest.dropped is None
 
 
 def test_same_inputs_same_bytes():
