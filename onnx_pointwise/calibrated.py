@@ -14,7 +14,7 @@ from onnx_pointwise.allocate import knapsack
 from onnx_pointwise.candidates import COLUMNS, Measured, Resource, candidates
 from onnx_pointwise.collect import PATCHES, SiteMoments, fitting_batch, site_moments
 from onnx_pointwise.factorize import FORMS, Form, Method, factorize
-from onnx_pointwise.parallel import beside, in_order, workers
+from onnx_pointwise.parallel import beside, workers
 from onnx_pointwise.plan import Choice, Plan
 from onnx_pointwise.refit import MEMORY, SiteRefit, corrected
 from onnx_pointwise.refit import refit as sequential_refit
@@ -72,6 +72,7 @@ def study(
     sites: Sequence[Site],
     inputs: Mapping[str, Array],
     *,
+    forms: Sequence[Form] = FORMS,
     method: Method = "als",
     measure: bool = True,
     patch_limit: int = PATCHES,
@@ -87,6 +88,7 @@ def study(
         shapes: Its shapes.
         sites: Sites that may be rewritten, in graph order.
         inputs: Example inputs by name, [N, ...].
+        forms: Forms that plans may use.
         method: How factors are computed, see `factorize`.
         measure: Whether to measure sensitivities, which plans need and given ranks do not.
         patch_limit: Patches of a site to look at, about.
@@ -127,6 +129,7 @@ def study(
             seen,
             moments,
             few,
+            forms=forms,
             method=method,
             batch=batch,
             memory=memory,
@@ -190,24 +193,19 @@ def options(
 
     Args:
         found: What the examples told.
-        forms: The forms that compete.
+        forms: The forms that compete, of those that were studied.
         resource: What must fall.
         measured: Latency by site name; only what is faster is then a candidate.
 
     Returns:
         The options of each site, in graph order.
     """
-
-    def list_one(site: Site) -> Options:
-        return _options(site, found, forms, resource, (measured or {}).get(site.name))
-
-    return list(in_order(list_one, found.sites, workers(found.settings["threads"])))
+    return [_options(site, found, forms, resource, (measured or {}).get(site.name)) for site in found.sites]
 
 
 def _options(site: Site, found: Study, forms: Sequence[Form], resource: Resource, measured: Measured | None) -> Options:
     known = found.sensitivities[site.name]
-    covariance = found.moments[site.name].covariance
-    listed = candidates(site, forms=forms, resource=resource, second_moment=covariance, measured=measured)
+    listed = candidates(site, forms=forms, resource=resource, curves=known.curves, measured=measured)
     errors = np.array(
         [
             known.errors(choice.form, np.array([error]))[0]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ def candidates(
     *,
     forms: Sequence[Form] = FORMS,
     resource: Resource = "macs",
-    second_moment: NDArray[Any] | None = None,
+    curves: Mapping[Form, NDArray[np.float64]] | None = None,
     measured: Measured | None = None,
 ) -> Candidates:
     """List what could be done to a site.
@@ -77,19 +77,19 @@ def candidates(
         site: A site without refusal.
         forms: The forms that compete.
         resource: What must fall: MACs, parameters or latency.
-        second_moment: Second moment of the site's input patches, as in ``factorize``; ``None`` is the identity.
+        curves: Relative squared error by form and rank, as ``error_curves`` gives it; that of the kernel alone if
+            ``None``.
         measured: Its latency; only what is faster is then a candidate.
 
     Returns:
         The candidates, none of which is beaten by another in cost and error, cheapest first; none where nothing pays.
     """
-    kernel, _ = site.weights()
     whole = dense_cost(site)
     dense = np.array([whole.macs, whole.params, 0.0 if measured is None else measured.dense])
     tables, errors = [np.zeros((0, 3))], [np.zeros(0)]
     named = [np.zeros((0, 3), np.int64)]
     forms = competing(site, forms)
-    curves = error_curves(kernel, forms, second_moment)
+    curves = error_curves(site.weights()[0], forms) if curves is None else curves
     for index, form in enumerate(forms):
         curve = curves[form]
         ranks, seconds = _ranks(form, curve.shape, measured)

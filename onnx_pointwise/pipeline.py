@@ -520,6 +520,7 @@ class _Job:
                 self.shapes,
                 [site for site in self.sites if site.name in names],
                 self.examples.inputs,
+                forms=self.forms,
                 method=self.method,
                 measure=measure,
                 memory=self.memory,

@@ -8,7 +8,7 @@ Where an output is a Softmax, its input is looked at: probabilities hide what mo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.allocate import Response, fit_response
 from onnx_pointwise.collect import SiteMoments
 from onnx_pointwise.cost import competing
-from onnx_pointwise.factorize import Form, Method, Rank, compose, error_curves, factorize
+from onnx_pointwise.factorize import FORMS, Form, Method, Rank, compose, error_curves, factorize
 from onnx_pointwise.model_io import runtime_source
 from onnx_pointwise.norm import Norm
 from onnx_pointwise.parallel import in_order, workers
@@ -69,10 +69,12 @@ class Sensitivity:
     Attributes:
         points: The measurements.
         response: The curve through them.
+        curves: Relative squared error of the site's output that each rank leaves, by form, see `error_curves`.
     """
 
     points: tuple[Point, ...]
     response: Response
+    curves: Mapping[Form, NDArray[np.float64]]
 
     def errors(self, form: Form, bounds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Estimate the error that `factorize` reaches from what `error_curve` gives.
@@ -106,6 +108,7 @@ def sensitivities(
     moments: Mapping[str, SiteMoments],
     inputs: Mapping[str, Array],
     *,
+    forms: Sequence[Form] = FORMS,
     method: Method = "als",
     batch: int = 64,
     memory: int = 2**31,
@@ -119,6 +122,7 @@ def sensitivities(
         sites: The sites to measure, in graph order.
         moments: What each site sees, by its name.
         inputs: A few example inputs by name, [N, ...].
+        forms: Forms that plans may use.
         method: How factors are computed.
         batch: Examples in one run of the runtime.
         memory: Bytes of activations to hold in memory.
@@ -134,15 +138,15 @@ def sensitivities(
     found: dict[str, Sensitivity] = {}
     targets = measured_outputs(model)
 
-    def trials(site: Site) -> list[_Trial]:
-        return list(_trials(site, moments[site.name], method))
+    def look(site: Site) -> _Outlook:
+        return _outlook(site, moments[site.name], forms, method)
 
     # Factors are made while the network runs on those of the sites before.
     with (
-        contextlib.closing(in_order(trials, sites, workers(threads), ahead=_AHEAD)) as ahead,
+        contextlib.closing(in_order(look, sites, workers(threads), ahead=_AHEAD)) as ahead,
         TwinRun(model, sites, inputs, batch=batch, memory=memory, threads=threads, outputs=targets) as run,
     ):
-        for site, tried in zip(sites, ahead, strict=True):
+        for site, outlook in zip(sites, ahead, strict=True):
             if progress is not None:
                 progress(site.name)
             source = str(site.node.inputs[0].name) if site.node.inputs[0] is not None else ""
@@ -152,7 +156,7 @@ def sensitivities(
             reference = [] if rest is None else run.outcome(rest, site, dense)
             points = []
             session = None if rest is None else kernel_session(site, threads)
-            for trial in tried if rest is not None else ():
+            for trial in outlook.trials if rest is not None else ():
                 assert rest is not None and session is not None
                 moved = run.apply(session, run.dense[source], trial.weights(site))
                 drift = relative_drift(reference, run.outcome(rest, site, moved))
@@ -160,7 +164,7 @@ def sensitivities(
                 made = trial.replacement.factors
                 points.append(Point(made.form, made.rank, trial.bound, made.error**2, drift))
             response = fit_response([point.error for point in points], [point.drift for point in points])
-            found[site.name] = Sensitivity(tuple(points), response)
+            found[site.name] = Sensitivity(tuple(points), response, outlook.curves)
             run.finish(site, dense, None)
     return found
 
@@ -190,16 +194,28 @@ class _Trial:
         return {"w": composed.astype(site.dtype), "b": self.replacement.bias.astype(site.dtype)}
 
 
-def _trials(site: Site, seen: SiteMoments, method: Method) -> Iterator[_Trial]:
-    """Factors of a few ranks of both simple forms, near the error levels that plans ask for."""
+@dataclass(frozen=True)
+class _Outlook:
+    """Error curves by form, and factors of a few ranks near the error levels that plans ask for."""
+
+    curves: Mapping[Form, NDArray[np.float64]]
+    trials: Sequence[_Trial]
+
+
+def _outlook(site: Site, seen: SiteMoments, forms: Sequence[Form], method: Method) -> _Outlook:
     kernel, _ = site.weights()
     norm = Norm.of(seen.covariance, site.in_channels, site.taps)
-    for form, curve in error_curves(kernel, competing(site, _FORMS), norm).items():
+    tried = competing(site, _FORMS)
+    curves = error_curves(kernel, list(dict.fromkeys([*tried, *competing(site, forms)])), norm)
+    trials = []
+    for form in tried:
+        curve = curves[form]
         inner = np.sqrt(curve[1:-1])
         ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}
         for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
             factors = factorize(kernel.astype(site.dtype), form, rank, method=method, second_moment=norm)
-            yield _Trial(corrected(site, Replacement(factors, None), seen.mean), float(curve[rank]))
+            trials.append(_Trial(corrected(site, Replacement(factors, None), seen.mean), float(curve[rank])))
+    return _Outlook(curves, trials)
 
 
 def relative_drift(reference: Sequence[Array], moved: Sequence[Array]) -> float:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from onnx_pointwise.candidates import COLUMNS, Candidates, candidates
 from onnx_pointwise.cost import competing, dense_cost, rewritten_cost
-from onnx_pointwise.factorize import FORMS, Form, error_curve, factorize
+from onnx_pointwise.factorize import FORMS, Form, error_curve, error_curves, factorize
 from onnx_pointwise.model_io import load
 from onnx_pointwise.shapes import resolve
 from onnx_pointwise.sites import Site, find_sites
@@ -67,7 +67,7 @@ def test_they_are_the_pareto_front_of_everything(site: Site, forms: list[Form], 
     size = site.in_channels * site.taps
     mix = np.random.default_rng(data).standard_normal((size + 2, size))
     moment = None if data % 2 else mix.T @ mix
-    option = candidates(site, forms=forms, resource=resource, second_moment=moment)
+    option = candidates(site, forms=forms, resource=resource, curves=error_curves(site.weights()[0], FORMS, moment))
     dense = getattr(dense_cost(site), resource)
     assert option.dense[COLUMNS[resource]] == dense
     points = [
