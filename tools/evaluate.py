@@ -160,9 +160,9 @@ def _dense_pass(path: str, examples: dict[str, NDArray[Any]], batch: int = 64) -
     return min(times[1:])
 
 
-def _options(method: str, target: float, provider: str) -> dict[str, Any]:
+def _options(method: str, target: float, provider: str, threads: int) -> dict[str, Any]:
     """``refit`` is the full method; any other name is a way to factorise without it."""
-    options: dict[str, Any] = {"target_macs": target, "provider": provider}
+    options: dict[str, Any] = {"target_macs": target, "provider": provider, "threads": threads}
     return options if method == REFIT else options | {"method": method, "refit": False}
 
 
@@ -177,6 +177,7 @@ def evaluate(
     data: bool,
     latency: bool,
     provider: str = "none",
+    threads: int = 1,
 ) -> Iterator[Row]:
     """Measure one network: dense, then every method at every budget.
 
@@ -192,13 +193,14 @@ def evaluate(
         for target in targets:
             for method in methods:
                 out = Path(folder) / "rewritten.onnx"
+                options = _options(method, target, provider, threads)
                 with context.Pool(1) as pool:
-                    outcome = pool.apply(_rewrite, (str(path), str(out), _options(method, target, provider), examples))
+                    outcome = pool.apply(_rewrite, (str(path), str(out), options, examples))
                 if isinstance(outcome, str):
                     yield Row(name, method, target, None, None, None, refused=outcome)
                     continue
                 macs, params, seconds, passes, peak = outcome
-                timed = compare(path, out) if latency else None
+                timed = compare(path, out, threads=threads) if latency else None
                 yield Row(
                     name,
                     method,
@@ -260,6 +262,7 @@ def main(
     metric_limit: Annotated[int | None, typer.Option(min=1, help="Inputs of the metric to use at most.")] = None,
     no_data: Annotated[bool, typer.Option("--no-data", help="Give no calibration inputs: synthetic ones.")] = False,
     provider: Annotated[str, typer.Option(help="Provider to plan for; none plans by arithmetic.")] = "none",
+    threads: Annotated[int, typer.Option(min=1, help="Threads that latency is measured with.")] = 1,
     no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not time the networks.")] = False,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table as Markdown.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows as JSON.")] = None,
@@ -287,6 +290,7 @@ def main(
                 data=not no_data,
                 latency=not no_latency,
                 provider=provider,
+                threads=threads,
             ):
                 rows.append(row)
                 dense = next(item for item in rows if item.network == name)
