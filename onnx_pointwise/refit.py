@@ -80,7 +80,7 @@ def refit(
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, SiteRefit]:
-    """Compute the weights of all rewritten sites from example inputs, one site after the other.
+    """Compute the weights of all rewritten sites from example inputs, each after those that it depends on.
 
     Args:
         model: The untouched model with its types inferred (`ResolvedShapes.model`); it is left as it is.
