@@ -14,7 +14,7 @@ from onnx_pointwise.allocate import knapsack
 from onnx_pointwise.candidates import COLUMNS, Measured, Resource, candidates
 from onnx_pointwise.collect import PATCHES, SiteMoments, fitting_batch, site_moments
 from onnx_pointwise.factorize import FORMS, Form, Method, factorize
-from onnx_pointwise.parallel import beside, workers
+from onnx_pointwise.parallel import beside, in_order, workers
 from onnx_pointwise.plan import Choice, Plan
 from onnx_pointwise.refit import MEMORY, SiteRefit, corrected
 from onnx_pointwise.refit import refit as sequential_refit
@@ -306,15 +306,18 @@ def make_weights(
     predicted = predicted_drift(found, choices)
     settings = found.settings
 
-    def without_refit() -> dict[str, Replacement]:
-        return {site.name: unrefitted(site, kept[site.name], found) for site in rewritten}
+    threads = workers(settings["threads"])
+
+    def without_refit(threads: int) -> dict[str, Replacement]:
+        made = in_order(lambda site: unrefitted(site, kept[site.name], found), rewritten, threads)
+        return {site.name: weights for site, weights in zip(rewritten, made, strict=True)}
 
     if not refit:
-        plain = without_refit()
+        plain = without_refit(threads)
         drift = drift_of(found, kept, plain) if found.held and kept else None
         return Weights(plain, {}, drift, drift, predicted)
-    with beside(workers(settings["threads"])) as begin:
-        unfitted = begin(lambda: without_refit() if found.held else {})
+    with beside(threads) as begin:
+        unfitted = begin(lambda: without_refit(1) if found.held else {})
         refits = sequential_refit(
             found.shapes.model,
             found.sites,

@@ -123,12 +123,12 @@ def site_moments(
     model = without_shapes(shapes.model)
     known = {str(value.name) for value in model.graph.inputs}
     known |= {str(value.name) for node in model.graph for value in node.outputs}
-    reachable = [site for site in sites if _source(site) in known]
+    reachable = [site for site in sites if site.source in known]
     found: dict[str, SiteMoments] = {}
     for number, group in enumerate(groups := list(_groups(reachable, memory))):
         # Sites that read one value in the same way see the same.
         shared = {_view(site): _Collector(site, seed, patch_limit) for site in group}
-        names = list(dict.fromkeys(_source(site) for site in group))
+        names = list(dict.fromkeys(site.source for site in group))
         made = [name for name in names if name not in inputs]
         piece = Piece(model, list(inputs), made, threads=threads) if made else None
         count = len(next(iter(inputs.values())))
@@ -148,14 +148,9 @@ def site_moments(
     return {site.name: found[site.name] for site in reachable}
 
 
-def _source(site: Site) -> str:
-    value = site.node.inputs[0]
-    return str(value.name) if value is not None else ""
-
-
 def _view(site: Site) -> _View:
     """What a site reads, and how."""
-    return _source(site), site.kernel_shape, site.strides, site.dilations, site.pads
+    return site.source, site.kernel_shape, site.strides, site.dilations, site.pads
 
 
 def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
@@ -204,7 +199,7 @@ class _Collector:
             self._sums.add(inputs)
             return
         width = inputs.shape[1] * window.taps
-        seed = named_seed(self._seed, _source(self._site), start)
+        seed = named_seed(self._seed, self._site.source, start)
         limit = max(1, round(patch_count(self._limit, width) * share))
         examples = np.arange(len(inputs))
         for lattice in lattices(examples, window.out_size(inputs.shape[2:]), width, limit=limit, seed=seed):

@@ -89,7 +89,7 @@ class Norm:
 
     def apply_lifted(self, weights: Array) -> Array:
         """W (S + jitter 1) in the shape of W."""
-        return weights if self.moment is None else self.apply(weights) + self.jitter * weights
+        return self.apply(weights) + self.jitter * weights
 
     @cached_property
     def channels(self) -> Array | None:

@@ -367,13 +367,16 @@ def rewrite(
 
     timed = None
     if replay is not None:
+        unmeasured = None
         found = job.study([site.name for site in sites if site.name in replay.choices], measure=False)
         clock.lap("study")
         attempt = job.attempt(replay, found)
     else:
         wanted = Budget(hand_made(ranks or {}, forms), **({"target_macs": 1.0} if searched else shares))
         split = settle(sites, wanted, nodes_to_exclude)
-        if unmeasured is None and split.open:
+        if not split.open:
+            unmeasured = None
+        elif unmeasured is None:
             timed = job.time(split, LatencyCache() if cache else None)
         clock.lap("latency")
         found = job.study([*split.fixed, *(site.name for site in split.open)], measure=bool(split.open))
@@ -407,7 +410,7 @@ def rewrite(
         calibrated=attempt.calibrated,
         input_shapes=shapes.inputs,
         assumed_inputs=shapes.assumed,
-        unmeasured=None if replay is not None else unmeasured,
+        unmeasured=unmeasured,
         seconds=clock.seconds,
     )
 

@@ -216,7 +216,7 @@ def _pick_ridge(fit: Moments, held: Moments, threads: int) -> float:
         try:
             change = change_of(ridge)
         except np.linalg.LinAlgError:
-            return math.inf  # rounding has left S with negative values beyond this ridge
+            return math.inf  # rounding has left S with this ridge singular
         return float(np.vdot(change @ spread, change) - 2.0 * np.vdot(change, about))
 
     best, chosen = 0.0, math.inf

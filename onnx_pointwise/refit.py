@@ -161,12 +161,6 @@ class _Task:
     branch: str | None
     activation: Activation
 
-    @property
-    def source(self) -> str:
-        """Name of the value that it reads."""
-        value = self.site.node.inputs[0]
-        return str(value.name) if value is not None else ""
-
 
 @dataclass(frozen=True)
 class _Problem:
@@ -211,16 +205,16 @@ def _ready(run: TwinRun, left: Sequence[_Task], most: int) -> list[_Task]:
     return [
         task
         for task in left[:_AHEAD]
-        if run.reachable(task.source) and (task.branch is None or run.reachable(task.branch))
+        if run.reachable(task.site.source) and (task.branch is None or run.reachable(task.branch))
     ][:most]
 
 
 def _problem(run: TwinRun, task: _Task, limit: int, seed: int, kept: int) -> _Problem:
     branch = task.branch
-    run.advance([task.source] if branch is None else [task.source, branch])
+    run.advance([task.site.source] if branch is None else [task.site.source, branch])
     dense = run.dense_output(task.site)
     added = None if branch is None else (run.dense[branch], run.rewritten[branch])
-    source = run.rewritten[task.source]
+    source = run.rewritten[task.site.source]
     blocks = functools.partial(_blocks, task, source, dense, added, limit=limit, seed=seed, kept=kept)
     return _Problem(task, dense, blocks)
 
@@ -300,7 +294,7 @@ def _blocks(
     for held, chosen in ((False, examples[~back]), (True, examples[back])):
         if len(chosen):
             share = max(1, patch_count(limit, width) * len(chosen) // count)
-            part = lattices(chosen, dense.shape[2:], width, limit=share, seed=named_seed(seed, task.source, held))
+            part = lattices(chosen, dense.shape[2:], width, limit=share, seed=named_seed(seed, task.site.source, held))
             plan.extend((lattice, held) for lattice in part)
 
     def make(lattice: Lattice, held: bool) -> Block:
@@ -341,9 +335,7 @@ def site_session(
     Raises:
         PlanError: The site cannot stand alone.
     """
-    source = site.node.inputs[0]
-    assert source is not None
-    graph = ir.convenience.extract(model.graph, [str(source.name)], [str(site.output.name)])
+    graph = ir.convenience.extract(model.graph, [site.source], [str(site.output.name)])
     for name, version in model.graph.opset_imports.items():
         graph.opset_imports.setdefault(name, version)
     for value in graph.inputs:

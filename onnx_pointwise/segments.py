@@ -209,8 +209,7 @@ class TwinRun:
 
     def dense_output(self, site: Site) -> Array:
         """Compute what a site gives in the untouched network; its input must be there."""
-        name = str(_input(site))
-        piece = Piece(self._model, [name], [str(site.output.name)], threads=self._threads)
+        piece = Piece(self._model, [site.source], [str(site.output.name)], threads=self._threads)
         return self._over_batches(piece, self.dense)[str(site.output.name)]
 
     def finish(self, site: Site, dense: Array, session: ort.InferenceSession | None) -> None:
@@ -221,7 +220,7 @@ class TwinRun:
             dense: What `dense_output` gave.
             session: Session of the rewritten site with one input and one output; None where it stays as it is.
         """
-        name, source = str(site.output.name), str(_input(site))
+        name, source = str(site.output.name), site.source
         self.dense[name] = dense
         if session is None and self.rewritten[source] is self.dense[source]:
             self.rewritten[name] = dense
@@ -350,12 +349,6 @@ class TwinRun:
             self._store.drop(first)
             if second is not first:
                 self._store.drop(second)
-
-
-def _input(site: Site) -> str:
-    value = site.node.inputs[0]
-    assert value is not None and value.name
-    return value.name
 
 
 def site_values(site: Site) -> list[str]:

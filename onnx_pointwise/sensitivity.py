@@ -149,8 +149,7 @@ def sensitivities(
         for site, outlook in zip(sites, ahead, strict=True):
             if progress is not None:
                 progress(site.name)
-            source = str(site.node.inputs[0].name) if site.node.inputs[0] is not None else ""
-            run.advance([source])
+            run.advance([site.source])
             dense = run.dense_output(site)
             rest = run.rest(site)
             reference = [] if rest is None else run.outcome(rest, site, dense)
@@ -158,7 +157,7 @@ def sensitivities(
             session = None if rest is None else kernel_session(site, threads)
             for trial in outlook.trials if rest is not None else ():
                 assert rest is not None and session is not None
-                moved = run.apply(session, run.dense[source], trial.weights(site))
+                moved = run.apply(session, run.dense[site.source], trial.weights(site))
                 drift = relative_drift(reference, run.outcome(rest, site, moved))
                 run.release(moved)
                 made = trial.replacement.factors

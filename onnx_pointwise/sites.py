@@ -104,6 +104,12 @@ class Site:
         return bool(self.folds) or _has_bias(self.node)
 
     @property
+    def source(self) -> str:
+        """Name of the value that the convolution reads; empty where it reads none."""
+        value = self.node.inputs[0]
+        return str(value.name) if value is not None else ""
+
+    @property
     def output(self) -> ir.Value:
         """The value that the rewritten site produces: the output of the last node that folds into it."""
         return (self.folds[-1] if self.folds else self.node).outputs[0]

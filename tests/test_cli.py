@@ -173,7 +173,9 @@ def test_ranks_and_forms_by_hand(tmp_path: Path) -> None:
         "--rank", "conv4=30,24", "--no-check", "--json", "-",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    sites = {site["name"]: (site["form"], site["rank"]) for site in json.loads(result.stdout)["sites"]}
+    document = json.loads(result.stdout)
+    sites = {site["name"]: (site["form"], site["rank"]) for site in document["sites"]}
+    assert document["unmeasured"] is None, "there was nothing to plan"
     assert sites["conv2"] == ("reduce", 12)
     assert sites["conv3"] == ("expand", 20)
     assert sites["conv4"] == ("reduce_expand", [30, 24])

@@ -66,7 +66,8 @@ def test_work_beside(threads):
 
 def test_what_is_begun_runs_beside_the_block_and_what_is_not_never_does():
     met, begun = threading.Barrier(2), []
-    with pytest.raises(KeyError), beside(1 + 1) as begin:  # two pieces wait for each other: both must be under way
+    with pytest.raises(KeyError), beside(2) as begin:
+        # Two pieces wait for each other: both must be under way.
         assert [result() >= 0 for result in [begin(lambda: met.wait(10)), begin(lambda: met.wait(10))]]
         for number in range(20):
             begin(lambda number=number: begun.append(number) or time.sleep(0.05))
