@@ -6,7 +6,7 @@
 >>> result.save("cheaper.onnx")
 """
 
-from onnx_pointwise.benchmark import Benchmark, bench
+from onnx_pointwise.runtime import Benchmark, bench
 from onnx_pointwise.check import CheckResult, check
 from onnx_pointwise.errors import (
     InputError,
@@ -18,13 +18,13 @@ from onnx_pointwise.errors import (
     TargetError,
 )
 from onnx_pointwise.inspection import Inspection, inspect
-from onnx_pointwise.latency_cache import cache_info, clear_cache
+from onnx_pointwise.latency import cache_info, clear_cache
 from onnx_pointwise.pipeline import RewriteResult, insert_pointwise, rewrite
-from onnx_pointwise.plan import Choice, Plan
-from onnx_pointwise.profiling import node_times
-from onnx_pointwise.providers import discover
-from onnx_pointwise.rewrite import BottleneckPass
-from onnx_pointwise.sites import Refusal, Site, find_sites
+from onnx_pointwise.graph import Choice, Plan
+from onnx_pointwise.runtime import node_times
+from onnx_pointwise.runtime import discover
+from onnx_pointwise.graph import BottleneckPass
+from onnx_pointwise.graph import Refusal, Site, find_sites
 
 __all__ = [
     "Benchmark",

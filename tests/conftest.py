@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from onnx_pointwise.latency_cache import FOLDER_VARIABLE
+from onnx_pointwise.latency.cache import FOLDER_VARIABLE
 
 KERAS = {"test_models.py", "test_export_keras.py", "test_digits.py"}
 

@@ -15,13 +15,13 @@ import pytest
 import onnx_pointwise
 from models.networks import metric
 from onnx_pointwise import pipeline
-from onnx_pointwise.calibration import Calibration
+from onnx_pointwise.examples.calibration import Calibration
 from onnx_pointwise.errors import ModelError, OutputError, PlanError, TargetError
-from onnx_pointwise.factorize import FORMS, Form
-from onnx_pointwise.model_io import serialize
+from onnx_pointwise.numerics.factorize import FORMS, Form
+from onnx_pointwise.graph.model_io import serialize
 from onnx_pointwise.pipeline import require_other_file
-from onnx_pointwise.plan import Choice, Plan
-from onnx_pointwise.sites import find_sites
+from onnx_pointwise.graph.plan import Choice, Plan
+from onnx_pointwise.graph.sites import find_sites
 from tests.staircase import install
 
 DIGITS = Path(__file__).resolve().parent.parent / "models" / "digits.onnx"

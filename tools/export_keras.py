@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from onnx_pointwise.errors import OnnxPointwiseError, OutputError
-from onnx_pointwise.model_io import atomic_folder, require_writable
+from onnx_pointwise.graph.model_io import atomic_folder, require_writable
 from tools.keras_check import TOLERANCE, check_agreement, check_inputs, check_structure
 from tools.keras_convert import DEFAULT_OPSET, check_memory, check_opset, check_size, to_onnx
 from tools.keras_names import rename_dimensions, rename_graph

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import OnnxPointwiseError
-from onnx_pointwise.providers import open_session
+from onnx_pointwise.runtime.providers import open_session
 from tools.keras_names import CONVOLUTIONS, bodies
 from tools.keras_runtime import ExportError, VerificationError, first_line
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from onnx_pointwise.errors import OnnxPointwiseError
-from onnx_pointwise.model_io import atomic_folder, require_writable
+from onnx_pointwise.graph.model_io import atomic_folder, require_writable
 from tools.keras_runtime import quiet, runtime
 
 SEED = 2024

@@ -1,0 +1,348 @@
+"""Example inputs: from arrays, files, folders, readers, or drawn; checked against what the network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_pointwise.errors import InputError
+from onnx_pointwise.runtime import InputSpec, input_specs, split_inputs
+from onnx_pointwise.examples.preprocessing import PRESETS, ImageInput, Layout, Preprocessing, choose_preprocessing, image_input
+from onnx_pointwise.graph import ResolvedShapes
+from onnx_pointwise.examples.synthetic import dead_leaves
+
+Array = NDArray[Any]
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+#: Examples that are taken at most, unless told otherwise.
+LIMIT = 1024
+# Synthetic examples: pixels and MACs of one pass over all of them, and fewest and most examples.
+_PIXELS, _MACS = 3e6, 5e11
+_FEWEST, _MOST = 64, 1024
+
+
+@runtime_checkable
+class CalibrationDataReader(Protocol):
+    """ONNX Runtime's protocol: batches by input name, then ``None``."""
+
+    def get_next(self) -> Mapping[str, Array] | None:
+        """Give the next batch."""
+        ...
+
+
+#: What ``rewrite`` takes for calibration inputs: ``auto`` (synthetic images where the network takes images, else none),
+#: ``synthetic``, ``none`` or ``None``; a path to ``.npz``, ``.npy`` (``file.npz:key`` picks one array) or a folder of
+#: ``.npy`` files or images; an array for the only input; arrays by input name; an object with ``get_next()``; or any
+#: iterable of arrays or dicts, each with a leading batch dimension.
+CalibrationSource = (
+    Literal["auto", "synthetic", "none"]
+    | str
+    | Path
+    | Array
+    | Mapping[str, Array]
+    | CalibrationDataReader
+    | Iterable[Array | Mapping[str, Array]]
+    | None
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Example inputs, ready for the network.
+
+    Attributes:
+        inputs: Input name to array, [N, ...]; empty where there are none.
+        description: Where they come from, as JSON-ready values, with a ``sentence`` for a person.
+    """
+
+    inputs: Mapping[str, Array] = field(default_factory=dict)
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+
+def calibrate(
+    model: ir.Model,
+    source: CalibrationSource,
+    shapes: ResolvedShapes,
+    *,
+    macs: int = 0,
+    limit: int | None = None,
+    preprocessing: Preprocessing | str | None = None,
+    layout: Layout | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """Get example inputs for a model.
+
+    Args:
+        model: The model.
+        source: Where from, see ``CalibrationSource``.
+        shapes: The model's shapes.
+        macs: MACs of one example, which keep the number of synthetic ones in bounds.
+        limit: The most examples to take.
+        preprocessing: What pixels are mapped to, or the name of a preset; for images and synthetic images. Arrays are
+            taken to be ready for the network, unless it is given for them too.
+        layout: Layout of given arrays of images, where it is not the network's.
+        seed: Seed of synthetic images.
+
+    Returns:
+        The examples, checked.
+
+    Raises:
+        InputError: There are none, they do not fit the model, or they hold NaN or infinity; or synthetic images were
+            asked for and the model does not take images.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"The number of calibration inputs must be at least 1, not {limit}.")
+    image = image_input(model, shapes)
+    if source is None or (isinstance(source, str) and source == "none"):
+        return Calibration(
+            {}, {"source": "none", "sentence": "Weights come from the kernels alone; no example inputs."}
+        )
+    if isinstance(source, str) and source in ("auto", "synthetic"):
+        if image is not None:
+            return _synthetic(model, image, macs, limit, preprocessing, seed)
+        if source == "synthetic":
+            declared = "; ".join(map(str, input_specs(model)))
+            raise InputError(f"Synthetic images need one image input with 1 or 3 channels; the model takes {declared}.")
+        sentence = "The model does not take images, so weights come from the kernels alone; name example inputs."
+        return Calibration({}, {"source": "none", "sentence": sentence})
+    specs = input_specs(model)
+    most = LIMIT if limit is None else limit
+    if isinstance(source, str | Path):
+        return _from_path(model, Path(source), specs, image, most, preprocessing, layout, seed)
+    parts = _parts(source, specs)
+    arrays = _gather(parts, most)
+    return _checked(_prepared(arrays, image, preprocessing, layout), specs, most, {"source": "given"}, "given")
+
+
+def _synthetic(
+    model: ir.Model,
+    image: ImageInput,
+    macs: int,
+    limit: int | None,
+    preprocessing: Preprocessing | str | None,
+    seed: int,
+) -> Calibration:
+    if limit is None:
+        limit = int(np.clip(min(_PIXELS / (image.height * image.width), _MACS / max(1, macs)), _FEWEST, _MOST))
+    mapped = choose_preprocessing(model, image, preprocessing, seed=seed)
+    drawn = dead_leaves(limit, image.height, image.width, channels=image.channels, seed=seed)
+    sentence = (
+        f"No example inputs were given: {limit} synthetic images of {image.width}x{image.height} were drawn, "
+        f"with {mapped.sentence}."
+    )
+    description = {
+        "source": "synthetic",
+        "count": limit,
+        "seed": seed,
+        "size": [image.height, image.width],
+        "preset": mapped.preset,
+        "preset_origin": mapped.origin,
+        "preprocessing": mapped.preprocessing.to_dict(),
+        "sentence": sentence,
+    }
+    return Calibration({image.name: image.arrange(mapped.preprocessing.apply(drawn))}, description)
+
+
+def _from_path(
+    model: ir.Model,
+    path: Path,
+    specs: list[InputSpec],
+    image: ImageInput | None,
+    limit: int,
+    preprocessing: Preprocessing | str | None,
+    layout: Layout | None,
+    seed: int,
+) -> Calibration:
+    name, key = path, None
+    if not path.exists() and ":" in path.name:
+        stem, _, key = str(path).rpartition(":")
+        name = Path(stem)
+    if not name.exists():
+        raise InputError(f"{path}: no such file or folder of calibration inputs.")
+    about: dict[str, Any] = {"source": "file" if name.is_file() else "folder"}
+    if name.is_dir():
+        pictures = sorted(item for item in name.iterdir() if item.suffix.lower() in IMAGE_ENDINGS)
+        if pictures:
+            if image is None:
+                raise InputError(f"{path}: holds images, but the model takes {'; '.join(map(str, specs))}.")
+            mapped = choose_preprocessing(model, image, preprocessing, seed=seed)
+            pixels = np.stack([_picture(item, image) for item in pictures[:limit]])
+            arrays = {image.name: image.arrange(mapped.preprocessing.apply(pixels))}
+            about |= {"preset": mapped.preset, "preprocessing": mapped.preprocessing.to_dict()}
+            return _checked(arrays, specs, limit, about, f"{path}, mapped by {mapped.sentence}")
+        files = sorted(name.glob("*.npy"))
+        if not files:
+            raise InputError(f"{path}: holds neither images ({', '.join(IMAGE_ENDINGS)}) nor .npy files.")
+        arrays = _gather(({_only(specs): _batched(_load(item), specs)} for item in files), limit)
+    elif name.suffix.lower() == ".npz":
+        arrays = _from_npz(name, key, specs)
+    elif name.suffix.lower() == ".npy":
+        arrays = {_only(specs): _load(name)}
+    else:
+        raise InputError(f"{path}: calibration inputs come from .npz, .npy or a folder, not '{name.suffix}'.")
+    return _checked(_prepared(arrays, image, preprocessing, layout), specs, limit, about, str(path))
+
+
+def read_npz(path: str | Path) -> dict[str, Array]:
+    """Read all arrays of an ``.npz`` file, by name.
+
+    Raises:
+        InputError: The file is missing or cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file.") from error
+    except Exception as error:  # zipfile, numpy and OS errors alike
+        raise InputError(f"{path}: cannot be read as .npz: {error}.") from error
+
+
+def _from_npz(path: Path, key: str | None, specs: list[InputSpec]) -> dict[str, Array]:
+    arrays = read_npz(path)
+    names = list(arrays)
+    if key is not None:
+        if key not in arrays:
+            raise InputError(f"{path}: holds no array '{key}'; it holds {', '.join(names) or 'none'}.")
+        return {_only(specs): arrays[key]}
+    wanted = {spec.name for spec in specs}
+    if len(wanted) == 1 and not wanted & set(names) and len(names) > 1:
+        raise InputError(
+            f"{path}: holds {', '.join(names)}, none of which is the model's input {specs[0]}; "
+            f"pick one with {path.name}:{names[0]}."
+        )
+    return {name: array for name, array in arrays.items() if name in wanted} if wanted <= set(names) else arrays
+
+
+def _load(path: Path) -> Array:
+    try:
+        array: Array = np.load(path, allow_pickle=False)
+    except Exception as error:  # numpy and OS errors alike
+        raise InputError(f"{path}: cannot be read as .npy: {error}.") from error
+    return array
+
+
+def _picture(path: Path, image: ImageInput) -> NDArray[np.uint8]:
+    """Read a picture, shrink its shorter side to the network's size and cut out its middle: uint8 [H, W, C]."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise InputError("Reading images takes Pillow: pip install 'onnx-pointwise[images]'.") from error
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.fit(
+                opened.convert("L" if image.channels == 1 else "RGB"),
+                (image.width, image.height),
+                Image.Resampling.BICUBIC,
+            )
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as an image: {error}.") from error
+    return np.asarray(picture, np.uint8).reshape(image.height, image.width, image.channels)
+
+
+def _only(specs: list[InputSpec]) -> str:
+    if len(specs) != 1:
+        raise InputError(
+            f"The model has {len(specs)} inputs ({'; '.join(map(str, specs))}); give arrays by name, as .npz."
+        )
+    return specs[0].name
+
+
+def _batched(array: Array, specs: list[InputSpec]) -> Array:
+    """Take an array without a batch dimension for one example."""
+    shape = specs[0].shape
+    return array[None] if shape is not None and array.ndim == len(shape) - 1 else array
+
+
+def _parts(source: Any, specs: list[InputSpec]) -> Iterator[Mapping[str, Array]]:
+    if isinstance(source, np.ndarray):
+        yield {_only(specs): source}
+    elif isinstance(source, Mapping):
+        yield source
+    elif isinstance(source, CalibrationDataReader):
+        while (batch := source.get_next()) is not None:
+            yield batch
+    elif isinstance(source, Iterable):
+        for part in source:
+            yield part if isinstance(part, Mapping) else {_only(specs): np.asarray(part)}
+    else:
+        raise InputError(f"Calibration inputs cannot come from an object of type {type(source).__name__}.")
+
+
+def _gather(parts: Iterable[Mapping[str, Array]], limit: int) -> dict[str, Array]:
+    """Join batches up to a number of examples; no more are read than that takes."""
+    columns: dict[str, list[Array]] = {}
+    count = 0
+    for part in parts:
+        if columns and set(part) != set(columns):
+            raise InputError(f"One calibration batch holds {', '.join(part)}, another one {', '.join(columns)}.")
+        for name, array in part.items():
+            columns.setdefault(name, []).append(np.asarray(array))
+        count += max((len(array) for array in part.values() if np.ndim(array)), default=0)
+        if count >= limit:
+            break
+    if not count:
+        raise InputError("There are no calibration inputs in what was given.")
+    for name, column in columns.items():
+        if len({(item.dtype, item.shape[1:]) for item in column}) > 1:
+            kinds = sorted({f"{item.dtype}{list(item.shape[1:])}" for item in column})
+            raise InputError(
+                f"Calibration inputs of '{name}' differ in kind: {' and '.join(kinds[:3])}; give equal ones."
+            )
+    return {name: np.concatenate(column) for name, column in columns.items()}
+
+
+def _prepared(
+    arrays: dict[str, Array], image: ImageInput | None, preprocessing: Preprocessing | str | None, layout: Layout | None
+) -> dict[str, Array]:
+    """Bring given arrays of images into the network's layout and value range, where that was asked for."""
+    if preprocessing is None and layout is None:
+        return arrays
+    if image is None or set(arrays) != {image.name}:
+        raise InputError("A value range or layout was given, but the model does not take images.")
+    array = arrays[image.name]
+    if array.ndim != 4:
+        raise InputError(f"Images are [N, C, H, W] or [N, H, W, C], but an array of shape {array.shape} was given.")
+    if (layout or image.layout) == "nchw":
+        array = array.transpose(0, 2, 3, 1)
+    if preprocessing is not None:
+        if isinstance(preprocessing, str) and preprocessing not in PRESETS:
+            raise InputError(f"There is no preset '{preprocessing}'; there are {', '.join(PRESETS)}.")
+        mapping = PRESETS[preprocessing] if isinstance(preprocessing, str) else preprocessing
+        array = mapping.apply(array)
+    return {image.name: image.arrange(array)}
+
+
+def _narrowed(arrays: dict[str, Array], specs: list[InputSpec]) -> dict[str, Array]:
+    """Bring float32 examples to a float16 network's type and back: one set serves both versions of a network."""
+    wanted = {spec.name: spec.dtype for spec in specs}
+    pair = {np.dtype(np.float16), np.dtype(np.float32)}
+    with np.errstate(over="ignore"):  # infinity is refused with its example
+        return {
+            name: array.astype(wanted[name]) if {array.dtype, wanted.get(name)} == pair else array
+            for name, array in arrays.items()
+        }
+
+
+def _checked(
+    arrays: dict[str, Array], specs: list[InputSpec], limit: int, about: dict[str, Any], origin: str
+) -> Calibration:
+    for name, array in arrays.items():
+        if array.ndim and len(array) == 0:
+            raise InputError(f"There are no calibration inputs: '{name}' has shape {list(array.shape)}.")
+    arrays = _narrowed(arrays, specs)
+    split_inputs(specs, arrays, limit=LIMIT)
+    count = min(limit, max(len(array) for array in arrays.values()))
+    arrays = {name: array[:count] for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = int(np.flatnonzero(~np.isfinite(array.reshape(count, -1)).all(1))[0])
+            raise InputError(f"Calibration input '{name}' holds NaN or infinity, first in example {bad}.")
+    sentence = f"{count} calibration inputs from {origin}." if origin != "given" else f"{count} calibration inputs."
+    return Calibration(arrays, about | {"count": count, "sentence": sentence})

@@ -1,0 +1,379 @@
+"""Sequential refit: every rewritten site makes up for what the sites before it have changed.
+
+Sites are taken in graph order, beside one another where none needs another (the branches of an Inception module). The
+inputs of a site come from the network as rewritten so far, its targets from the untouched network, so that errors do
+not pile up. Where the output of a site is added to another value that is there already (a residual branch), the target
+is the sum: the site also corrects what has gone wrong on the branch. Where a rectifier or a Clip follows, the error
+behind it is what counts. Every part of the network runs once in each version.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnx_pointwise.study import PATCHES, named_seed, patch_count
+from onnx_pointwise.errors import PlanError
+from onnx_pointwise.numerics import Method, compose
+from onnx_pointwise.graph import runtime_source
+from onnx_pointwise.numerics import Lattice, lattices, make_window, patches, sample
+from onnx_pointwise.numerics import beside, workers
+from onnx_pointwise.graph import Choice, Plan
+from onnx_pointwise.numerics import Activation, Block, Reconstruction, reconstruct
+from onnx_pointwise.graph import BottleneckPass, Replacement
+from onnx_pointwise.runtime import TwinRun, open_waiting, reads, site_values
+from onnx_pointwise.graph import Site, constant, find_sites
+
+Array = NDArray[Any]
+
+#: Bytes of activations held in memory, unless told otherwise; beyond, they lie in files.
+MEMORY = 2**31
+# Bytes of patches that are kept from one round to the next, of all sites under way.
+_KEPT_BYTES = 2**27
+# One example in so many is held back for the choice of the ridge.
+_HELD_BACK = 4
+# How far ahead in the graph to look for sites that can be refitted beside others, and the most under way.
+_AHEAD = 8
+_TOGETHER = 4
+
+
+@dataclass(frozen=True)
+class SiteRefit:
+    """What the refit did to one site.
+
+    Attributes:
+        replacement: Its weights.
+        error: Relative L2 error of its output against its target, on the examples, means taken out.
+        ridge: Strength of the ridge towards the trained kernel; infinite where the kernel itself was best.
+        target: `output`, or `sum` where a branch that is added to it is corrected too.
+        activation: `none`, or `flat` where the target may move on flat parts of the activation.
+    """
+
+    replacement: Replacement
+    error: float
+    ridge: float
+    target: str
+    activation: str
+
+
+def refit(
+    model: ir.Model,
+    sites: Sequence[Site],
+    choices: Mapping[str, Choice],
+    inputs: Mapping[str, Array],
+    *,
+    method: Method = "als",
+    batch: int = 64,
+    patch_limit: int = PATCHES,
+    memory: int = MEMORY,
+    rounds: int = 2,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, SiteRefit]:
+    """Compute the weights of all rewritten sites from example inputs, each after those that it depends on.
+
+    Args:
+        model: The untouched model with its types inferred (`ResolvedShapes.model`); it is left as it is.
+        sites: The model's sites in graph order.
+        choices: Form and rank by site name; sites that lie in subgraphs are left out.
+        inputs: Example inputs by name, [N, ...].
+        method: How the factors are computed, see `factorize`.
+        batch: Examples in one run of the runtime.
+        patch_limit: Patches of a site to look at, about.
+        memory: Bytes of activations to hold in memory; beyond, they lie in a temporary folder.
+        rounds: Rounds through activations with flat parts, see `reconstruct`.
+        seed: Seed of the positions that are left out.
+        threads: Threads of the runtime, and pieces of the algebra to work on at a time; as many as there are cores if
+            None.
+        progress: Called with the name of each site before it is taken.
+
+    Returns:
+        What was done, by site name.
+
+    Raises:
+        ModelError: The model does not run on the inputs.
+        InputError: An activation is not finite, or the inputs lead to activations of different sizes.
+    """
+    names = {str(value.name) for node in model.graph for value in node.outputs}
+    taken = [site for site in sites if site.name in choices and str(site.output.name) in names]
+    done: dict[str, SiteRefit] = {}
+    left = _tasks(model, taken, choices)
+    under_way: deque[tuple[_Problem, Callable[[], Reconstruction]]] = deque()
+
+    def solve(problem: _Problem) -> Reconstruction:
+        site, choice = problem.task.site, problem.task.choice
+        kernel, bias = site.weights()
+        return reconstruct(
+            kernel.astype(site.dtype),
+            bias,
+            choice.form,
+            choice.rank,
+            problem.blocks(),
+            method=method,
+            activation=problem.task.activation,
+            rounds=rounds,
+            threads=workers(threads),
+        )
+
+    # What is begun and taken when must not depend on who is quick: it decides how the network is cut into sessions.
+    with (
+        TwinRun(model, taken, inputs, batch=batch, memory=memory, threads=threads) as run,
+        beside(workers(threads)) as begin,
+    ):
+        while left or under_way:
+            for task in _ready(run, left, _TOGETHER - len(under_way)):
+                if progress is not None:
+                    progress(task.site.name)
+                left.remove(task)
+                problem = _problem(run, task, patch_limit, seed, _KEPT_BYTES // workers(threads))
+                under_way.append((problem, begin(functools.partial(solve, problem))))
+            problem, result = under_way.popleft()
+            solved = result()
+            site, replacement = problem.task.site, Replacement(solved.factors, solved.bias)
+            run.finish(site, problem.dense, site_session(model, site, problem.task.choice, replacement, threads))
+            done[site.name] = _report(solved, replacement, problem.task)
+    return {site.name: done[site.name] for site in taken}
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A site to be refitted.
+
+    Attributes:
+        site: The site.
+        choice: Form and rank.
+        branch: Name of the value that its output is added to and that is to be corrected with it; None for none.
+        activation: What follows.
+    """
+
+    site: Site
+    choice: Choice
+    branch: str | None
+    activation: Activation
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """All that the weights of a site are computed from.
+
+    Attributes:
+        task: The site.
+        dense: Its outputs in the untouched network.
+        blocks: Gives those for `reconstruct`, which keep patches for as long as they live.
+    """
+
+    task: _Task
+    dense: Array
+    blocks: Callable[[], Sequence[Callable[[], Block]]]
+
+
+def _tasks(model: ir.Model, sites: Sequence[Site], choices: Mapping[str, Choice]) -> list[_Task]:
+    latest = _latest(model, sites)
+    tasks = []
+    for number, site in enumerate(sites):
+        branch, activation = _surroundings(model, site)
+        if branch is not None and latest[branch] >= number:
+            # The branch is still to come, and will correct this site in turn.
+            branch, activation = None, Activation()
+        tasks.append(_Task(site, choices[site.name], branch, activation))
+    return tasks
+
+
+def _latest(model: ir.Model, sites: Sequence[Site]) -> dict[str, int]:
+    """Number of the last site that each value depends on, by its name; -1 for none."""
+    numbers = {name: number for number, site in enumerate(sites) for name in site_values(site)}
+    latest: dict[str, int] = defaultdict(lambda: -1)
+    for node in model.graph:
+        last = max((latest[name] for name in reads(node)), default=-1)
+        for value in node.outputs:
+            latest[str(value.name)] = max(last, numbers.get(str(value.name), -1))
+    return latest
+
+
+def _ready(run: TwinRun, left: Sequence[_Task], most: int) -> list[_Task]:
+    """The next sites that depend on none still to be done, the branch to correct included."""
+    return [
+        task
+        for task in left[:_AHEAD]
+        if run.reachable(task.site.source) and (task.branch is None or run.reachable(task.branch))
+    ][:most]
+
+
+def _problem(run: TwinRun, task: _Task, limit: int, seed: int, kept: int) -> _Problem:
+    branch = task.branch
+    run.advance([task.site.source] if branch is None else [task.site.source, branch])
+    dense = run.dense_output(task.site)
+    added = None if branch is None else (run.dense[branch], run.rewritten[branch])
+    source = run.rewritten[task.site.source]
+    blocks = functools.partial(_blocks, task, source, dense, added, limit=limit, seed=seed, kept=kept)
+    return _Problem(task, dense, blocks)
+
+
+def _surroundings(model: ir.Model, site: Site) -> tuple[str | None, Activation]:
+    """What becomes of a site's output: name of the value it is added to, if any, and the activation behind."""
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    value = values[str(site.output.name)]
+    branch = None
+    users = _users(value)
+    if users is not None and len(users) == 1 and users[0].op_type == "Add":
+        others = [other for other in users[0].inputs if other is not value and other is not None]
+        if len(others) == 1 and constant(others[0]) is None and _same_shape(others[0], value):
+            branch, value = str(others[0].name), users[0].outputs[0]
+            users = _users(value)
+    flats = {_flat(node) for node in users or ()}
+    activation = flats.pop() if len(flats) == 1 else Activation()
+    return branch, activation
+
+
+def _users(value: ir.Value) -> list[ir.Node] | None:
+    """Nodes that read a value; None where it is also an output of the network, which must be kept as it is."""
+    return None if value.is_graph_output() else [node for node, _ in value.uses()]
+
+
+def _same_shape(one: ir.Value, other: ir.Value) -> bool:
+    return one.shape is not None and one.shape == other.shape
+
+
+def _flat(node: ir.Node) -> Activation:
+    """The flat parts of a node that follows a site."""
+    if node.domain not in ("", "ai.onnx"):
+        return Activation()
+    if node.op_type == "Relu":
+        return Activation(low=0.0)
+    if node.op_type == "Clip":
+        bounds = [node.attributes.get("min"), node.attributes.get("max")]
+        low, high = (None if bound is None else bound.as_float() for bound in bounds)
+        given = [constant(value) if value is not None else None for value in node.inputs[1:]]
+        if any(value is not None and constant(value) is None for value in node.inputs[1:]):
+            return Activation()
+        if given and given[0] is not None:
+            low = float(given[0].numpy())
+        if len(given) > 1 and given[1] is not None:
+            high = float(given[1].numpy())
+        return Activation(-math.inf if low is None else low, math.inf if high is None else high)
+    return Activation()
+
+
+def _blocks(
+    task: _Task,
+    drifted: Array,
+    dense: Array,
+    branch: tuple[Array, Array] | None,
+    *,
+    limit: int,
+    seed: int,
+    kept: int,
+) -> list[Callable[[], Block]]:
+    """Give patches of the rewritten network and targets of the untouched one; one example in four is held back.
+
+    Args:
+        task: The site.
+        drifted: Its inputs in the network as rewritten so far.
+        dense: Its outputs in the untouched network.
+        branch: What is added to them, in the untouched network and as rewritten so far; None for nothing.
+        limit: Patches to look at, about.
+        seed: Seed of the positions that are left out.
+        kept: Bytes of patches to keep from one call of a block to the next.
+    """
+    site, count = task.site, len(drifted)
+    window = make_window(site.kernel_shape, site.strides, site.dilations, site.pads, drifted.shape[2:])
+    examples = np.arange(count)
+    back = examples % _HELD_BACK == _HELD_BACK - 1
+    width = site.in_channels * site.taps
+    plan: list[tuple[Lattice, bool]] = []
+    for held, chosen in ((False, examples[~back]), (True, examples[back])):
+        if len(chosen):
+            share = max(1, patch_count(limit, width) * len(chosen) // count)
+            part = lattices(chosen, dense.shape[2:], width, limit=share, seed=named_seed(seed, task.site.source, held))
+            plan.extend((lattice, held) for lattice in part)
+
+    def make(lattice: Lattice, held: bool) -> Block:
+        targets = sample(dense, lattice)
+        added = None
+        if branch is not None:
+            before, after = branch
+            added = sample(after, lattice)
+            targets = targets + sample(before, lattice) - added
+        return Block(patches(drifted, window, lattice), targets, added, held)
+
+    # Rounds through the activation need the blocks again; unfolding them takes about as long as multiplying them.
+    blocks: list[Callable[[], Block]] = []
+    room = kept
+    for lattice, held in plan:
+        once = functools.partial(make, lattice, held)
+        taken = count if lattice.examples is None else len(lattice.examples)
+        room -= 4 * width * taken * math.prod(lattice.counts(window.out_size(drifted.shape[2:])))
+        blocks.append(functools.cache(once) if room >= 0 else once)
+    return blocks
+
+
+def site_session(
+    model: ir.Model, site: Site, choice: Choice, replacement: Replacement, threads: int | None = None
+) -> ort.InferenceSession:
+    """Open a session of a rewritten site alone.
+
+    Args:
+        model: The untouched model.
+        site: One of its sites.
+        choice: Form and rank.
+        replacement: Weights that fit them.
+        threads: Threads of the session; the runtime's own choice if None.
+
+    Returns:
+        A session with the site's input and output, for any batch size.
+
+    Raises:
+        PlanError: The site cannot stand alone.
+    """
+    graph = ir.convenience.extract(model.graph, [site.source], [str(site.output.name)])
+    for name, version in model.graph.opset_imports.items():
+        graph.opset_imports.setdefault(name, version)
+    for value in graph.inputs:
+        value.shape = None
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+    part = ir.Model(graph, ir_version=model.ir_version)
+    (alone,) = find_sites(part)
+    if not alone.rewritable or str(alone.output.name) != str(site.output.name):
+        raise PlanError(f"Site '{site.name}' reads differently once it stands alone; leave it out of the plan.")
+    BottleneckPass(Plan({alone.name: choice}), {alone.name: replacement})(part)
+    with runtime_source(part) as data:
+        return open_waiting(data, threads)
+
+
+def _report(result: Reconstruction, replacement: Replacement, task: _Task) -> SiteRefit:
+    return SiteRefit(
+        replacement,
+        result.error,
+        result.ridge,
+        "output" if task.branch is None else "sum",
+        "none" if task.activation.linear else "flat",
+    )
+
+
+def corrected(site: Site, replacement: Replacement, mean: NDArray[np.float64]) -> Replacement:
+    """Let the bias take up what factors made without examples do to the mean output.
+
+    Args:
+        site: The site.
+        replacement: Its weights.
+        mean: Mean patch of its input, [I*K].
+
+    Returns:
+        The same factors with the bias b + (W - composed) mean.
+    """
+    kernel, bias = site.weights()
+    gap = kernel.astype(np.float64) - compose(replacement.factors)
+    offset = np.zeros(site.out_channels) if bias is None else bias
+    return Replacement(replacement.factors, offset + gap.reshape(len(gap), -1) @ mean)

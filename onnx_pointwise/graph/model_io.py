@@ -1,0 +1,339 @@
+"""Read and write ONNX models: one reader, one atomic writer, and one way to hand a model to the runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from onnx_pointwise.errors import ModelError, OutputError
+from onnx_pointwise.graph.wire import Layout, all_graphs, innermost, lay_out, tensors
+
+#: What every public function takes for a model.
+ModelSource = str | Path | onnx.ModelProto | ir.Model
+
+# Older operator sets have another BatchNormalization and other broadcasting rules.
+_OLDEST_OPSET = 9
+# The most that one protobuf message can hold.
+_PROTOBUF_LIMIT = 2**31 - 1
+# Larger models reach the runtime as a file with external data: it maps those, instead of holding copies.
+_IN_MEMORY_LIMIT = 64 * 2**20
+
+
+def load(source: ModelSource) -> ir.Model:
+    """Read a model.
+
+    Args:
+        source: A path to an ``.onnx`` file (external data is memory-mapped, not read), a ``ModelProto``, or an
+            ``onnx_ir.Model``, which is returned as it is. Training information in it is left out.
+
+    Raises:
+        ModelError: No such file, a directory, not ONNX, truncated, or external data that is missing, too short or
+            outside the model's folder.
+    """
+    if isinstance(source, ir.Model):
+        return source
+    if isinstance(source, onnx.ModelProto):
+        return _deserialize(source, "the given ModelProto", Path())
+    path = Path(source)
+    # The folder by which ONNX Runtime, too, looks for external data. Absolute, because onnx_ir checks containment only
+    # when the folder is not empty.
+    return _deserialize(_parse(path), str(path), path.absolute().parent)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    try:
+        if path.is_dir():
+            raise ModelError(f"{path}: is a directory; name the .onnx file in it.")
+        if path.stat().st_size == 0:
+            raise ModelError(f"{path}: the file is empty.")
+        # The format is named because onnx would else guess it from the file's ending.
+        return onnx.load(path, format="protobuf", load_external_data=False)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file.") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"{path}: not an ONNX model, or truncated; export or copy it again.") from error
+
+
+def _deserialize(proto: onnx.ModelProto, where: str, folder: Path) -> ir.Model:
+    _require_model(proto, where)
+    try:
+        with quiet("onnx_ir.serde"):
+            model = ir.serde.deserialize_model(proto)
+    except Exception as error:  # onnx_ir raises whatever its readers raise
+        raise ModelError(f"{where}: the model cannot be read: {innermost(error)}.") from error
+    _require_whole(model, where)
+    for tensor in external_tensors(model):
+        tensor.base_dir = folder.absolute()
+        _require_external(tensor, where)
+    return model
+
+
+def _require_model(proto: onnx.ModelProto, where: str) -> None:
+    """Random bytes can parse as an empty message; a model has a version, operator sets and a graph."""
+    if not (proto.ir_version > 0 and proto.opset_import and proto.HasField("graph") and proto.graph.output):
+        raise ModelError(f"{where}: not an ONNX model: no IR version, operator set or graph outputs in it.")
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version < _OLDEST_OPSET:
+            raise ModelError(
+                f"{where}: opset {opset.version} is older than {_OLDEST_OPSET}; "
+                "raise it with onnx.version_converter.convert_version first."
+            )
+    if proto.graph.sparse_initializer:  # onnx_ir would leave them out without a word
+        name = proto.graph.sparse_initializer[0].values.name
+        raise ModelError(f"{where}: the initializer '{name}' is sparse; export the model with dense weights.")
+
+
+def _require_whole(model: ir.Model, where: str) -> None:
+    """onnx_ir only warns of values that come from nowhere, and gives names that are no UTF-8 as bytes."""
+    for graph in all_graphs(model):
+        for node in graph:
+            taken = [value for value in node.inputs if value is not None]
+            names = [node.name, node.op_type, node.domain, *(value.name for value in (*taken, *node.outputs))]
+            if any(isinstance(name, bytes) for name in names):
+                raise ModelError(f"{where}: a name in it is no text; copy or export the model again.")
+            for value in taken:
+                if _comes_from_nowhere(value):
+                    raise ModelError(
+                        f"{where}: the node '{node.name}' takes '{value.name}', which nothing puts out; "
+                        "export the model again."
+                    )
+        for value in graph.outputs:
+            if _comes_from_nowhere(value):
+                raise ModelError(f"{where}: the output '{value.name}' comes from no node; export the model again.")
+
+
+def _comes_from_nowhere(value: ir.Value) -> bool:
+    return value.producer() is None and not value.is_graph_input() and not value.is_initializer()
+
+
+def _require_external(tensor: ir.ExternalTensor, where: str) -> None:
+    folder, location = os.path.realpath(tensor.base_dir), tensor.location
+    target = Path(os.path.realpath(tensor.path))
+    if not target.is_relative_to(folder):
+        raise ModelError(
+            f"{where}: the data of '{tensor.name}' lies outside the model's folder ({location}); "
+            "copy the data beside the model."
+        )
+    if not target.is_file():
+        raise ModelError(f"{where}: the external data file {location} of '{tensor.name}' is missing in {folder}.")
+    if target.stat().st_nlink > 1:  # what a link into the folder could hide; onnx_ir does not read such files
+        raise ModelError(f"{where}: the external data file {location} has several hard links; make it a copy.")
+    offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
+    if length != tensor.nbytes:
+        raise ModelError(
+            f"{where}: the external data of '{tensor.name}' are {length} bytes where its shape needs {tensor.nbytes}; "
+            "export the model again."
+        )
+    if offset + length > target.stat().st_size:
+        raise ModelError(
+            f"{where}: the external data file {location} is too short for '{tensor.name}'; export or copy it again."
+        )
+
+
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Keep a logger to errors: what it would warn of is handled here."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
+    """List the tensors of a model whose data lies in another file."""
+    return [tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)]
+
+
+def file_bytes(path: str | Path, model: ir.Model | None = None) -> int:
+    """Count the bytes of a model file and of its external data, if it has any.
+
+    Args:
+        path: The file.
+        model: What ``load`` made of it, where that is at hand; else it is loaded.
+    """
+    data = {str(tensor.path) for tensor in external_tensors(load(path) if model is None else model)}
+    return sum(Path(name).stat().st_size for name in (path, *sorted(data)))
+
+
+def saved_bytes(model: ir.Model) -> int:
+    """Count the bytes that ``save(model, "model.onnx")`` would write, external data included."""
+    layout = _lay_out(model, "model.onnx", external=None)
+    return layout.size + layout.data_size
+
+
+def require_writable(path: str | Path) -> Path:
+    """Check that a file can be written at ``path`` before any work is done.
+
+    Raises:
+        OutputError: The folder is missing or not writable, or ``path`` is a directory, a device or write-protected.
+    """
+    path = Path(path)
+    folder = path.parent
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory; name a file to write.")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: is no regular file; name another file to write.")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OutputError(f"{path}: is write-protected; name another file to write.")
+    if not folder.is_dir():
+        raise OutputError(f"{path}: the folder {folder} does not exist; create it first.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{path}: the folder {folder} cannot be written to ({error.strerror}); name another place."
+        ) from error
+    return path
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give a scratch folder beside ``path``; what lies in it is renamed into place when the block ends well.
+
+    Raises:
+        OutputError: The file system refuses.
+    """
+    path = require_writable(path)
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=".onnx_pointwise.", dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
+    try:
+        yield scratch
+        # The named file comes last: whoever sees it sees all that it needs.
+        for item in sorted(scratch.iterdir(), key=lambda item: item.name == path.name):
+            item.replace(path.parent / item.name)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in one step: beside the target, then renamed."""
+    with atomic_folder(path) as scratch:
+        (scratch / Path(path).name).write_text(text, encoding="utf-8")
+
+
+def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | None = None) -> None:
+    """Write a model in one step: beside the target, then renamed.
+
+    Args:
+        model: The model; it is left as it is.
+        path: The ``.onnx`` file to write. External data goes into ``<name>.<digest>.data`` beside it, named after its
+            content: old and new data lie side by side until the model is replaced, so that an interruption leaves the
+            old pair whole. Data of earlier models of that name is removed.
+        use_external_data_format: Store large tensors outside the file. ``None`` keeps the model's own way, and turns
+            to external data above the 2 GiB that one file can hold.
+
+    Raises:
+        ModelError: A tensor of the model holds less data than its shape needs.
+        OutputError: The target cannot be written, or would hold more than 2 GiB in one file.
+    """
+    path = Path(path)
+    require_writable(path)
+    layout = _lay_out(model, path.name, external=use_external_data_format)
+    if layout.size > _PROTOBUF_LIMIT:
+        raise OutputError(f"{path}: the model holds more than 2 GiB; it must be saved with external data.")
+    data_file = None
+    with atomic_folder(path) as scratch:
+        if layout.data:
+            data_file = f"{path.name}.{layout.data_digest()}.data"
+            layout = lay_out(model, data_file=data_file)
+        _write(layout, scratch / path.name, data_file)
+    _remove_older_data(path, data_file)
+
+
+def _remove_older_data(path: Path, data_file: str | None) -> None:
+    """Remove external data that earlier models of this name, or interrupted attempts at one, have left."""
+    ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.data")
+    with contextlib.suppress(OSError):  # the model is written all the same
+        for item in path.parent.iterdir():
+            if ours.fullmatch(item.name) and item.name != data_file:
+                item.unlink()
+
+
+def _lay_out(model: ir.Model, name: str, *, external: bool | None) -> Layout:
+    data_file = f"{name}.{'0' * 8}.data"  # as long as the name that it gets when it is written
+    if external is None and not external_tensors(model):
+        layout = lay_out(model)
+        return layout if layout.size <= _PROTOBUF_LIMIT else lay_out(model, data_file=data_file)
+    return lay_out(model, data_file=None if external is False else data_file)
+
+
+def _write(layout: Layout, path: Path, data_file: str | None) -> None:
+    with path.open("wb") as stream:
+        layout.write(stream)
+    if data_file is not None:
+        with path.with_name(data_file).open("wb") as stream:
+            layout.write_data(stream)
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """Serialise a model with all its data, external data included.
+
+    Raises:
+        ModelError: The model holds more than the 2 GiB that one protobuf message can.
+    """
+    layout = lay_out(model)
+    if layout.size > _PROTOBUF_LIMIT:
+        raise ModelError("The model holds more than 2 GiB; it fits no single message, save it with external data.")
+    stream = io.BytesIO()
+    layout.write(stream)
+    return stream.getvalue()
+
+
+def serialize(model: ir.Model) -> onnx.ModelProto:
+    """Turn a model into a ``ModelProto`` that holds all its data, external data included.
+
+    Raises:
+        ModelError: The model holds more than the 2 GiB that one protobuf message can.
+    """
+    return onnx.load_from_string(to_bytes(model))
+
+
+@contextlib.contextmanager
+def runtime_source(source: ModelSource | bytes) -> Iterator[str | bytes]:
+    """Give a model in the shape an ONNX Runtime session takes: a path, or bytes.
+
+    A path is handed on as it is. Models in memory become bytes while small, else a temporary file whose weights lie
+    in external data, which the runtime maps instead of copying; the file lives until the block ends.
+    """
+    if isinstance(source, bytes):
+        yield source
+    elif isinstance(source, str | Path):
+        yield str(source)
+    else:
+        model = load(source)
+        data_file = "model.onnx.data"
+        layout = lay_out(model, data_file=data_file)
+        if layout.size + layout.data_size < _IN_MEMORY_LIMIT:
+            yield to_bytes(model)
+            return
+        with tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder:
+            path = Path(folder) / "model.onnx"
+            try:
+                _write(layout, path, data_file)
+            except OSError as error:
+                raise OutputError(
+                    f"{folder}: the model cannot be put there for ONNX Runtime ({error.strerror}); "
+                    "set TMPDIR to a folder with more room."
+                ) from error
+            yield str(path)

@@ -1,0 +1,284 @@
+"""How long a network takes, and how much of that each choice at its sites would save, measured on a provider.
+
+Sites are probed alone, see ``latency``. Inside the network they take another time: their inputs come from elsewhere,
+activations are fused into them. So each site's probes are scaled by what its convolution takes there according to the
+runtime's profile, and what a rewrite adds in kernels to start is counted: the runtime takes some microseconds between
+two kernels. Even so the sum is off: smaller weights leave more room in the caches for everything else. One network
+that is rewritten halfway is timed, and what it saves more or less than its sites promise corrects all predictions.
+Latency does not depend on the weights, so random ones stand in for those still to be computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_pointwise.runtime import Verdict, compare, measure
+from onnx_pointwise.planning import Measured
+from onnx_pointwise.numerics import FORMS, Factors, Form
+from onnx_pointwise.latency.kernels import TOLERANCE, SiteLatency, place, site_latencies
+from onnx_pointwise.latency.cache import LatencyCache
+from onnx_pointwise.graph import Choice, Plan
+from onnx_pointwise.runtime import node_times
+from onnx_pointwise.runtime import provider_name
+from onnx_pointwise.graph import BottleneckPass, Replacement
+from onnx_pointwise.graph import ResolvedShapes
+from onnx_pointwise.graph import Site, find_sites
+
+# Seconds that timing two networks against each other may take.
+_COMPARE_SECONDS = 4.0
+_PROFILE_RUNS = 20
+# What a correction may be at most; a network that is not faster at all is found out when it is timed itself.
+_CORRECTIONS = (0.25, 2.0)
+# Attributes that hold weights or graphs: the sizes of the one and the nodes of the other are told anyway.
+_LARGE = {
+    ir.AttributeType.TENSORS,
+    ir.AttributeType.GRAPH,
+    ir.AttributeType.GRAPHS,
+    ir.AttributeType.SPARSE_TENSOR,
+    ir.AttributeType.SPARSE_TENSORS,
+}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A rewritten network timed against the untouched one.
+
+    Attributes:
+        ratio: Its latency as a share of the untouched network's.
+        noise: The noise floor of that, see ``benchmark.LatencyComparison``.
+        verdict: Whether it is faster beyond the noise floor.
+    """
+
+    ratio: float
+    noise: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class NetworkLatency:
+    """What is known of a network's latency on one provider.
+
+    Attributes:
+        model: The untouched network.
+        shapes: Its shapes, at which everything is timed.
+        provider: The provider, as for ``providers.open_session``.
+        threads: Threads inside one operator; the runtime's own choice if ``None``.
+        dense: Seconds of one run of the untouched network.
+        sites: Latency of each site probed alone, by its name.
+        inside: Seconds of each untouched site inside the network.
+        between: Seconds that the runtime takes between two kernels.
+        cache: Where measurements are kept.
+        kept: What a network that is rewritten halfway saves, as a share of what its sites promise.
+    """
+
+    model: ir.Model
+    shapes: ResolvedShapes
+    provider: str
+    threads: int | None
+    dense: float
+    sites: Mapping[str, SiteLatency]
+    inside: Mapping[str, float]
+    between: float
+    cache: LatencyCache | None
+    kept: float = 1.0
+
+    def seconds(self, name: str, choice: Choice | None) -> float:
+        """What a site takes inside the network.
+
+        Args:
+            name: A site that was measured.
+            choice: A form and rank that were measured; ``None`` for the untouched site.
+        """
+        if choice is None:
+            return self.inside[name]
+        site = self.sites[name]
+        added = 2 if choice.form == "reduce_expand" else 1
+        return self.inside[name] * site.of(choice.form, choice.rank) / site.dense + added * self.between
+
+    def measured(self) -> dict[str, Measured]:
+        """Give the treads of each site, without those that no longer pay inside the network."""
+        found = {}
+        for name, site in self.sites.items():
+            dense = self.seconds(name, None)
+            timed = [(choice, self.seconds(name, Choice(*choice))) for choice in site.choices]
+            faster = [(choice, seconds) for choice, seconds in timed if seconds < (1.0 - TOLERANCE) * dense]
+            found[name] = Measured(
+                dense,
+                tuple(choice for choice, _ in faster),
+                tuple(seconds for _, seconds in faster),
+                dense * site.fastest / site.dense,
+            )
+        return found
+
+    def sum_of_sites(self, choices: Mapping[str, Choice]) -> float:
+        """Latency of a rewritten network as a share of the untouched one's, by what its sites promise to save.
+
+        Args:
+            choices: Form and rank by site name, all of them measured.
+        """
+        saved = sum(self.seconds(name, None) - self.seconds(name, choice) for name, choice in choices.items())
+        return 1.0 - saved / self.dense
+
+    def predict(self, choices: Mapping[str, Choice]) -> float:
+        """Predict the same with the correction that the network rewritten halfway asked for."""
+        return 1.0 - self.kept * (1.0 - self.sum_of_sites(choices))
+
+    def promised(self, share: float) -> float:
+        """The sum of sites that goes with a predicted share."""
+        return 1.0 - (1.0 - share) / self.kept
+
+    def halfway(self) -> dict[str, Choice]:
+        """At every site that can be made faster, what comes nearest to half of its latency."""
+        found = {}
+        for name, site in self.measured().items():
+            if site.choices:
+                nearest = min(range(len(site.choices)), key=lambda index: abs(site.seconds[index] - 0.5 * site.dense))
+                found[name] = Choice(*site.choices[nearest])
+        return found
+
+    def time(self, plan: Plan) -> Timing:
+        """Time the network rewritten by a plan, random weights in place, against the untouched one.
+
+        Raises:
+            ModelError: The runtime cannot run it.
+            ProviderError: The provider cannot.
+        """
+        choices = [(name, choice.form, choice.rank) for name, choice in plan.choices.items()]
+        key = f"{_network_key(self.model, self.shapes, self.provider, self.threads)} ratio {choices}"
+        known = _kept(self.cache, key, lambda: self._timed(plan))
+        return Timing(*known)
+
+    def _timed(self, plan: Plan) -> list[Any]:
+        rewritten = self.model.clone()
+        sites = {site.name: site for site in find_sites(self.model)}
+        BottleneckPass(plan, {name: _stand_in(sites[name], choice) for name, choice in plan.choices.items()})(rewritten)
+        timed = compare(
+            self.model,
+            rewritten,
+            input_shapes=self.shapes.inputs,
+            provider=self.provider,
+            threads=self.threads,
+            max_seconds=_COMPARE_SECONDS,
+        )
+        return [timed.ratio, timed.noise, timed.verdict]
+
+
+def network_latency(
+    model: ir.Model,
+    shapes: ResolvedShapes,
+    sites: Sequence[Site],
+    *,
+    forms: Sequence[Form] = FORMS,
+    asked: Mapping[str, Choice] | None = None,
+    provider: str = "cpu",
+    threads: int | None = None,
+    cache: LatencyCache | None = None,
+    progress: Callable[[str], None] = lambda what: None,
+) -> NetworkLatency:
+    """Measure what a network and its sites take.
+
+    Args:
+        model: The network; it is left as it is.
+        shapes: Its shapes.
+        sites: Sites that may be rewritten and whose sizes are known.
+        forms: The forms that compete.
+        asked: Form and rank of sites that are decided already, by name.
+        provider: Execution provider, as for ``providers.open_session``.
+        threads: Threads inside one operator; the runtime's own choice if ``None``.
+        cache: Where measurements are kept; ``None`` measures everything anew.
+        progress: Called with what is measured next.
+
+    Raises:
+        ModelError: The runtime cannot run the network.
+        ProviderError: The provider does not load, or cannot run the network.
+    """
+    named = {name: (choice.form, choice.rank) for name, choice in (asked or {}).items()}
+    probed = site_latencies(
+        sites, forms=forms, provider=provider, threads=threads, asked=named, cache=cache, progress=progress
+    )
+    progress("the whole network")
+    key = f"{_network_key(model, shapes, provider, threads)} dense"
+    dense, kernels, times = _kept(cache, key, lambda: _dense_times(model, shapes, provider, threads))
+    alone = {name: latency.dense for name, latency in probed.items()}
+    # A profile sees kernels only on the CPU; elsewhere it sees them being started.
+    inside = {name: times.get(name, seconds) for name, seconds in alone.items()} if times else alone
+    whole = sum(times.values()) if times else sum(alone.values())
+    # What is profiled is slowed down by it, and parts can take no more than the whole.
+    slowed = max(1.0, whole / dense)
+    inside = {name: seconds / slowed for name, seconds in inside.items()}
+    between = max(0.0, dense - whole) / kernels if times else 0.0
+    found = NetworkLatency(model, shapes, provider, threads, dense, probed, inside, between, cache)
+    trial = found.halfway()
+    if not trial:
+        return found
+    progress("a network rewritten halfway")
+    saved, promised = 1.0 - found.time(Plan(trial)).ratio, 1.0 - found.sum_of_sites(trial)
+    low, high = _CORRECTIONS
+    return replace(found, kept=min(high, max(low, saved / promised)) if promised > 0.0 else 1.0)
+
+
+def _dense_times(model: ir.Model, shapes: ResolvedShapes, provider: str, threads: int | None) -> list[Any]:
+    """Seconds of one run, number of kernels, and seconds of each convolution and of all other kernels, under ''."""
+    sizes = shapes.inputs
+    dense = measure(model, input_shapes=sizes, provider=provider, threads=threads, max_seconds=_COMPARE_SECONDS / 2)
+    if provider_name(provider) != "cpu":
+        return [dense.median, 0, {}]
+    kernels = node_times(model, input_shapes=sizes, provider=provider, threads=threads, runs=_PROFILE_RUNS)
+    times: dict[str, float] = {}
+    for kernel in kernels:
+        times[kernel.site or ""] = times.get(kernel.site or "", 0.0) + kernel.seconds
+    return [dense.median, len(kernels), times]
+
+
+def _kept(cache: LatencyCache | None, key: str, make: Callable[[], list[Any]]) -> list[Any]:
+    known = cache.get([key]) if cache is not None else {}
+    if key not in known:
+        known = {key: make()}
+        if cache is not None:
+            cache.put(known)
+    value: list[Any] = known[key]
+    return value
+
+
+def _network_key(model: ir.Model, shapes: ResolvedShapes, provider: str, threads: int | None) -> str:
+    """Describe all that the latency of a network depends on: nodes and the sizes of weights, not their values."""
+    digest = hashlib.sha256()
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            digest.update(f"{name} {value.dtype} {value.shape};".encode())
+    for node in itertools.chain(model.graph.all_nodes(), *(body.all_nodes() for body in model.functions.values())):
+        values = [[value.name if value is not None else "" for value in side] for side in (node.inputs, node.outputs)]
+        plain = [_attribute(item) for item in node.attributes.values()]
+        digest.update(f"{node.domain} {node.op_type} {values} {plain};".encode())
+    sizes = {name: tuple(shape) for name, shape in shapes.inputs.items()}
+    return f"{place(provider, threads)} network {sizes} {digest.hexdigest()}"
+
+
+def _attribute(item: ir.Attr) -> str:
+    if item.type == ir.AttributeType.TENSOR and not item.is_ref():
+        return f"{item.name} {item.as_tensor().dtype} {item.as_tensor().shape}"
+    return item.name if item.type in _LARGE else f"{item.name} {item}"
+
+
+def _stand_in(site: Site, choice: Choice) -> Replacement:
+    """Random factors of the right sizes, which keep the size of activations about as it was."""
+    rng = np.random.default_rng(0)
+    taps = site.kernel_shape
+    r_in, r_out = choice.rank if isinstance(choice.rank, tuple) else (choice.rank, choice.rank)
+
+    def normal(*shape: int) -> np.ndarray[Any, np.dtype[Any]]:
+        return (rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))).astype(site.dtype)
+
+    before = None if choice.form == "expand" else normal(r_in, site.in_channels)
+    after = None if choice.form == "reduce" else normal(site.out_channels, r_out)
+    kernel = normal(site.out_channels if after is None else r_out, site.in_channels if before is None else r_in, *taps)
+    bias = np.zeros(site.out_channels) if site.has_bias else None
+    return Replacement(Factors(choice.form, choice.rank, before, kernel, after, 0.0), bias)

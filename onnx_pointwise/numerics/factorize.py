@@ -1,0 +1,673 @@
+"""Split a convolution kernel into a kxk convolution and 1x1 convolutions, in the norm that the data define.
+
+Notation: W[O, I, K] is the kernel with its K taps flattened, p[I, K] an input patch, S = E[p p^T] the second moment of
+the patches and D = W - composed factors. The site's output error is E|D p|^2 = tr(D S D^T), so each method minimises
+
+    tr(D S D^T)                                                                                                   (1)
+
+for some S: the identity (`svd`), the channel moment C repeated at every tap, S = C (x) 1_K (`whitened`), or the full
+S (`als`).
+
+* `expand`, W ~ U A with U[O, R]: for any S the optimum of (1) is U = leading eigenvectors of W S W^T and A = U^T W.
+* `reduce`, W[:, :, t] ~ A[:, :, t] P with one P[R, I] for all taps: for S = C (x) 1_K with C = L L^T the optimum is
+  the truncated SVD of W L unfolded along the input channels. For a full S there is no closed form. Write B = P (x) 1_K;
+  then A = W S B^T (B S B^T)^-1 is the exact optimum given P, and P given A is a linear least-squares problem of R * I
+  unknowns, solved by conjugate gradients with the Kronecker preconditioner (sum_t A_t^T A_t) (x) (mean_t S_tt).
+* `reduce_expand`, W ~ U A (P (x) 1_K): given P, U is a reduced-rank regression (Izenman 1975), the eigenvectors of
+  (W S B^T)(B S B^T)^-1(W S B^T)^T; given U, it is `reduce` for U^T W. In the plain norm this is Tucker-2 by HOOI
+  (De Lathauwer, De Moor, Vandewalle 2000).
+
+The basis between two factors is free: it changes nothing but what rounding does to them. It is the one of `basis`,
+which makes the feature maps between them alike, so that they go well into int8 and into float16. Where a 1x1
+convolution loses nothing (R of at least the feature maps on its side) it is the identity or a frame.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from onnx_pointwise.numerics.basis import GRAIN, cosines, quiet_basis
+from onnx_pointwise.errors import PlanError
+from onnx_pointwise.numerics.norm import Norm
+
+Form = Literal["reduce", "expand", "reduce_expand"]
+Method = Literal["svd", "whitened", "als"]
+Rank = int | tuple[int, int]
+Array = NDArray[np.float64]
+AnyArray = NDArray[Any]
+
+FORMS: tuple[Form, ...] = get_args(Form)
+METHODS: tuple[Method, ...] = get_args(Method)
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+# Alternating sweeps stop below this relative gain in squared error; further ones cost more than they bring.
+SWEEP_GAIN = 2e-3
+# ... or below this share of the squared output, which is the rounding of float32 weights.
+NEGLIGIBLE = 1e-12
+# Steps of the 1x1 in front are made this much longer than the least-squares solution asks: plain alternation creeps
+# along a valley, and with this stretch three sweeps get as far as ten.
+STRETCH = 2.5
+# More conjugate gradients in one sweep do not help, the kxk has to follow first.
+CG_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The pieces of one rewritten convolution.
+
+    Attributes:
+        form: How the kernel was split.
+        rank: Channels between the pieces; `(R_in, R_out)` for `reduce_expand`.
+        before: The 1x1 in front, [R_in, I], its rows of norm 1 in the root mean square, or with orthonormal columns
+            where R_in >= I; None for `expand`.
+        kernel: The kxk, [R_out or O, R_in or I, *k].
+        after: The 1x1 behind, [O, R_out], its columns of norm 1 in the root mean square, or with orthonormal rows
+            where R_out >= O; None for `reduce`.
+        error: Predicted relative L2 error of the convolution's output, sqrt(tr(D S D^T) / tr(W S W^T)), of the
+            factors as stored.
+    """
+
+    form: Form
+    rank: Rank
+    before: AnyArray | None
+    kernel: AnyArray
+    after: AnyArray | None
+    error: float
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Float64 pieces over flattened taps: before [R_in, I], kernel [R_out, R_in, K], after [O, R_out].
+
+    Until `_finish`, None stands for a side that is not cut, and the columns of `after` are orthonormal.
+    """
+
+    before: Array | None
+    kernel: Array
+    after: Array | None
+
+
+def factorize(
+    kernel: AnyArray,
+    form: Form,
+    rank: Rank,
+    *,
+    method: Method = "als",
+    second_moment: AnyArray | Norm | None = None,
+    sweeps: int = 4,
+    start: AnyArray | None = None,
+) -> Factors:
+    """Split a convolution kernel at a rank.
+
+    Below the number of feature maps it is an approximation; at that number or above it is exact, and above it the
+    information is spread over all feature maps by a Parseval frame, so that none of them is dead.
+
+    Args:
+        kernel: [O, I, *k] with one to three kernel dimensions; float16, bfloat16, float32 or float64.
+        form: `reduce` (1x1 then kxk), `expand` (kxk then 1x1) or `reduce_expand` (1x1, kxk, 1x1).
+        rank: Channels between the pieces, at least 1; for `reduce_expand` a pair `(R_in, R_out)`, or one number for
+            both.
+        method: `svd` minimises the plain norm whatever the moment; `whitened` the norm of the channel second moment
+            (the mean over taps of the diagonal blocks where a full moment is given); `als` that of the moment given.
+        second_moment: E[p p^T] of the input patches, [I*K, I*K] in the index order of `kernel.reshape(O, I*K)`, or of
+            the channels only, [I, I]; None stands for the identity. Scale does not matter. A `Norm` is made of it
+            once for several calls.
+        sweeps: The most alternating sweeps for the forms that have no closed form.
+        start: The 1x1 in front, [R_in, I], to start the alternation of `als` from, such as that of a kernel that
+            differs little; the solutions for simpler moments if None. It makes no difference where there is a closed
+            form or the 1x1 is exact.
+
+    Returns:
+        The factors in the kernel's dtype, with the error measured in the norm of the moment given.
+
+    Raises:
+        PlanError: The kernel, moment, rank, form or method is not usable; the sentence says which and why.
+    """
+    if form not in FORMS:
+        raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+    if method not in METHODS:
+        raise PlanError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    weights, scale = _unfold(kernel)
+    norm = _norm(second_moment, weights)
+    r_in, r_out = _ranks(form, rank)
+    weighted = norm.apply(weights)
+    if method == "svd":
+        split = _split_by_channels(weights, r_in, r_out, None, sweeps)
+    elif method == "whitened" or not norm.full or not weights.any():
+        split = _split_by_channels(weights, r_in, r_out, norm.channels, sweeps)
+    else:
+        split = _split_by_patches(weights, weighted + norm.jitter * weights, r_in, r_out, norm, sweeps, start)
+    before, core, after = _store(_finish(split, weights, r_in, r_out, norm), scale, kernel)
+    approximation = _merge(before, core, after)
+    error = math.sqrt(_relative_squared_error(weights, weighted, approximation / scale, norm))
+    return Factors(form, (r_in, r_out) if form == "reduce_expand" else max(r_in, r_out), before, core, after, error)
+
+
+def is_exact(form: Form, rank: Rank, inputs: int, outputs: int) -> bool:
+    """Whether a form at a rank computes what the kernel [O, I, *k] computes, to rounding, whatever comes in.
+
+    Args:
+        form: As in `factorize`.
+        rank: As in `factorize`.
+        inputs: Feature maps in, I.
+        outputs: Feature maps out, O.
+
+    Raises:
+        PlanError: The rank does not fit the form.
+    """
+    return not any(_cuts(*_ranks(form, rank), inputs, outputs))
+
+
+def compose(factors: Factors) -> Array:
+    """Return the one kernel [O, I, *k], float64, that computes what the factors compute."""
+    merged = _merge(factors.before, factors.kernel, factors.after)
+    return merged.reshape(*merged.shape[:2], *factors.kernel.shape[2:])
+
+
+def relative_error(kernel: AnyArray, approximation: AnyArray, second_moment: AnyArray | Norm | None = None) -> float:
+    """Relative L2 error of a convolution's output when one kernel replaces another.
+
+    Args:
+        kernel: The true kernel, [O, I, *k].
+        approximation: The replacement, of the same shape.
+        second_moment: As in `factorize`.
+
+    Returns:
+        sqrt(tr(D S D^T) / tr(W S W^T)); where the true output is zero, 0 if the replacement's is zero too and infinity
+        if not.
+
+    Raises:
+        PlanError: The shapes differ, or a value is not finite.
+    """
+    weights, scale = _unfold(kernel)
+    if np.shape(approximation) != np.shape(kernel):
+        raise PlanError(f"the kernel has shape {np.shape(kernel)}, its replacement {np.shape(approximation)}")
+    other, other_scale = _unfold(approximation)
+    norm = _norm(second_moment, weights)
+    return math.sqrt(_relative_squared_error(weights, norm.apply(weights), other * (other_scale / scale), norm))
+
+
+def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | Norm | None = None) -> Array:
+    """Relative squared error that each rank leaves, without a factorisation per rank.
+
+    `expand`: exact, the tail of the eigenvalues of W S W^T. `reduce`: exact for the identity and for a channel moment;
+    for a full moment an upper bound that is reached: the optimal kxk weights for the leading channel-whitened
+    directions, read off one Cholesky factor of the moment in that basis (`als` can only be better). `reduce_expand`:
+    the same with the output side restricted to the leading eigenvectors of W S W^T; an upper bound for every moment.
+
+    Args:
+        kernel: As in `factorize`.
+        form: As in `factorize`.
+        second_moment: As in `factorize`.
+
+    Returns:
+        float64 in [0, 1], not increasing: [I + 1] for `reduce`, [O + 1] for `expand`, indexed by rank from 0 (all
+        lost); [I + 1, O + 1] for `reduce_expand`, indexed by `(R_in, R_out)`.
+
+    Raises:
+        PlanError: As in `factorize`.
+    """
+    return error_curves(kernel, (form,), second_moment)[form]
+
+
+def error_curves(
+    kernel: AnyArray, forms: Sequence[Form] = FORMS, second_moment: AnyArray | Norm | None = None
+) -> dict[Form, Array]:
+    """Give the `error_curve` of several forms, which share most of the work.
+
+    Args:
+        kernel: As in `factorize`.
+        forms: The forms.
+        second_moment: As in `factorize`.
+
+    Returns:
+        The curves by form, in the order given.
+
+    Raises:
+        PlanError: As in `factorize`.
+    """
+    for form in forms:
+        if form not in FORMS:
+            raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+    weights, _ = _unfold(kernel)
+    norm = _norm(second_moment, weights)
+    curves: dict[Form, Array] = {}
+    explained = None
+    for form in forms:
+        if form == "expand":
+            gains = _output_gains(weights, norm)
+        else:
+            explained = _explained(weights, norm) if explained is None else explained
+            gains = _input_gains(explained, form)
+        kept = np.zeros([n + 1 for n in gains.shape])
+        kept[(slice(1, None),) * gains.ndim] = gains
+        for axis in range(gains.ndim):
+            kept = np.cumsum(kept, axis=axis)
+        total = kept.flat[-1]
+        curve = 1.0 - kept / total if total > 0 else np.zeros_like(kept)
+        curve[(-1,) * curve.ndim] = 0.0
+        curves[form] = np.clip(curve, 0.0, 1.0)
+    return curves
+
+
+# --- reading and writing ---------------------------------------------------------------------------------------------
+
+
+def _unfold(kernel: AnyArray) -> tuple[Array, float]:
+    """Check a kernel; return it as float64 [O, I, K] with largest magnitude in [0.5, 1), and the scale taken out."""
+    kernel = np.asarray(kernel)
+    if kernel.dtype.name not in DTYPES:
+        raise PlanError(f"a kernel of dtype {kernel.dtype.name} cannot be factorised; it must be {', '.join(DTYPES)}")
+    if not 3 <= kernel.ndim <= 5 or kernel.size == 0:
+        raise PlanError(f"a kernel must be [O, I, *k] with one to three kernel dimensions, not {kernel.shape}")
+    weights = _flat(kernel)
+    scale = float(np.max(np.abs(weights)))
+    if not math.isfinite(scale):
+        raise PlanError("the kernel holds values that are not finite (NaN or infinity); it cannot be factorised")
+    scale = math.ldexp(1.0, math.frexp(scale)[1])
+    return weights / scale, scale
+
+
+def _norm(second_moment: AnyArray | Norm | None, weights: Array) -> Norm:
+    _, inputs, taps = weights.shape
+    if not isinstance(second_moment, Norm):
+        return Norm.of(second_moment, inputs, taps)
+    if (second_moment.inputs, second_moment.taps) != (inputs, taps):
+        raise PlanError(
+            f"the norm is one of kernels with {second_moment.inputs} input channels and {second_moment.taps} taps, not "
+            f"{inputs} and {taps}"
+        )
+    return second_moment
+
+
+def _ranks(form: Form, rank: Rank) -> tuple[int, int]:
+    """Return (R_in, R_out) with 0 for a side that the form leaves alone."""
+    parts = rank if isinstance(rank, tuple | list) else (rank,)
+    try:
+        numbers = [0 if isinstance(part, bool) else operator.index(part) for part in parts]
+    except TypeError:
+        numbers = []
+    wanted = (1, 2) if form == "reduce_expand" else (1,)
+    if len(numbers) not in wanted or min(numbers) < 1:
+        what = "a whole number of at least 1" + (" or a pair of them" if form == "reduce_expand" else "")
+        raise PlanError(f"the rank of {form} must be {what}, not {rank!r}")
+    if form == "reduce":
+        return numbers[0], 0
+    if form == "expand":
+        return 0, numbers[0]
+    return numbers[0], numbers[-1]
+
+
+def _cuts(r_in: int, r_out: int, inputs: int, outputs: int) -> tuple[bool, bool]:
+    """Whether feature maps are lost in front of the kxk and behind it, given the ranks as `_ranks` returns them."""
+    return 0 < r_in < inputs, 0 < r_out < outputs
+
+
+def _flat(kernel: AnyArray) -> Array:
+    return kernel.astype(np.float64).reshape(*kernel.shape[:2], -1)
+
+
+def _store(split: _Split, scale: float, kernel: AnyArray) -> tuple[AnyArray | None, AnyArray, AnyArray | None]:
+    """Cast the pieces to the kernel's dtype; the kxk makes up for what rounding does to the 1x1 convolutions."""
+    core = split.kernel * scale
+    before, after = split.before, split.after
+    if before is not None:
+        stored = before.astype(kernel.dtype)
+        core = np.einsum("ort,rs->ost", core, _carry(before, stored.astype(np.float64)), optimize=True)
+        before = stored
+    if after is not None:
+        stored = after.astype(kernel.dtype)
+        core = np.einsum("sr,rit->sit", _carry(after.T, stored.astype(np.float64).T).T, core, optimize=True)
+        after = stored
+    core = core.reshape(*core.shape[:2], *kernel.shape[2:])
+    with np.errstate(over="ignore"):
+        cast_core = core.astype(kernel.dtype)
+    if not np.isfinite(cast_core.astype(np.float64)).all():
+        raise PlanError(f"the factors overflow {kernel.dtype.name}; convert the model to float32 first")
+    return before, cast_core, after
+
+
+def _carry(exact: Array, rounded: Array) -> Array:
+    """Return X with X @ rounded as close as can be to exact, for matrices [R, I] of full rank."""
+    if np.array_equal(exact, rounded):
+        return np.eye(len(exact))
+    rows, columns = exact.shape
+    if rows <= columns:
+        return cast(Array, np.linalg.solve(rounded @ rounded.T, rounded @ exact.T).T)
+    return exact @ np.linalg.solve(rounded.T @ rounded, rounded.T)
+
+
+def _merge(before: AnyArray | None, kernel: AnyArray, after: AnyArray | None) -> Array:
+    """Multiply stored pieces into one kernel over flattened taps, [O, I, K]."""
+    weights = _flat(kernel)
+    if before is not None:
+        weights = _mix_inputs(weights, before.astype(np.float64))
+    if after is not None:
+        weights = _mix_outputs(after.astype(np.float64), weights)
+    return weights
+
+
+# --- small algebra ---------------------------------------------------------------------------------------------------
+
+
+def _mix_inputs(weights: Array, matrix: Array) -> Array:
+    """[O, R, K] and [R, I] to [O, I, K]: the matrix acts on the input channels of every tap."""
+    return cast(Array, np.matmul(matrix.T, weights))
+
+
+def _mix_outputs(matrix: Array, weights: Array) -> Array:
+    """[O, R] and [R, I, K] to [O, I, K]."""
+    return (matrix @ weights.reshape(weights.shape[0], -1)).reshape(len(matrix), *weights.shape[1:])
+
+
+def _inner(a: Array, b: Array) -> float:
+    return float(np.vdot(a, b))
+
+
+def _relative_squared_error(weights: Array, weighted: Array, approximation: Array, norm: Norm) -> float:
+    """tr(D S D^T) / tr(W S W^T), given W S."""
+    total = _inner(weighted, weights)
+    difference = weights - approximation
+    lost = max(_inner(norm.apply(difference), difference), 0.0)
+    if total > 0.0:
+        return lost / total
+    return 0.0 if lost == 0.0 else math.inf
+
+
+def _leading(symmetric: Array, rank: int) -> Array:
+    """Leading eigenvectors as columns, largest first."""
+    return cast(Array, np.linalg.eigh(symmetric)[1][:, ::-1][:, :rank])
+
+
+def _input_gram(weights: Array) -> Array:
+    """[I, I]: inner products of the input channels' slices, without a decomposition of the long unfolding."""
+    unfolded = weights.transpose(1, 0, 2).reshape(weights.shape[1], -1)
+    return unfolded @ unfolded.T
+
+
+def _output_gram(weights: Array) -> Array:
+    unfolded = weights.reshape(len(weights), -1)
+    return unfolded @ unfolded.T
+
+
+def _frame(rank: int, size: int) -> Array:
+    """P[rank, size] with P^T P = 1 and no zero row: the identity, or the first columns of the orthonormal DCT-II."""
+    return np.eye(size) if rank == size else cosines(rank, size)
+
+
+def _inverse_apply(symmetric: Array, right: Array) -> Array:
+    """symmetric^-1 right for a positive semidefinite matrix, by the lower factor."""
+    lower = _cholesky(symmetric)
+    return cast(Array, scipy.linalg.cho_solve((lower, True), right, check_finite=False))
+
+
+def _cholesky(symmetric: Array) -> Array:
+    """Lower factor of a positive semidefinite matrix.
+
+    Moments summed from float32 products have eigenvalues that are zero but for rounding; what is below the rounding
+    is lifted to it.
+    """
+    identity = np.eye(len(symmetric))
+    level = max(float(np.trace(symmetric)) / len(symmetric), np.finfo(np.float64).tiny)
+    for jitter in (0.0, 1e-12, 1e-9):
+        try:
+            shifted = symmetric + (jitter * level) * identity
+            return cast(Array, np.linalg.cholesky(shifted))
+        except np.linalg.LinAlgError:
+            continue
+    values, vectors = np.linalg.eigh(symmetric)
+    root = vectors * np.sqrt(np.maximum(values, 1e-7 * level))
+    return np.asarray(np.linalg.qr(root.T, mode="r")).T
+
+
+# --- the identity and channel moments --------------------------------------------------------------------------------
+
+
+def _split_by_channels(weights: Array, r_in: int, r_out: int, channels: Array | None, sweeps: int) -> _Split:
+    """Minimise the norm of S = C (x) 1_K: the plain norm of the kernel with its input channels whitened."""
+    root = None if channels is None else _cholesky(channels)
+    white = weights if root is None else _mix_inputs(weights, root)
+    rows, columns = _plain_bases(white, r_in, r_out, sweeps)
+    core = weights
+    if rows is not None:
+        core = _mix_inputs(white, rows.T)
+        if root is not None:
+            rows = cast(Array, np.linalg.solve(root.T, rows.T).T)
+    if columns is not None:
+        core = _mix_outputs(columns.T, core)
+    return _Split(rows, core, columns)
+
+
+def _plain_bases(weights: Array, r_in: int, r_out: int, sweeps: int) -> tuple[Array | None, Array | None]:
+    """Orthonormal rows [R_in, I] and columns [O, R_out], optimal in the plain norm; None for a side not cut."""
+    outputs, inputs, _ = weights.shape
+    cut_in, cut_out = _cuts(r_in, r_out, inputs, outputs)
+    rows = _leading(_input_gram(weights), r_in).T if cut_in else None
+    columns = _leading(_output_gram(weights), r_out) if cut_out else None
+    if rows is None or columns is None:
+        return rows, columns
+    kept = 0.0
+    total = _inner(weights, weights)
+    for _ in range(sweeps):  # HOOI
+        columns = _leading(_output_gram(_mix_inputs(weights, rows.T)), r_out)
+        small = _mix_outputs(columns.T, weights)
+        rows = _leading(_input_gram(small), r_in).T
+        core = _mix_inputs(small, rows.T)
+        previous, kept = kept, _inner(core, core)
+        if kept - previous <= SWEEP_GAIN * (total - kept) + NEGLIGIBLE * total:
+            break
+    return rows, columns
+
+
+# --- full patch moments ----------------------------------------------------------------------------------------------
+
+
+def _split_by_patches(
+    weights: Array, weighted: Array, r_in: int, r_out: int, norm: Norm, sweeps: int, start: AnyArray | None
+) -> _Split:
+    """Minimise (1) for a full second moment, given W S."""
+    outputs, inputs, _ = weights.shape
+    cut_in, cut_out = _cuts(r_in, r_out, inputs, outputs)
+    if not cut_in:
+        core, columns = weights, None
+        if cut_out:
+            columns = _leading(weights.reshape(outputs, -1) @ weighted.reshape(outputs, -1).T, r_out)
+            core = _mix_outputs(columns.T, core)
+        return _Split(None, core, columns)
+    problem = _Patches(weights, weighted, norm, _inner(weighted, weights))
+    cut = r_out if cut_out else 0
+    if start is None:
+        moments = (norm.channels, None)
+        first = [_split_by_channels(weights, r_in, 0, channels, sweeps).before for channels in moments]
+    elif np.shape(start) != (r_in, inputs):
+        raise PlanError(f"the 1x1 to start from has shape {np.shape(start)}, not {(r_in, inputs)}")
+    else:
+        first = [start.astype(np.float64)]
+    starts = [problem.best_kernel(rows, cut) for rows in first if rows is not None]
+    best = max(starts, key=lambda solution: solution.kept)
+    stretch = STRETCH
+    for _ in range(sweeps):
+        step = problem.best_rows(best) - best.rows
+        trial = problem.best_kernel(best.rows + stretch * step, cut)
+        if trial.kept < best.kept and stretch > 1.0:
+            stretch = 1.0
+            trial = problem.best_kernel(best.rows + step, cut)
+        gain = trial.kept - best.kept
+        if gain > 0.0:
+            best = trial
+        if gain <= SWEEP_GAIN * (problem.total - best.kept) + NEGLIGIBLE * problem.total:
+            break
+    return _Split(best.rows, best.core, best.columns)
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """Rows [R, I], the optimal kernel [R_out or O, R, K] for them, columns [O, R_out], and the energy they keep."""
+
+    rows: Array
+    core: Array
+    columns: Array | None
+    kept: float
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """One `reduce` problem under a full moment.
+
+    Attributes:
+        weights: W, [O, I, K].
+        weighted: W S, [O, I, K].
+        norm: S.
+        total: tr(W S W^T).
+    """
+
+    weights: Array
+    weighted: Array
+    norm: Norm
+    total: float
+
+    def best_kernel(self, rows: Array, r_out: int) -> _Solution:
+        """Exact least squares for the kxk given the 1x1 in front; with `r_out` also for the 1x1 behind."""
+        rows = np.linalg.qr(rows.T)[0].T
+        outputs, inputs, taps = self.weights.shape
+        rank = len(rows)
+        right = _mix_inputs(self.weighted, rows.T).reshape(outputs, rank * taps)
+        half = (self.norm.blocks @ rows.T).reshape(taps * taps, inputs, rank)
+        gram = np.matmul(rows, half).reshape(taps, taps, rank, rank)  # [u, t, s, r]
+        gram = gram.transpose(2, 0, 3, 1).reshape(rank * taps, rank * taps)
+        core = _inverse_apply((gram + gram.T) * 0.5, right.T).T
+        columns = None
+        if r_out:
+            outer = core @ right.T
+            columns = _leading((outer + outer.T) * 0.5, r_out)
+            core, right = columns.T @ core, columns.T @ right
+        kept = _inner(core, right)
+        return _Solution(rows, core.reshape(len(core), rank, taps), columns, kept)
+
+    def best_rows(self, solution: _Solution) -> Array:
+        """Least squares for the 1x1 in front given the kxk (and the 1x1 behind): preconditioned conjugate gradients."""
+        core, rows = solution.core, solution.rows
+        _, rank, taps = core.shape
+        inputs = rows.shape[1]
+        weighted = self.weighted if solution.columns is None else _mix_outputs(solution.columns.T, self.weighted)
+        flat = core.reshape(len(core), rank * taps)
+        gram = (flat.T @ flat).reshape(rank, taps, rank, taps)  # [r, t, s, u]
+        spread = np.ascontiguousarray(gram.transpose(0, 3, 1, 2)).reshape(rank * taps * taps, rank)  # [(r, u, t), s]
+
+        def apply(x: Array) -> Array:
+            return (spread @ x).reshape(rank, taps * taps * inputs) @ self.norm.blocks
+
+        left = _regular_inverse(np.einsum("rtst->rs", gram))
+        assert self.norm.channels is not None
+        right = _regular_inverse(self.norm.channels)
+        target = np.tensordot(core, weighted, axes=([0, 2], [0, 2]))
+        residual = target - apply(rows)
+        step = left @ residual @ right
+        direction, slope = step, _inner(residual, step)
+        x = rows
+        for _ in range(CG_STEPS):
+            if slope <= 0.0:
+                break
+            image = apply(direction)
+            curvature = _inner(direction, image)
+            if curvature <= 0.0:
+                break
+            length = slope / curvature
+            x = x + length * direction
+            residual = residual - length * image
+            step = left @ residual @ right
+            slope, previous = _inner(residual, step), slope
+            direction = step + (slope / previous) * direction
+        return x
+
+
+def _regular_inverse(symmetric: Array) -> Array:
+    """Inverse of a positive semidefinite matrix with tiny eigenvalues lifted; only ever a preconditioner."""
+    values, vectors = np.linalg.eigh(symmetric)
+    values = np.maximum(values, max(float(values[-1]), np.finfo(np.float64).tiny) * 1e-8)
+    return cast(Array, (vectors / values) @ vectors.T)
+
+
+# --- the basis between the factors -----------------------------------------------------------------------------------
+
+
+def _finish(split: _Split, weights: Array, r_in: int, r_out: int, norm: Norm) -> _Split:
+    """Fix the free bases: the quiet one where a side is cut, a frame where it is exact."""
+    outputs, inputs, _ = weights.shape
+    rows, core, columns = split.before, split.kernel, split.after
+    channels = norm.channels
+    if rows is not None:
+        # Orthonormal first: the triangle may be badly conditioned, the basis made of it is not.
+        basis, triangle = np.linalg.qr(rows.T)
+        rows, core = basis.T, _mix_inputs(core, triangle.T)
+        crossing = rows @ rows.T if channels is None else rows @ channels @ rows.T
+        # The columns behind are orthonormal here, so the kxk alone has the inner products of both.
+        there, back = quiet_basis(crossing + GRAIN * _level(channels) * (rows @ rows.T), _input_gram(core))
+        rows, core = there @ rows, _mix_inputs(core, back)
+        size = math.sqrt(_inner(rows, rows) / len(rows))
+        rows, core = rows / size, core * size
+    elif r_in:
+        rows = _frame(r_in, inputs)
+        core = _mix_inputs(core, rows.T)
+    if columns is not None:
+        whole = core if rows is None else _mix_inputs(core, rows)
+        crossing = whole.reshape(len(whole), -1) @ norm.apply_lifted(whole).reshape(len(whole), -1).T
+        entering = _level(channels if rows is None or channels is None else rows @ channels @ rows.T)
+        there, back = quiet_basis(crossing + GRAIN * entering * _output_gram(core), columns.T @ columns)
+        core, columns = _mix_outputs(there, core), columns @ back
+        size = math.sqrt(_inner(columns, columns) / columns.shape[1])
+        core, columns = core * size, columns / size
+    elif r_out:
+        columns = _frame(r_out, outputs).T
+        core = _mix_outputs(columns.T, core)
+    return _Split(rows, core, columns)
+
+
+def _level(moment: Array | None) -> float:
+    """Mean square over feature maps."""
+    return 1.0 if moment is None else float(np.trace(moment)) / len(moment)
+
+
+def _output_gains(weights: Array, norm: Norm) -> Array:
+    """Energy that each further rank of `expand` keeps, [O]; what the leading ranks keep is their sum."""
+    outputs = len(weights)
+    gram = weights.reshape(outputs, -1) @ norm.apply_lifted(weights).reshape(outputs, -1).T
+    return cast(Array, np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
+
+
+def _explained(weights: Array, norm: Norm) -> Array:
+    """[O, I, K]: the outputs over orthogonal directions, the leading ones of which each further input channel adds."""
+    _, inputs, taps = weights.shape
+    channels = norm.channels
+    root = None if channels is None else _cholesky(channels)
+    white = weights if root is None else _mix_inputs(weights, root)
+    vectors = np.linalg.eigh(_input_gram(white))[1][:, ::-1]
+    if norm.moment is None or root is None or not norm.full:
+        return _mix_inputs(white, vectors)
+    # The leading directions, made orthonormal one after the other, span the same nested spaces. In that basis
+    # W S^(1/2) by a Cholesky factor is a Gram-Schmidt over channels: its leading columns hold exactly what the
+    # leading channels can explain with their best kernel.
+    rows = np.linalg.solve(root.T, vectors)
+    rows = np.linalg.qr(rows)[0].T
+    problem = norm.moment.reshape(inputs, taps * inputs * taps)
+    turned = (rows @ problem).reshape(inputs, taps, inputs, taps)
+    turned = np.einsum("sj,rtju->rtsu", rows, turned, optimize=True).reshape(inputs * taps, inputs * taps)
+    triangle = _cholesky((turned + turned.T) * 0.5 + norm.jitter * np.eye(len(turned)))
+    core = _mix_inputs(weights, rows.T)
+    return (core.reshape(len(core), -1) @ triangle).reshape(weights.shape)
+
+
+def _input_gains(explained: Array, form: Form) -> Array:
+    """Energy that each further rank of `reduce`, [I], or pair of ranks of `reduce_expand`, [I, O], keeps."""
+    if form == "reduce":
+        return cast(Array, (explained**2).sum(axis=(0, 2)))
+    columns = _leading(_output_gram(explained), len(explained))
+    return cast(Array, (_mix_outputs(columns.T, explained) ** 2).sum(axis=2).T)

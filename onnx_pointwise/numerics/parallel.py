@@ -1,0 +1,82 @@
+"""Independent pieces of work in threads, their results in order.
+
+NumPy, SciPy and ONNX Runtime let other threads go on while they compute. Each piece computes what it would compute
+alone and results are taken in order, so sums do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from onnx_pointwise.runtime import cores
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+# Each piece under way holds blocks of patches and their products, some 150 MB.
+_MOST = 4
+
+
+def workers(threads: int | None) -> int:
+    """How many pieces to work on at a time: as many as threads asked for, or cores, but few enough for the memory."""
+    return min(threads or cores(), _MOST)
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, *, ahead: int = 0
+) -> Generator[Result]:
+    """Apply a function to items, a few at a time.
+
+    Args:
+        function: What to do with an item; it must not change what others read.
+        items: The items; taken one by one, in the caller's thread.
+        threads: Items under way at once. With 1, each is done in the caller's thread when its result is asked for.
+        ahead: Results that may wait to be taken; at least `threads`.
+
+    Yields:
+        The results in the order of the items.
+
+    Raises:
+        Exception: The first one that the function raised, in the order of the items; what is left is not begun.
+    """
+    if threads <= 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="onnx_pointwise")
+    under_way: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            under_way.append(pool.submit(function, item))
+            if len(under_way) > max(threads, ahead):
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def beside(threads: int) -> Iterator[Callable[[Callable[[], Result]], Callable[[], Result]]]:
+    """Begin pieces of work beside what the block does.
+
+    Args:
+        threads: Pieces under way at once; what is begun beyond waits. With 1, each is done when its result is asked
+            for.
+
+    Yields:
+        What begins a piece. It gives what waits for the result, once, and raises what the piece raised. What is not
+        begun when the block ends never is.
+    """
+    if threads <= 1:
+        yield lambda function: function
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="onnx_pointwise")
+    try:
+        yield lambda function: pool.submit(function).result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

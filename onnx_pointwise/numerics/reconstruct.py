@@ -1,0 +1,289 @@
+"""Weights of one rewritten site that give back what the untouched network computes, from inputs that have drifted.
+
+Notation as in `factorize`. p is a patch of the site's input in the network as rewritten so far, t the output that the
+untouched network has at the same place. What the site computes goes through an activation that is flat below `low`
+and above `high` (both infinite for none), after a value s is added to it (a residual branch; 0 for none).
+
+* Least squares. With e = t - W p - b and both sides centred, G = E[e p^T] (S + a 1)^-1 and T = W + G: a ridge towards
+  the trained kernel W, whose strength a is picked on held-back examples. T is then factorised in the norm of S, and the
+  bias takes up the means.
+* Through the activation. Where the true u = t + s lies on a flat part, any output there is as good, so its target
+  may move there freely: the target of a rectifier is u where u > 0 and min(u', 0) elsewhere, with u' what the factors
+  give now. Alternating this with least squares never raises the one-sided squared error (a majorisation of the error
+  behind the activation; Zhang, Zou, He and Sun 2016 treat the same problem with penalties).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from onnx_pointwise.numerics.factorize import Factors, Form, Method, Rank, compose, factorize
+from onnx_pointwise.numerics.moments import Moments, Sums, shrinkage
+from onnx_pointwise.numerics.norm import Norm
+from onnx_pointwise.numerics.parallel import in_order
+
+Array32 = NDArray[np.float32]
+Array64 = NDArray[np.float64]
+
+# Strengths of the ridge, relative to the mean eigenvalue of S; infinity stands for W itself.
+RIDGES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, math.inf)
+# Wider patches than this are solved for each strength of fewer ones: eigenvectors would take longer.
+_EIGEN_LIMIT = 700
+# What the factorisation adds to S at least.
+_LEAST = 1e-6
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The flat parts of what follows a site; a rectifier is flat below 0."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def linear(self) -> bool:
+        """Whether it has no flat part."""
+        return math.isinf(self.low) and math.isinf(self.high)
+
+    def targets(self, true: Array32, now: Array32) -> Array32:
+        """Targets before the activation: the true values, or on its flat parts the nearest as good one."""
+        targets = true
+        if not math.isinf(self.low):
+            targets = np.where(true <= self.low, np.minimum(now, self.low), targets)
+        if not math.isinf(self.high):
+            targets = np.where(true >= self.high, np.maximum(now, self.high), targets)
+        return targets.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Patches and what should come out for them.
+
+    Attributes:
+        patches: float32 [I*K, n].
+        targets: float32 [O, n], the site's output in the untouched network, corrected for what is added to it.
+        added: float32 [O, n], what the network adds to the output before the activation; None for nothing.
+        held: Whether the block is held back for the choice of the ridge.
+    """
+
+    patches: Array32
+    targets: Array32
+    added: Array32 | None = None
+    held: bool = False
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Weights of a rewritten site.
+
+    Attributes:
+        factors: The pieces; their error is that of the factorisation alone.
+        bias: [O].
+        error: Relative L2 error of the output over the blocks, before the activation, means taken out.
+        ridge: Strength of the ridge relative to the mean eigenvalue of S; infinite where W itself was best.
+    """
+
+    factors: Factors
+    bias: Array64
+    error: float
+    ridge: float
+
+
+def reconstruct(
+    kernel: NDArray[np.floating],
+    bias: Array64 | None,
+    form: Form,
+    rank: Rank,
+    blocks: Sequence[Callable[[], Block]],
+    *,
+    method: Method = "als",
+    activation: Activation = Activation(),
+    rounds: int = 2,
+    sweeps: int = 4,
+    threads: int = 1,
+) -> Reconstruction:
+    """Compute the weights of one rewritten site.
+
+    Args:
+        kernel: The trained kernel [O, I, *k].
+        bias: The trained bias [O].
+        form: How the site is rewritten.
+        rank: Channels between the pieces.
+        blocks: Each gives patches and targets, the same ones at each call, in any thread. They are asked for once and
+            again for each round.
+        method: See `factorize`.
+        activation: What follows the site.
+        rounds: Rounds through the activation, where it has a flat part.
+        sweeps: See `factorize`.
+        threads: Blocks to work on at a time; the result does not depend on it.
+
+    Returns:
+        The weights, in the kernel's dtype.
+
+    Raises:
+        PlanError: As in `factorize`.
+        InputError: An activation is not finite.
+    """
+    outputs = len(kernel)
+    weights = kernel.astype(np.float64)
+    flat = weights.reshape(outputs, -1)
+    offset = np.zeros(outputs) if bias is None else bias
+    fit, held, residuals = _accumulate(flat, offset, blocks, threads)
+    both = fit.merged(held) if held is not None else fit
+    ridge = RIDGES[2] if held is None else _pick_ridge(fit, held, threads)
+    covariance, mean = both.covariance(), both.mean()
+    level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
+    identity = level * np.eye(len(covariance))
+    # The ridge is for the target alone. In the norm of the factorisation it would hide which directions matter.
+    lifted = covariance + max(shrinkage(covariance, both.count), _LEAST) * identity
+    norm = Norm.of(lifted, kernel.shape[1], math.prod(kernel.shape[2:]))
+    ridge, solver = _solver(covariance, ridge, identity)
+
+    def solve(moments: Moments, start: Factors | None = None) -> tuple[Factors, Array64, Array64]:
+        target = flat
+        if solver is not None:
+            target = flat + scipy.linalg.cho_solve(solver, moments.cross_covariance().T, check_finite=False).T
+        factors = factorize(
+            target.reshape(kernel.shape).astype(kernel.dtype),
+            form,
+            rank,
+            method=method,
+            second_moment=norm,
+            sweeps=sweeps,
+            start=None if start is None else start.before,
+        )
+        composed = compose(factors).reshape(outputs, -1)
+        return factors, offset + moments.target_mean() + (flat - composed) @ mean, composed
+
+    factors, constant, composed = solve(both)
+    error = _relative_error(both, flat, composed, covariance)
+    if not activation.linear:
+        for _ in range(rounds):
+            change, moved = composed - flat, constant - offset
+            _retarget(both, change, moved, activation, blocks, residuals, threads)
+            factors, constant, composed = solve(both, factors)
+    return Reconstruction(factors, constant, error, ridge)
+
+
+def _solver(covariance: Array64, ridge: float, identity: Array64) -> tuple[float, Any]:
+    """Factor S with a ridge, the next stronger one where rounding has left S with negative values beyond it."""
+    for strength in (strength for strength in RIDGES if ridge <= strength < math.inf):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            return strength, scipy.linalg.cho_factor(covariance + strength * identity, lower=True, check_finite=False)
+    return math.inf, None
+
+
+def _accumulate(
+    flat: Array64, offset: Array64, blocks: Sequence[Callable[[], Block]], threads: int
+) -> tuple[Moments, Moments | None, list[Array32]]:
+    """Moments of the patches and of the residuals e, of the blocks to fit and of those held back; and all residuals."""
+    narrow, constant = flat.astype(np.float32), offset.astype(np.float32)[:, None]
+    fit = Moments(flat.shape[1], len(flat), shift=blocks[0]().patches.mean(axis=1))
+    held = fit.sibling()
+
+    def part(make: Callable[[], Block]) -> tuple[bool, Array32, Sums]:
+        block = make()
+        residual = block.targets - narrow @ block.patches - constant
+        return block.held, residual, fit.sums(block.patches, residual)
+
+    residuals = []
+    for back, residual, sums in in_order(part, blocks, threads):
+        (held if back else fit).include(sums)
+        residuals.append(residual)
+    if not fit.count:
+        return held, None, residuals
+    return fit, held if held.count else None, residuals
+
+
+def _pick_ridge(fit: Moments, held: Moments, threads: int) -> float:
+    """The strength that leaves the least squared error on the blocks held back."""
+    gap = held.mean() - fit.mean()
+    drop = held.target_mean() - fit.target_mean()
+    # Second moments of the held-back blocks about the means of the others, which the bias would be fitted to.
+    spread = held.covariance() + np.outer(gap, gap)
+    about = held.cross_covariance() + np.outer(drop, gap)
+    strengths, change_of = _changes(fit)
+
+    def loss(ridge: float) -> float:
+        try:
+            change = change_of(ridge)
+        except np.linalg.LinAlgError:
+            return math.inf  # rounding has left S with this ridge singular
+        return float(np.vdot(change @ spread, change) - 2.0 * np.vdot(change, about))
+
+    best, chosen = 0.0, math.inf
+    for ridge, lost in zip(strengths, in_order(loss, strengths, threads), strict=True):
+        if lost < best:
+            best, chosen = lost, ridge
+    return chosen
+
+
+def _changes(fit: Moments) -> tuple[Sequence[float], Callable[[float], Array64]]:
+    """Strengths of the ridge, and what gives G for one."""
+    covariance, cross = fit.covariance(), fit.cross_covariance()
+    level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
+    if len(covariance) > _EIGEN_LIMIT:
+
+        def solved(ridge: float) -> Array64:
+            # Not by Cholesky: SciPy's keeps all other threads from running.
+            regular = covariance + ridge * level * np.eye(len(covariance))
+            return cast(Array64, np.linalg.solve(regular, cross.T).T)
+
+        return RIDGES[2:-1:2], solved
+    values, vectors = np.linalg.eigh(covariance)
+    turned = cross @ vectors
+    return RIDGES[:-1], lambda ridge: (turned / (np.maximum(values, 0.0) + ridge * level)) @ vectors.T
+
+
+def _retarget(
+    moments: Moments,
+    change: Array64,
+    moved: Array64,
+    activation: Activation,
+    blocks: Sequence[Callable[[], Block]],
+    residuals: Sequence[Array32],
+    threads: int,
+) -> None:
+    """Replace the residuals in the moments by those to the targets that the activation leaves free.
+
+    Args:
+        moments: Moments of the patches and residuals.
+        change: What the factors have changed of the kernel, [O, I*K].
+        moved: What they have changed of the bias, [O].
+        activation: The activation.
+        blocks: As for `reconstruct`.
+        residuals: The residuals of the blocks before any change, [O, n] each.
+        threads: As for `reconstruct`.
+    """
+    moments.clear_targets(len(change))
+    narrow, shift = change.astype(np.float32), moved.astype(np.float32)[:, None]
+
+    def part(given: tuple[Callable[[], Block], Array32]) -> Sums:
+        block, residual = given[0](), given[1]
+        trained = block.targets - residual  # what the trained kernel makes of these patches
+        now = trained + narrow @ block.patches + shift
+        if block.added is None:
+            targets = activation.targets(block.targets, now)
+        else:
+            targets = activation.targets(block.targets + block.added, now + block.added) - block.added
+        return moments.sums(block.patches, targets - trained, anew=False)
+
+    for sums in in_order(part, zip(blocks, residuals, strict=True), threads):
+        moments.include(sums)
+
+
+def _relative_error(moments: Moments, flat: Array64, composed: Array64, covariance: Array64) -> float:
+    """Relative L2 error of the composed kernel against the targets t = e + W p, means taken out."""
+    cross, spread = moments.cross_covariance(), moments.target_variance().sum()
+    change = composed - flat
+    lost = spread - 2.0 * np.vdot(change, cross) + np.vdot(change @ covariance, change)
+    whole = spread + 2.0 * np.vdot(flat, cross) + np.vdot(flat @ covariance, flat)
+    return math.sqrt(max(float(lost), 0.0) / float(whole)) if whole > 0.0 else 0.0

@@ -1,0 +1,2 @@
+"""What results look like in a terminal. It computes nothing."""
+

@@ -1,0 +1,422 @@
+"""Latency, measured so that a difference can be trusted.
+
+Two networks are never timed one after the other: the machine drifts more than they differ. They run in turns, round by
+round, in an order that rotates, together with a second session of the first network. Each round gives one ratio of the
+two latencies; their median is the answer, and a bootstrap over the rounds gives its interval. The ratio of the first
+network to its own second session, which a perfect measurement would find to be one, gives the noise floor: inside it
+the verdict is "no change".
+
+Within its turn a network runs a few times in a row, the first time untimed when runs are short, so that its weights
+are back in the caches as they are in a process that runs this network alone. The fastest run of a turn stands for the
+turn: what else runs on a machine only ever makes a run slower. On a busy machine with two threads this had a tenth of
+the spread that medians of turns had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from onnx_pointwise.runtime import providers
+from onnx_pointwise.errors import InputError
+from onnx_pointwise.graph import frozen
+from onnx_pointwise.runtime.inputs import Array, InputSpec, as_model, input_specs
+from onnx_pointwise.runtime.machine import Machine, machine
+from onnx_pointwise.runtime.memory import PeakMemory, peak_memory
+from onnx_pointwise.graph import ModelSource, runtime_source
+from onnx_pointwise.runtime.runner import Runner, feeds_for, model_name, open_initializers, require_positive
+from onnx_pointwise.graph import concrete_inputs
+
+Verdict = Literal["faster", "slower", "no change"]
+
+_CONFIDENCE = 0.95
+_RESAMPLES = 2000
+# A difference below this is never called one: two sessions of one network differ by as much through memory layout.
+_LEAST_NOISE = 0.01
+_MIN_ROUNDS = 5
+_MIN_WARMUP = 2
+# Threads of a session that has had its turn must not spin on, on the processors that the next session needs.
+_CONFIG = {"session.force_spinning_stop": "1"}
+# A turn takes about this long, and at most so many runs; runs that take longer stand alone.
+_TURN_SECONDS = 0.03
+_TURN_RUNS = 10
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one run of a network, fixed shapes, inputs in place.
+
+    Attributes:
+        median: Seconds.
+        p90: Seconds that nine runs in ten stay below.
+        throughput: Items a second: the batch size by the median.
+        runs: Timed runs behind these numbers.
+    """
+
+    median: float
+    p90: float
+    throughput: float
+    runs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the same as JSON-ready values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LatencyComparison:
+    """Two networks timed in turns.
+
+    Attributes:
+        before: Latency of the first network.
+        after: Latency of the second network.
+        ratio: Median over the rounds of the second network's latency by the first one's, each the fastest of its turn.
+        interval: Bootstrap interval of ``ratio`` that holds it with 95 % confidence.
+        noise: Noise floor: how far from 1 the same interval of the first network against itself reaches.
+        verdict: ``faster`` or ``slower`` where the whole interval lies beyond the noise floor, else ``no change``.
+        rounds: Rounds that were run.
+        provider: Short name and options of the execution provider, as given.
+        device: The device's name, where it is known.
+        threads: Threads inside one operator; None if left to the runtime.
+        optimization: Graph optimisation level.
+        bound: Where inputs and outputs lay: ``host`` or the device's memory type.
+        input_shapes: Shape of each input.
+    """
+
+    before: Latency
+    after: Latency
+    ratio: float
+    interval: tuple[float, float]
+    noise: float
+    verdict: Verdict
+    rounds: int
+    provider: str
+    device: str | None
+    threads: int | None
+    optimization: str
+    bound: str
+    input_shapes: Mapping[str, tuple[int, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the same as JSON-ready values."""
+        shapes = {name: list(shape) for name, shape in self.input_shapes.items()}
+        return asdict(self) | {"interval": list(self.interval), "input_shapes": shapes}
+
+
+def compare(
+    before: ModelSource | bytes,
+    after: ModelSource | bytes,
+    *,
+    inputs: Mapping[str, Array] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    provider: str = "cpu",
+    threads: int | None = None,
+    optimization: str = "all",
+    runs: int = 100,
+    warmup: int = 10,
+    max_seconds: float = 10.0,
+    seed: int = 0,
+) -> LatencyComparison:
+    """Time two networks against each other.
+
+    Args:
+        before: The reference: path, serialised model, ``ModelProto`` or ``onnx_ir.Model``.
+        after: The network compared with it; it takes the same inputs.
+        inputs: Input name to array; random ones if None.
+        input_shapes: Shapes of random inputs by name, where the model leaves dimensions open.
+        provider: Execution provider, as for ``providers.open_session``.
+        threads: Threads inside one operator; None leaves the choice to the runtime.
+        optimization: Graph optimisation level.
+        runs: Timed runs of each network, at most.
+        warmup: Untimed runs of each network before the first timed one.
+        max_seconds: Seconds that warm-up and timed runs take in all; five rounds are always run.
+        seed: Of random inputs and of the bootstrap.
+
+    Returns:
+        Latencies, their ratio and the verdict.
+
+    Raises:
+        ProviderError: The provider does not load, or cannot run one of the models.
+        ModelError: A model cannot be loaded or run.
+        InputError: The inputs do not fit the model.
+        ValueError: A count or a time is not positive.
+    """
+    require_positive(runs=runs, warmup=warmup, max_seconds=max_seconds)
+    feeds = feeds_for(before, inputs, input_shapes, seed)
+    with contextlib.ExitStack() as stack:
+        paths = [stack.enter_context(runtime_source(source)) for source in (before, after)]
+        runners = []
+        for path, source in ((paths[0], before), (paths[1], after), (paths[0], before)):
+            session = providers.open_session(path, provider, threads=threads, optimization=optimization, config=_CONFIG)
+            runners.append(Runner(session, feeds, provider, model_name(source)))
+        samples = _interleave(runners, runs, warmup, max_seconds)
+        bound = runners[0].bound
+    first, second, again = (np.array([min(turn) for turn in turns]) for turns in samples)
+    generator = np.random.default_rng(seed)
+    ratio, interval = _ratio(second / first, generator)
+    _, self_interval = _ratio(again / first, generator)
+    noise = max(_LEAST_NOISE, *(abs(end - 1) for end in self_interval))
+    batch = _batch(feeds)
+    return LatencyComparison(
+        before=_latency(samples[0], batch),
+        after=_latency(samples[1], batch),
+        ratio=ratio,
+        interval=interval,
+        noise=noise,
+        verdict="faster" if interval[1] < 1 - noise else "slower" if interval[0] > 1 + noise else "no change",
+        rounds=len(first),
+        provider=provider,
+        device=providers.provider_info(provider).device,
+        threads=threads,
+        optimization=optimization,
+        bound=bound,
+        input_shapes={name: tuple(array.shape) for name, array in feeds.items()},
+    )
+
+
+def measure(
+    model: ModelSource | bytes,
+    *,
+    inputs: Mapping[str, Array] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    provider: str = "cpu",
+    threads: int | None = None,
+    optimization: str = "all",
+    runs: int = 100,
+    warmup: int = 10,
+    max_seconds: float = 10.0,
+    seed: int = 0,
+) -> Latency:
+    """Time one network; arguments and errors as for `compare`. For the difference of two networks use `compare`."""
+    require_positive(runs=runs, warmup=warmup, max_seconds=max_seconds)
+    feeds = feeds_for(model, inputs, input_shapes, seed)
+    with runtime_source(model) as source:
+        session = providers.open_session(source, provider, threads=threads, optimization=optimization)
+        (turns,) = _interleave([Runner(session, feeds, provider, model_name(model))], runs, warmup, max_seconds)
+    return _latency(turns, _batch(feeds))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What one or two networks take, over batch sizes and thread counts.
+
+    Attributes:
+        model: Name of the network.
+        other: Name of the one it is compared with; None where there is none.
+        rows: One entry for each batch size and thread count.
+        memory: Peak memory of each network by its role, ``model`` and ``other``, where it was asked for.
+        machine: Where this was measured.
+        warnings: What makes the numbers worth less, in sentences.
+    """
+
+    model: str
+    other: str | None
+    rows: tuple[BenchmarkRow, ...]
+    memory: Mapping[str, PeakMemory]
+    machine: Machine
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the same as JSON-ready values."""
+        return {
+            "model": self.model,
+            "other": self.other,
+            "rows": [row.to_dict() for row in self.rows],
+            "memory": {role: memory.to_dict() for role, memory in self.memory.items()},
+            "machine": self.machine.to_dict(),
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One batch size and thread count of a `Benchmark`.
+
+    Attributes:
+        batch: Batch size; None where the model fixes it.
+        threads: Threads inside one operator; None if left to the runtime.
+        latency: The network's latency.
+        comparison: Both networks timed in turns; None where there is no other.
+    """
+
+    batch: int | None
+    threads: int | None
+    latency: Latency
+    comparison: LatencyComparison | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the same as JSON-ready values."""
+        return {
+            "batch": self.batch,
+            "threads": self.threads,
+            "latency": self.latency.to_dict(),
+            "comparison": self.comparison.to_dict() if self.comparison else None,
+        }
+
+
+def bench(
+    model: ModelSource | bytes,
+    other: ModelSource | bytes | None = None,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_sizes: Sequence[int] = (),
+    thread_counts: Sequence[int | None] = (None,),
+    provider: str = "cpu",
+    optimization: str = "all",
+    runs: int = 100,
+    warmup: int = 10,
+    max_seconds: float = 10.0,
+    freeze_initializers: bool = False,
+    seed: int = 0,
+    memory: bool = False,
+) -> Benchmark:
+    """Time a network, alone or against another, over batch sizes and thread counts.
+
+    Args:
+        model: The network; the reference if there is another.
+        other: The network compared with it.
+        input_shapes: Shapes of the random inputs by name, where the model leaves dimensions open.
+        batch_sizes: First dimensions of the inputs that leave it open; none keeps the shapes as they are.
+        thread_counts: Threads inside one operator, each measured.
+        provider: Execution provider, as for ``providers.open_session``.
+        optimization: Graph optimisation level.
+        runs: Timed runs of each network and row, at most.
+        warmup: Untimed runs before them.
+        max_seconds: Seconds a row takes.
+        freeze_initializers: Run with initializers that are graph inputs too made constants, see ``freeze``.
+        seed: Of random inputs and of the bootstrap.
+        memory: Measure peak memory too, each network in a process of its own, at the first batch size.
+
+    Raises:
+        ProviderError: The provider does not load, or cannot run one of the models.
+        ModelError: A model cannot be loaded or run.
+        InputError: The shapes or batch sizes do not fit the model.
+        ValueError: A count or a time is not positive.
+    """
+    if freeze_initializers:
+        model, other = frozen(model), None if other is None else frozen(other)
+    graph = as_model(model)
+    specs, shapes = input_specs(graph), concrete_inputs(graph, input_shapes)[0]
+    warnings = open_initializers(graph, model_name(model))
+    del graph  # the sessions hold the weights from here on
+    if other is not None:
+        warnings += open_initializers(as_model(other), model_name(other))
+    settings: dict[str, Any] = {
+        "provider": provider,
+        "optimization": optimization,
+        "runs": runs,
+        "warmup": warmup,
+        "max_seconds": max_seconds,
+        "seed": seed,
+    }
+    rows = []
+    for batch in batch_sizes or (None,):
+        sized = shapes if batch is None else _with_batch(specs, shapes, batch)
+        for threads in thread_counts:
+            comparison = None
+            if other is None:
+                latency = measure(model, input_shapes=sized, threads=threads, **settings)
+            else:
+                comparison = compare(model, other, input_shapes=sized, threads=threads, **settings)
+                latency = comparison.before
+            rows.append(BenchmarkRow(batch, threads, latency, comparison))
+    used: dict[str, PeakMemory] = {}
+    if memory:
+        sized = _with_batch(specs, shapes, batch_sizes[0]) if batch_sizes else shapes
+        for role, source in {"model": model, "other": other}.items():
+            if source is not None:
+                used[role] = peak_memory(
+                    source, input_shapes=sized, provider=provider, threads=thread_counts[0], optimization=optimization
+                )
+    info = providers.provider_info(provider)
+    if info.software:
+        warnings.append(f"{provider} runs on {info.device}, a device emulated on the CPU; its timings mean nothing.")
+    return Benchmark(
+        model=model_name(model),
+        other=None if other is None else model_name(other),
+        rows=tuple(rows),
+        memory=used,
+        machine=machine(),
+        warnings=tuple(warnings),
+    )
+
+
+def _with_batch(
+    specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], batch: int
+) -> dict[str, tuple[int, ...]]:
+    """Set the open first dimension of every input."""
+    if batch < 1:
+        raise InputError(f"A batch size must be at least 1, not {batch}.")
+    sized: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in shapes.items()}
+    changed = False
+    for spec in specs:
+        if spec.shape and not isinstance(spec.shape[0], int):
+            sized[spec.name] = (batch, *sized[spec.name][1:])
+            changed = True
+        elif spec.shape and spec.shape[0] == batch:
+            changed = True
+    if not changed:
+        raise InputError(f"Batch size {batch} does not fit: the model fixes its batch size; leave batch sizes out.")
+    return sized
+
+
+def _batch(feeds: Mapping[str, Array]) -> int:
+    return max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
+
+
+def _latency(turns: Sequence[Sequence[float]], batch: int) -> Latency:
+    times = [seconds for turn in turns for seconds in turn]
+    median = statistics.median(times)
+    return Latency(median=median, p90=float(np.quantile(times, 0.9)), throughput=batch / median, runs=len(times))
+
+
+def _ratio(ratios: Array, generator: np.random.Generator) -> tuple[float, tuple[float, float]]:
+    """Give the median of the rounds' ratios, and its percentile bootstrap interval."""
+    picks = generator.integers(0, len(ratios), (_RESAMPLES, len(ratios)))
+    medians = np.median(ratios[picks], axis=1)
+    low, high = np.quantile(medians, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+    return float(np.median(ratios)), (float(low), float(high))
+
+
+def _interleave(runners: Sequence[Runner], runs: int, warmup: int, max_seconds: float) -> list[list[list[float]]]:
+    """Run all in turns; give for each runner its turns, and for each turn the seconds of its timed runs."""
+    start = time.perf_counter()
+    paces = [_warm(runner, warmup, max_seconds / (4 * len(runners))) for runner in runners]
+    # All take the same number of runs a turn, so that each is disturbed as often.
+    length = max(1, min(_TURN_RUNS, runs, round(_TURN_SECONDS / max(*paces, 1e-9))))
+    untimed = 1 if length > 1 else 0
+    samples: list[list[list[float]]] = [[] for _ in runners]
+    rounds = max(_MIN_ROUNDS, -(-runs // length))
+    for index in range(rounds):
+        if index >= _MIN_ROUNDS and time.perf_counter() - start > max_seconds:
+            break
+        order = _rotation(len(runners), index)
+        for position in order:
+            runner = runners[position]
+            for _ in range(untimed):
+                runner.run()
+            samples[position].append([runner.run() for _ in range(length)])
+    return samples
+
+
+def _rotation(count: int, index: int) -> list[int]:
+    """Give the order of a round: each network comes first equally often, and after each other one equally often."""
+    order = [(index + offset) % count for offset in range(count)]
+    return order if index // count % 2 == 0 else order[::-1]
+
+
+def _warm(runner: Runner, warmup: int, seconds: float) -> float:
+    """Run untimed until the count or the time is reached; give the fastest run's seconds."""
+    start = time.perf_counter()
+    fastest = runner.first_run()
+    for done in range(1, warmup):
+        if done >= _MIN_WARMUP and time.perf_counter() - start > seconds:
+            break
+        fastest = min(fastest, runner.run())
+    return fastest

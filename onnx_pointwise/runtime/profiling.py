@@ -1,0 +1,153 @@
+"""Where a network's time goes: seconds of each kernel, from ONNX Runtime's profile, mapped back to convolutions."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnx_pointwise.runtime import providers
+from onnx_pointwise.graph import frozen
+from onnx_pointwise.runtime.inputs import Array, as_model
+from onnx_pointwise.graph import ModelSource, runtime_source
+from onnx_pointwise.runtime.runner import Runner, feeds_for, model_name, require_positive
+from onnx_pointwise.graph import find_sites
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """Time of one kernel, as the runtime's profile gives it.
+
+    Attributes:
+        name: The runtime's name for the node, which fusions and layout changes alter.
+        op_type: Operator that ran.
+        provider: Short name of the provider that ran it.
+        seconds: Median over the runs. On a GPU this is the time to launch the kernel.
+        site: Name of the convolution of the model that this kernel is or was fused from; None for any other kernel.
+    """
+
+    name: str
+    op_type: str
+    provider: str
+    seconds: float
+    site: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the same as JSON-ready values."""
+        return asdict(self)
+
+
+def node_times(
+    model: ModelSource | bytes,
+    *,
+    inputs: Mapping[str, Array] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    provider: str = "cpu",
+    threads: int | None = None,
+    optimization: str = "all",
+    runs: int = 20,
+    warmup: int = 5,
+    freeze_initializers: bool = False,
+    seed: int = 0,
+) -> list[NodeTime]:
+    """Time every kernel of a network from ONNX Runtime's profile, in the order in which they run.
+
+    The profile itself costs time, a few microseconds a kernel: compare kernels with each other, not their sum with a
+    latency. Arguments and errors as for `compare`; `freeze_initializers` as for `bench`.
+    """
+    require_positive(runs=runs, warmup=warmup)
+    if freeze_initializers:
+        model = frozen(model)
+    feeds = feeds_for(model, inputs, input_shapes, seed)
+    graph = as_model(model)
+    with (
+        runtime_source(_named(graph) or model) as source,
+        tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder,
+    ):
+        session = providers.open_session(
+            source, provider, threads=threads, optimization=optimization, profile=Path(folder) / "profile"
+        )
+        runner = Runner(session, feeds, provider, model_name(model))
+        runner.first_run()
+        for _ in range(warmup - 1 + runs):
+            runner.run()
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    sites = _site_names(graph)
+    return [
+        NodeTime(name, op_type, providers.short_name(runtime_name), statistics.median(seconds), _site(name, sites))
+        for (name, op_type, runtime_name), seconds in _kernel_seconds(events, runs).items()
+    ]
+
+
+def _kernel_seconds(events: Sequence[Mapping[str, Any]], runs: int) -> dict[tuple[str, str, str], list[float]]:
+    """Give (node, operator, provider) -> seconds in each of the last runs; all turns of a loop count to one run."""
+    per_run: list[dict[tuple[str, str, str], float]] = [{}]
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            arguments = event["args"]
+            key = name.removesuffix("_kernel_time"), arguments["op_name"], arguments["provider"]
+            per_run[-1][key] = per_run[-1].get(key, 0.0) + event["dur"] * 1e-6
+        elif name == "model_run":  # written when the run has ended
+            per_run.append({})
+    timed = per_run[:-1][-runs:]
+    # In the order in which they first ran; a kernel in one branch of an If may be missing from some runs.
+    keys = {key: None for seconds in timed for key in seconds}
+    return {key: [seconds.get(key, 0.0) for seconds in timed] for key in keys}
+
+
+def site_times(times: Sequence[NodeTime]) -> dict[str, float]:
+    """Add up the seconds of `node_times` by site."""
+    totals: dict[str, float] = {}
+    for time_ in times:
+        if time_.site is not None:
+            totals[time_.site] = totals.get(time_.site, 0.0) + time_.seconds
+    return totals
+
+
+# What the runtime fuses into a convolution before it.
+_FUSED = {"BatchNormalization", "Relu", "Add", "Mul", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Identity"}
+
+
+def _named(model: ir.Model) -> ir.Model | None:
+    """Give a copy in which every site's node has the site's name; None where that is so already."""
+    if all(site.node.name == site.name for site in find_sites(model)):
+        return None
+    copy = model.clone()
+    for site in find_sites(copy):
+        site.node.name = site.name
+    return copy
+
+
+def _site_names(model: ir.Model) -> dict[str, str]:
+    """Give site name or value name -> site, for each convolution and what may be fused into it.
+
+    A fused kernel is named after the convolution or after the last value that was fused into it.
+    """
+    names: dict[str, str] = {}
+    for site in find_sites(model):
+        names[site.name] = site.name
+        value = site.node.outputs[0]
+        while value.name:
+            names.setdefault(value.name, site.name)
+            consumers = [use.node for use in value.uses()]
+            if len(consumers) != 1 or consumers[0].op_type not in _FUSED:
+                break
+            value = consumers[0].outputs[0]
+    return names
+
+
+def _site(name: str, sites: Mapping[str, str]) -> str | None:
+    """Map a kernel's name to its convolution, through what layout changes and fusions put around the name."""
+    bare = re.sub(r"_token_\d+$", "", name)
+    for candidate in (name, bare, bare.removesuffix("_nchwc"), bare.removesuffix("_nchwc").removeprefix("fused ")):
+        if candidate in sites:
+            return sites[candidate]
+    return None

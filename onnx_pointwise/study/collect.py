@@ -1,0 +1,223 @@
+"""Second moments of the inputs of many sites of an untouched network, in few passes and bounded memory."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_pointwise.numerics import Moments, Stationary, Window, lattices, make_window, patches, shrunk
+from onnx_pointwise.numerics import in_order, workers
+from onnx_pointwise.runtime import Piece, without_shapes
+from onnx_pointwise.graph import ResolvedShapes, Shape, runtime_inputs
+from onnx_pointwise.graph import Site
+
+Array = NDArray[Any]
+_View = tuple[str, Shape, Shape, Shape, Shape | str]
+Kind = Literal["exact", "stationary", "channels"]
+
+#: Patches of each site that are looked at, unless told otherwise.
+PATCHES = 60_000
+# Of wide patches fewer are looked at, about as many as take this many multiplications, but no fewer than this many and
+# so many for each number in a patch.
+_PRODUCTS = 2e10
+_FEWEST_PATCHES = 24_000
+_PATCHES_PER_NUMBER = 10
+#: Widest patch, I * K, whose second moment is summed exactly; wider ones are taken to be stationary.
+EXACT = 2304
+#: Widest patch whose taps are told apart at all; of wider ones only the channels are looked at.
+STATIONARY = 4608
+# Bytes of the largest activation of one batch.
+_BATCH_BYTES = 2**28
+_LARGEST_BATCH = 64
+
+
+@dataclass(frozen=True)
+class SiteMoments:
+    """What a site sees.
+
+    Attributes:
+        covariance: Covariance of the input patches, [I*K, I*K], or of the channels, [I, I], shrunk as few samples ask
+            for; as `factorize` takes it.
+        mean: Mean patch, [I*K].
+        kind: `exact`; `stationary`, the same for taps at the same distance; or `channels`.
+    """
+
+    covariance: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    kind: Kind
+
+
+def moment_kind(site: Site) -> Kind:
+    """How closely the inputs of a site are looked at."""
+    width = site.in_channels * site.taps
+    return "exact" if width <= EXACT else "stationary" if width <= STATIONARY else "channels"
+
+
+def patch_count(limit: int, width: int) -> int:
+    """How many patches of a width, I * K, to look at: at most the limit, and fewer of wide ones."""
+    return min(limit, max(_FEWEST_PATCHES, _PATCHES_PER_NUMBER * width, int(_PRODUCTS / width**2)))
+
+
+def named_seed(seed: int, name: str, *parts: int) -> int:
+    """A seed for what is drawn from a value of the network, whatever else is drawn."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *parts]).generate_state(1)[0])
+
+
+def fitting_batch(model: ir.Model, shapes: ResolvedShapes) -> int:
+    """Choose how many examples to run at once.
+
+    Args:
+        model: The model as it declares its inputs.
+        shapes: Its shapes.
+
+    Returns:
+        The batch size that the inputs declare, if they do; else one at which the largest activation stays small.
+    """
+    for value in runtime_inputs(model):
+        if value.shape is not None and len(value.shape) and isinstance(size := value.shape[0], int) and size > 0:
+            return size
+    base = max((shape[0] for shape in shapes.inputs.values() if shape), default=1)
+    largest = max((4 * math.prod(shape) / base for shape in shapes.shapes.values()), default=1.0)
+    return int(max(1, min(_LARGEST_BATCH, _BATCH_BYTES // largest)))
+
+
+def site_moments(
+    shapes: ResolvedShapes,
+    sites: Sequence[Site],
+    inputs: Mapping[str, Array],
+    *,
+    batch: int,
+    patch_limit: int = PATCHES,
+    memory: int = 2**30,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, SiteMoments]:
+    """Run the untouched network on example inputs and collect what each site sees.
+
+    Args:
+        shapes: The model's shapes.
+        sites: The sites to look at; those that lie in subgraphs are left out.
+        inputs: Example inputs by name, [N, ...].
+        batch: Examples in one run.
+        patch_limit: Patches of a site to look at, about.
+        memory: Bytes of moments to hold at once; more sites than fit take further passes.
+        seed: Seed of the positions that are left out.
+        threads: Threads of the runtime; its own choice if None.
+        progress: Called with the name of each pass and batch.
+
+    Returns:
+        The moments by site name.
+
+    Raises:
+        ModelError: The model does not run on the inputs.
+        InputError: An activation is not finite.
+    """
+    model = without_shapes(shapes.model)
+    known = {str(value.name) for value in model.graph.inputs}
+    known |= {str(value.name) for node in model.graph for value in node.outputs}
+    reachable = [site for site in sites if site.source in known]
+    found: dict[str, SiteMoments] = {}
+    for number, group in enumerate(groups := list(_groups(reachable, memory))):
+        # Sites that read one value in the same way see the same.
+        shared = {_view(site): _Collector(site, seed, patch_limit) for site in group}
+        names = list(dict.fromkeys(site.source for site in group))
+        made = [name for name in names if name not in inputs]
+        piece = Piece(model, list(inputs), made, threads=threads) if made else None
+        count = len(next(iter(inputs.values())))
+        for start in range(0, count, batch):
+            if progress is not None:
+                progress(f"{number * count + start} of {len(groups) * count}")
+            feeds = {name: array[start : start + batch] for name, array in inputs.items()}
+            values = dict(feeds)
+            if piece is not None:
+                values.update(zip(made, piece.run(feeds), strict=True))
+            share = min(batch, count - start) / count
+            work = [(one, values[view[0]], share, start) for view, one in shared.items()]
+            for _ in in_order(_add, work, workers(threads)):
+                pass
+        seen = {view: collector.moments() for view, collector in shared.items()}
+        found.update({site.name: seen[_view(site)] for site in group})
+    return {site.name: found[site.name] for site in reachable}
+
+
+def _view(site: Site) -> _View:
+    """What a site reads, and how."""
+    return site.source, site.kernel_shape, site.strides, site.dilations, site.pads
+
+
+def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
+    """Cut the sites into groups whose moments fit into memory together."""
+    group: list[Site] = []
+    views: set[_View] = set()
+    held = 0
+    for site in sites:
+        if _view(site) in views:
+            group.append(site)
+            continue
+        kind = moment_kind(site)
+        size = 8 * (site.in_channels * (site.taps if kind != "channels" else 1)) ** 2
+        if group and held + size > memory:
+            yield group
+            group, views, held = [], set(), 0
+        group.append(site)
+        views.add(_view(site))
+        held += size
+    if group:
+        yield group
+
+
+class _Collector:
+    """Running sums of what a site sees, and every other one of the same view."""
+
+    def __init__(self, site: Site, seed: int, limit: int) -> None:
+        self._site, self._seed, self._limit = site, seed, limit
+        self._kind = moment_kind(site)
+        self._sums: Moments | Stationary | None = None
+
+    def _window(self, size: Sequence[int]) -> Window:
+        site = self._site
+        if self._kind == "channels":
+            once = (1,) * len(site.kernel_shape)
+            return Window(once, once, once, (0,) * (2 * len(once)))
+        return make_window(site.kernel_shape, site.strides, site.dilations, site.pads, size)
+
+    def add(self, inputs: Array, share: float, start: int) -> None:
+        """Add a batch that holds a share of the examples, from the one at `start` on."""
+        window = self._window(inputs.shape[2:])
+        if self._kind == "stationary":
+            if self._sums is None:
+                self._sums = Stationary(inputs.shape[1], window)
+            assert isinstance(self._sums, Stationary)
+            self._sums.add(inputs)
+            return
+        width = inputs.shape[1] * window.taps
+        seed = named_seed(self._seed, self._site.source, start)
+        limit = max(1, round(patch_count(self._limit, width) * share))
+        examples = np.arange(len(inputs))
+        for lattice in lattices(examples, window.out_size(inputs.shape[2:]), width, limit=limit, seed=seed):
+            block = patches(inputs, window, lattice)
+            if self._sums is None:
+                self._sums = Moments(width, shift=block.mean(axis=1))
+            assert isinstance(self._sums, Moments)
+            self._sums.add(block)
+
+    def moments(self) -> SiteMoments:
+        """What was collected."""
+        assert self._sums is not None, "there are no examples"
+        mean = self._sums.mean()
+        if self._kind == "channels":
+            mean = np.repeat(mean, self._site.taps)
+        return SiteMoments(shrunk(self._sums.covariance(), self._sums.count), mean, self._kind)
+
+
+def _add(work: tuple[_Collector, Array, float, int]) -> None:
+    collector, values, share, start = work
+    collector.add(values, share, start)

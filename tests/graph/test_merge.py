@@ -1,0 +1,92 @@
+"""Inserted 1x1 convolutions that follow one another become one, and nothing else changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+
+from onnx_pointwise.graph.model_io import serialize
+from onnx_pointwise.graph.plan import Choice, Plan
+from onnx_pointwise.graph.surgery import BottleneckPass
+
+
+def pair(
+    *, between: str | None = None, bias: bool = True, branch: bool = False, ir_version: int = 8
+) -> onnx.ModelProto:
+    """Two padded 3x3 convolutions, 12 -> 16 -> 10, with or without a node between them."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w1": rng.standard_normal((16, 12, 3, 3)) / 10,
+        "b1": rng.standard_normal(16),
+        "w2": rng.standard_normal((10, 16, 3, 3)) / 12,
+    }
+    nodes = [helper.make_node("Conv", ["x", "w1", "b1"] if bias else ["x", "w1"], ["u"], name="first", pads=[1] * 4)]
+    value = "u"
+    if between is not None:
+        nodes.append(helper.make_node(between, ["u"], ["v"], name="between"))
+        value = "v"
+    nodes.append(helper.make_node("Conv", [value, "w2"], ["y"], name="second", pads=[1] * 4))
+    outputs = ["y", "u"] if branch else ["y"]
+    if not bias:
+        del weights["b1"]
+    stored = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
+    inputs = [helper.make_tensor_value_info("x", 1, ["N", 12, 9, 8])]
+    if ir_version < 4:
+        inputs += [helper.make_tensor_value_info(item.name, 1, list(item.dims)) for item in stored]
+    declared = [helper.make_tensor_value_info(name, 1, ["N", {"y": 10, "u": 16}[name], 9, 8]) for name in outputs]
+    graph = helper.make_graph(nodes, "pair", inputs, declared, stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=ir_version)
+
+
+def run(model: onnx.ModelProto) -> list[np.ndarray]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(1).standard_normal((2, 12, 9, 8)).astype(np.float32)
+    return session.run(None, {"x": x})  # type: ignore[no-any-return]
+
+
+def rewritten(model: onnx.ModelProto, first: Choice, second: Choice) -> onnx.ModelProto:
+    loaded = ir.serde.deserialize_model(model)
+    BottleneckPass(Plan({"first": first, "second": second}))(loaded)
+    proto = serialize(loaded)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_expand_then_reduce_become_one(bias: bool, ir_version: int) -> None:
+    model = pair(bias=bias, ir_version=ir_version)
+    merged = rewritten(model, Choice("expand", 16), Choice("reduce", 16))
+    assert [node.name for node in merged.graph.node] == ["first", "second_reduce", "second"]
+    for ours, theirs in zip(run(merged), run(model), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    names = {item.name for item in merged.graph.initializer}
+    used = {name for node in merged.graph.node for name in node.input}
+    assert names <= used
+
+
+def test_merging_changes_no_number_at_low_rank() -> None:
+    model = pair()
+    merged = rewritten(model, Choice("expand", 5), Choice("reduce", 6))
+    kept = rewritten(pair(between="Identity"), Choice("expand", 5), Choice("reduce", 6))
+    assert len(merged.graph.node) == 3
+    np.testing.assert_allclose(run(merged)[0], run(kept)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "second"),
+    [
+        (pair(between="Relu"), Choice("expand", 5), Choice("reduce", 6)),
+        (pair(branch=True), Choice("expand", 5), Choice("reduce", 6)),
+        (pair(), Choice("reduce", 5), Choice("reduce", 6)),
+        (pair(), Choice("expand", 5), Choice("expand", 6)),
+    ],
+    ids=["activation", "second reader", "no expand", "no reduce"],
+)
+def test_what_has_something_between_stays(model: onnx.ModelProto, first: Choice, second: Choice) -> None:
+    count = len(model.graph.node) + 2
+    assert len(rewritten(model, first, second).graph.node) == count

@@ -1,0 +1,84 @@
+"""Latency over ranks: what is measured is a staircase's shape, never a number of seconds."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import helper, numpy_helper
+
+from onnx_pointwise.latency import kernels as latency
+from onnx_pointwise.errors import ProviderError
+from onnx_pointwise.latency.kernels import site_latencies
+from onnx_pointwise.graph.shapes import resolve
+from onnx_pointwise.graph.sites import Site, find_sites
+
+
+def sites(channels: int = 24, kernel: int = 3) -> list[Site]:
+    weight = np.random.default_rng(0).standard_normal((channels, channels, kernel, kernel)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", auto_pad="SAME_UPPER")
+    values = [helper.make_tensor_value_info(name, 1, ["N", channels, 10, 10]) for name in "xy"]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    loaded = ir.serde.deserialize_model(model)
+    return find_sites(loaded, resolve(loaded))
+
+
+def staircase(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Replace the measurement by a staircase in the rank with treads of ``step``."""
+
+    def seconds(probe: latency._Probe) -> float:
+        return sum(
+            -(-conv.in_channels // step) * -(-conv.out_channels // step) * np.prod(conv.kernel) for conv in probe.chain
+        )
+
+    monkeypatch.setattr(latency._Clock, "_time", lambda self, probes: {probe: seconds(probe) for probe in probes})
+
+
+@pytest.mark.parametrize("step", [4, 8, 5])
+def test_only_the_tops_of_treads_are_kept(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    staircase(monkeypatch, step)
+    (site,) = sites(40, 5)
+    found = site_latencies([site])["conv"]
+    ranks = [rank for form, rank in found.choices if form == "expand"]
+    assert ranks
+    # The last one is the highest rank that saves arithmetic, wherever it lies on its tread.
+    assert all(isinstance(rank, int) and rank % step == 0 for rank in ranks[:-1])
+    assert list(range(step, ranks[-2] + 1, step)) == ranks[:-1]
+
+
+def test_every_choice_is_faster_than_dense_and_no_rank_is_beaten_by_a_higher_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    staircase(monkeypatch, 8)
+    (site,) = sites(40, 5)
+    found = site_latencies([site])["conv"]
+    assert all(seconds < found.dense for seconds in found.seconds)
+    for form in ("reduce", "expand"):
+        timed = [s for (kind, _), s in zip(found.choices, found.seconds, strict=True) if kind == form]
+        assert timed == sorted(timed)
+
+
+def test_it_measures_on_the_cpu() -> None:
+    (site,) = sites(16)
+    found = site_latencies([site], threads=1)["conv"]
+    assert found.dense > 0
+    assert len(found.choices) == len(found.seconds)
+    assert {"dense", "treads"} == set(found.to_dict())
+
+
+def test_layout_changes_between_pieces_count_and_those_at_the_ends_do_not() -> None:
+    def event(name: str, op: str, microseconds: int) -> dict[str, object]:
+        return {"cat": "Node", "name": f"{name}_kernel_time", "dur": microseconds, "args": {"op_name": op}}
+
+    events = [
+        event("r", "ReorderInput", 100), event("0.0", "Conv", 3), event("r", "ReorderOutput", 5),
+        event("0.1", "Conv", 7), event("r", "ReorderOutput", 100), event("1.0", "Conv", 11),
+        event("r", "ReorderOutput", 100), {"name": "model_run"},
+    ]  # fmt: skip
+    np.testing.assert_allclose(latency._chain_seconds(events, 2), [[15e-6, 11e-6]])
+
+
+def test_a_provider_that_does_not_load_is_an_error() -> None:
+    with pytest.raises(ProviderError):
+        site_latencies(sites(), provider="abacus")

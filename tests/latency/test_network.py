@@ -1,0 +1,113 @@
+"""The latency of a network from its sites: what is predicted, what is timed, what is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from onnx_pointwise.latency.cache import LatencyCache
+from onnx_pointwise.graph.model_io import load
+from onnx_pointwise.latency.network import NetworkLatency, network_latency
+from onnx_pointwise.graph.plan import Choice, Plan
+from onnx_pointwise.graph.shapes import resolve
+from onnx_pointwise.graph.sites import Site, find_sites
+from tests.staircase import install, network_seconds
+from tools.generated_networks import Network, random_network
+
+
+def chain(maps: int = 32, depth: int = 3) -> ir.Model:
+    network = Network(maps, 12, 0)
+    x = "x"
+    for _ in range(depth):
+        x = network.conv(x, maps)
+    return load(network.classifier(x))
+
+
+def study(model: ir.Model, **options: Any) -> tuple[list[Site], NetworkLatency]:
+    shapes = resolve(model)
+    sites = [site for site in find_sites(model, shapes) if site.refusal is None]
+    return sites, network_latency(model, shapes, sites, **options)
+
+
+def test_the_sum_of_sites_is_the_network_where_nothing_else_plays_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 8)
+    model = chain()
+    _, found = study(model)
+    assert found.dense == pytest.approx(network_seconds(model, 8))
+    plan = Plan({name: Choice("reduce", 16) for name in found.sites})
+    assert found.predict(plan.choices) == pytest.approx(found.time(plan).ratio)
+    assert found.kept == pytest.approx(1.0)
+    assert found.promised(found.predict(plan.choices)) == pytest.approx(found.sum_of_sites(plan.choices))
+
+
+def test_what_the_network_rewritten_halfway_takes_more_corrects_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 8, slow=1.5)
+    _, found = study(chain())
+    assert found.kept < 1.0
+    plan = Plan({name: Choice("reduce", 16) for name in found.sites})
+    promised, predicted, measured = (
+        found.sum_of_sites(plan.choices),
+        found.predict(plan.choices),
+        found.time(plan).ratio,
+    )
+    assert abs(predicted - measured) < abs(promised - measured)
+
+
+def test_only_treads_that_pay_inside_the_network_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 8)
+    _, found = study(chain())
+    for name, site in found.measured().items():
+        assert site.choices
+        assert all(seconds < site.dense for seconds in site.seconds)
+        for form, rank in site.choices:
+            ranks = rank if isinstance(rank, tuple) else (rank,)
+            assert all(part % 8 == 0 for part in ranks), (name, form, rank)
+
+
+def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compared = install(monkeypatch, 8)
+    cache = LatencyCache(tmp_path / "c.sqlite")
+    _, first = study(chain(), cache=cache)
+    count = len(compared)
+    install(monkeypatch, 16)  # another machine: were anything measured, it would show
+    _, again = study(chain(), cache=cache)
+    assert again.dense == first.dense
+    assert again.sites == first.sites
+    plan = Plan({name: Choice("reduce", 8) for name in first.sites})
+    with monkeypatch.context() as patch:
+        install(patch, 8)
+        assert first.time(plan) == first.time(plan)
+    assert len(compared) == count
+
+
+def test_a_change_of_sizes_is_measured_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(monkeypatch, 8)
+    cache = LatencyCache(tmp_path / "c.sqlite")
+    _, small = study(chain(16), cache=cache)
+    _, large = study(chain(32), cache=cache)
+    assert large.dense > small.dense
+
+
+def test_ranks_asked_for_by_name_are_measured_whatever_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 8)
+    model = chain()
+    name = next(site.name for site in find_sites(model, resolve(model)) if site.refusal is None)
+    _, found = study(model, asked={name: Choice("expand", 31)})
+    assert found.seconds(name, Choice("expand", 31)) > 0.0
+    with pytest.raises(KeyError):
+        found.seconds(name, Choice("expand", 30))
+
+
+@pytest.mark.parametrize("seed", [3, 12])
+def test_it_measures_real_networks(seed: int) -> None:
+    """Numbers depend on the machine; that every choice can be timed in its network does not."""
+    sites, found = study(load(random_network(seed)), threads=1)
+    assert set(found.sites) == set(found.inside) == {site.name for site in sites}
+    assert all(seconds > 0.0 for seconds in found.inside.values())
+    assert sum(found.inside.values()) <= found.dense * (1.0 + 1e-9)
+    timing = found.time(Plan({site.name: Choice("reduce_expand", (1, 1)) for site in sites}))
+    assert timing.ratio > 0.0
+    assert timing.verdict in ("faster", "slower", "no change")

@@ -1,0 +1,161 @@
+"""Patches are what a convolution sees, and moments are those of the patches."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from onnx_pointwise.errors import InputError
+from onnx_pointwise.numerics.moments import Lattice, Moments, Stationary, Window, lattices, make_window, patches, sample
+from onnx_pointwise.runtime.providers import open_session
+
+CHECKED = settings(derandomize=True, deadline=None, max_examples=40)
+
+
+def convolve(x: np.ndarray, weights: np.ndarray, **attributes: object) -> np.ndarray:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
+    graph = helper.make_graph([node], "g", tensors[:1], tensors[1:], [onnx.numpy_helper.from_array(weights, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return open_session(model.SerializeToString(), "cpu", threads=1).run(None, {"x": x})[0]
+
+
+@st.composite
+def convolutions(draw):
+    rank = draw(st.integers(1, 3))
+    kernel = tuple(draw(st.integers(1, 4)) for _ in range(rank))
+    strides = tuple(draw(st.integers(1, 3)) for _ in range(rank))
+    dilations = tuple(draw(st.integers(1, 2)) for _ in range(rank))
+    size = tuple(d * (k - 1) + 1 + draw(st.integers(0, 6)) for k, d in zip(kernel, dilations, strict=True))
+    auto = draw(st.sampled_from(["explicit", "VALID", "SAME_UPPER", "SAME_LOWER"]))
+    pads = tuple(draw(st.integers(0, 2)) for _ in range(2 * rank)) if auto == "explicit" else auto
+    if auto.startswith("SAME"):
+        dilations = (1,) * rank
+    return kernel, strides, dilations, pads, size
+
+
+@CHECKED
+@given(convolutions(), st.integers(0, 2**31))
+def test_patches_are_what_the_runtime_multiplies(convolution, seed):
+    kernel, strides, dilations, pads, size = convolution
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2, 3, *size)).astype(np.float32)
+    weights = rng.standard_normal((4, 3, *kernel)).astype(np.float32)
+    given_pads = {"auto_pad": pads} if isinstance(pads, str) else {"pads": pads}
+    y = convolve(x, weights, strides=strides, dilations=dilations, kernel_shape=kernel, **given_pads)
+    window = make_window(kernel, strides, dilations, pads, size)
+    assert window.out_size(size) == y.shape[2:]
+    unfolded = patches(x, window)
+    assert unfolded.shape == (3 * window.taps, 2 * math.prod(y.shape[2:]))
+    np.testing.assert_allclose(weights.reshape(4, -1) @ unfolded, sample(y, lattice_of_all(y)), atol=1e-3)
+
+
+def lattice_of_all(y: np.ndarray) -> Lattice:
+    return Lattice(None, (1,) * (y.ndim - 2), (0,) * (y.ndim - 2))
+
+
+@CHECKED
+@given(convolutions(), st.integers(0, 2**31), st.integers(1, 60))
+def test_a_lattice_takes_the_same_positions_of_inputs_and_outputs(convolution, seed, limit):
+    kernel, strides, dilations, pads, size = convolution
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((5, 2, *size)).astype(np.float32)
+    weights = rng.standard_normal((3, 2, *kernel)).astype(np.float32)
+    given_pads = {"auto_pad": pads} if isinstance(pads, str) else {"pads": pads}
+    y = convolve(x, weights, strides=strides, dilations=dilations, kernel_shape=kernel, **given_pads)
+    window = make_window(kernel, strides, dilations, pads, size)
+    examples = np.array([0, 2, 3, 4])
+    blocks = lattices(examples, y.shape[2:], 2 * window.taps, limit=limit, seed=seed, block_bytes=4000)
+    assert np.concatenate([block.examples for block in blocks]).tolist() == examples.tolist()
+    for block in blocks:
+        expected = sample(y, block)
+        np.testing.assert_allclose(weights.reshape(3, -1) @ patches(x, window, block), expected, atol=1e-3)
+        assert expected.shape[1] >= len(block.examples)
+
+
+def test_lattices_keep_to_their_limit_and_repeat():
+    examples = np.arange(100)
+    blocks = lattices(examples, (32, 32), 144, limit=20_000, seed=3)
+    taken = sum(
+        len(b.examples) * math.prod(len(range(o, 32, s)) for o, s in zip(b.offsets, b.steps, strict=True))
+        for b in blocks
+    )
+    assert 14_000 <= taken <= 29_000
+    again = lattices(examples, (32, 32), 144, limit=20_000, seed=3)
+    assert [(b.steps, b.offsets) for b in blocks] == [(b.steps, b.offsets) for b in again]
+    (whole,) = lattices(examples, (4, 4), 9, limit=10**9, seed=0)
+    assert whole.steps == (1, 1)
+
+
+@CHECKED
+@given(st.integers(0, 2**31), st.floats(-50, 50))
+def test_moments_are_those_of_the_patches(seed, offset):
+    rng = np.random.default_rng(seed)
+    p = (rng.standard_normal((6, 200)) + offset).astype(np.float32)
+    t = (rng.standard_normal((3, 6)) @ p + rng.standard_normal((3, 200))).astype(np.float32)
+    first = Moments(6, 3, shift=p[:, :50].mean(axis=1))
+    first.add(p[:, :50], t[:, :50])
+    first.add(p[:, 50:120], t[:, 50:120])
+    second = first.sibling()
+    second.add(p[:, 120:])
+    second.include(second.sums(p[:, 120:], t[:, 120:], anew=False))
+    total = first.merged(second)
+    joint = np.cov(np.concatenate([t, p]).astype(np.float64), bias=True)
+    scale = np.abs(joint).max()
+    assert total.count == 200
+    np.testing.assert_allclose(total.mean(), p.mean(axis=1, dtype=np.float64), atol=1e-4)
+    np.testing.assert_allclose(total.covariance(), joint[3:, 3:], atol=1e-4)
+    np.testing.assert_allclose(total.cross_covariance(), joint[:3, 3:], atol=2e-5 * scale + 1e-3)
+    np.testing.assert_allclose(total.target_mean(), t.mean(axis=1, dtype=np.float64), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(total.target_variance(), np.diag(joint)[:3], rtol=2e-3, atol=1e-2)
+    total.clear_targets(1)
+    assert total.cross_covariance is not None
+    np.testing.assert_allclose(total.covariance(), joint[3:, 3:], atol=1e-4)
+
+
+def test_infinite_activations_are_refused():
+    with pytest.raises(InputError, match="not finite"):
+        Moments(2).add(np.array([[1.0, np.inf], [0.0, 1.0]], np.float32))
+    with pytest.raises(InputError, match="not finite"):
+        Stationary(1, Window((3,), (1,), (1,), (0, 0))).add(np.array([[[np.nan, 1.0]]], np.float32))
+
+
+@pytest.mark.parametrize(("kernel", "dilations"), [((3,), (1,)), ((3, 3), (1, 1)), ((3, 2), (2, 1)), ((5, 5), (1, 1))])
+def test_stationary_moments_approach_the_exact_ones(kernel, dilations):
+    rng = np.random.default_rng(0)
+    rank = len(kernel)
+    size = (4000,) if rank == 1 else (64, 64)
+    x = rng.standard_normal((8, 3, *size)).astype(np.float32)
+    mix = rng.standard_normal((3, 3)).astype(np.float32)
+    x = sum(np.tensordot(mix, np.roll(x, s, axis=-1), axes=(1, 1)).swapaxes(0, 1) for s in (0, 1, 2)) + 5.0
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    window = Window(kernel, (1,) * rank, dilations, (0,) * (2 * rank))
+    stationary = Stationary(3, window)
+    for part in np.split(x, 4):
+        stationary.add(part)
+    exact = Moments(3 * window.taps)
+    exact.add(patches(x, window))
+    scale = np.abs(exact.covariance()).max()
+    np.testing.assert_allclose(stationary.covariance(), exact.covariance(), atol=0.06 * scale)
+    np.testing.assert_allclose(stationary.mean(), exact.mean(), atol=0.1)
+    assert np.linalg.eigvalsh(stationary.covariance()).min() > -1e-4 * scale
+
+
+def test_stationary_moments_are_symmetric_and_depend_on_distance_alone():
+    rng = np.random.default_rng(1)
+    stationary = Stationary(2, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1)))
+    stationary.add(rng.standard_normal((3, 2, 7, 9)).astype(np.float32))
+    full = stationary.covariance().reshape(2, 9, 2, 9)
+    np.testing.assert_allclose(full, full.transpose(2, 3, 0, 1), atol=1e-6)
+    taps = list(itertools.product(range(3), range(3)))
+    for (a, s), (b, t) in itertools.product(enumerate(taps), repeat=2):
+        if s[0] < 2 and t[0] < 2:
+            c, d = taps.index((s[0] + 1, s[1])), taps.index((t[0] + 1, t[1]))
+            np.testing.assert_array_equal(full[:, a, :, b], full[:, c, :, d])

@@ -1,0 +1,82 @@
+"""Work in threads: results in order, errors where they belong, nothing left running."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from onnx_pointwise.numerics.parallel import beside, in_order, workers
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results_come_in_the_order_of_the_items(threads):
+    def late(item):
+        time.sleep(0.002 * (7 - item % 7))
+        return item * item
+
+    assert list(in_order(late, range(20), threads)) == [item * item for item in range(20)]
+
+
+def test_few_items_are_taken_ahead():
+    taken = []
+
+    def items():
+        for item in range(50):
+            taken.append(item)
+            yield item
+
+    results = in_order(lambda item: item, items(), 2)
+    assert next(results) == 0
+    assert len(taken) <= 3
+    results.close()
+    assert len(taken) <= 3
+    further = in_order(lambda item: item, items(), 2, ahead=8)
+    taken.clear()
+    assert next(further) == 0
+    assert len(taken) == 9
+    further.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_first_error_is_raised_in_its_place(threads):
+    def fail(item):
+        if item >= 4:
+            raise ValueError(str(item))
+        return item
+
+    seen = []
+    with pytest.raises(ValueError, match="4"):
+        for result in in_order(fail, range(30), threads):
+            seen.append(result)
+    assert seen == [0, 1, 2, 3]
+    assert not any("onnx_pointwise" in thread.name for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_work_beside(threads):
+    with beside(threads) as begin:
+        results = [begin(lambda number=number: number + 7) for number in range(5)]
+        assert [result() for result in results] == [7, 8, 9, 10, 11]
+        failing = begin(lambda: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            failing()
+
+
+def test_what_is_begun_runs_beside_the_block_and_what_is_not_never_does():
+    met, begun = threading.Barrier(2), []
+    with pytest.raises(KeyError), beside(2) as begin:
+        # Two pieces wait for each other: both must be under way.
+        assert [result() >= 0 for result in [begin(lambda: met.wait(10)), begin(lambda: met.wait(10))]]
+        for number in range(20):
+            begin(lambda number=number: begun.append(number) or time.sleep(0.05))
+        raise KeyError
+    assert len(begun) < 20
+
+
+def test_as_many_workers_as_threads_up_to_what_memory_bears():
+    assert workers(1) == 1
+    assert workers(2) == 2
+    assert workers(64) == 4
+    assert 1 <= workers(None) <= 4

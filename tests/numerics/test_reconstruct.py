@@ -1,0 +1,175 @@
+"""One site: its weights give back what the untouched network has there, better than those made without looking."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnx_pointwise.numerics.factorize import FORMS, compose, factorize
+from onnx_pointwise.numerics.moments import Moments
+from onnx_pointwise.numerics.reconstruct import RIDGES, Activation, Block, _solver, reconstruct
+
+CHECKED = settings(derandomize=True, deadline=None, max_examples=20)
+RELU = Activation(low=0.0)
+LINEAR = Activation()
+
+
+class Problem:
+    """A kernel, patches as the rewritten network sees them, and targets from the untouched one."""
+
+    def __init__(self, seed: int, *, outputs=6, inputs=5, taps=4, count=4000, drift=0.3, branch=False):
+        rng = np.random.default_rng(seed)
+        width = inputs * taps
+        mix = rng.standard_normal((width, width)) * np.exp(-np.arange(width) / 8.0)[:, None]
+        clean = np.maximum(mix.T @ rng.standard_normal((width, count)) + 0.2, 0.0)
+        # A distortion that the site could undo, and noise that it cannot.
+        distortion = np.eye(width) + drift * rng.standard_normal((width, width)) / math.sqrt(width)
+        self.kernel = rng.standard_normal((outputs, inputs, 2, 2)).astype(np.float32)
+        self.bias = rng.standard_normal(outputs)
+        flat = self.kernel.reshape(outputs, -1).astype(np.float64)
+        self.patches = (distortion @ clean + 0.02 * rng.standard_normal(clean.shape)).astype(np.float32)
+        self.targets = (flat @ clean + self.bias[:, None]).astype(np.float32)
+        self.added = rng.standard_normal((outputs, count)).astype(np.float32) if branch else None
+        self.count = count
+
+    @property
+    def blocks(self):
+        def block(index, part):
+            added = None if self.added is None else self.added[:, part]
+            return Block(self.patches[:, part], self.targets[:, part], added, held=index % 4 == 3)
+
+        parts = np.array_split(np.arange(self.count), 8)
+        return [functools.partial(block, index, part) for index, part in enumerate(parts)]
+
+    def error(self, factors, bias, activation=LINEAR):
+        """Relative L2 error behind the activation."""
+        y = compose(factors).reshape(len(self.kernel), -1) @ self.patches + bias[:, None]
+        t, added = self.targets, 0.0 if self.added is None else self.added
+        low, high = activation.low, activation.high
+        truth, got = np.clip(t + added, low, high), np.clip(y + added, low, high)
+        return float(np.linalg.norm(got - truth) / np.linalg.norm(truth - truth.mean(axis=1, keepdims=True)))
+
+
+@CHECKED
+@given(st.integers(0, 2**31), st.sampled_from(FORMS), st.booleans())
+def test_better_than_factors_made_without_targets(seed, form, branch):
+    problem = Problem(seed, branch=branch)
+    rank = (3, 4) if form == "reduce_expand" else 3
+    done = reconstruct(problem.kernel, problem.bias, form, rank, problem.blocks)
+    moment = problem.patches.astype(np.float64) @ problem.patches.T / problem.count
+    plain = factorize(problem.kernel, form, rank, second_moment=moment)
+    reached = problem.error(done.factors, done.bias)
+    assert reached < problem.error(plain, problem.bias)
+    problem.added = None
+    assert done.error == pytest.approx(problem.error(done.factors, done.bias), rel=2e-3)
+    assert done.factors.kernel.dtype == np.float32
+
+
+def test_undoes_at_full_rank_what_went_wrong_before():
+    problem = Problem(1, drift=0.4)
+    done = reconstruct(problem.kernel, problem.bias, "reduce", 5, problem.blocks)
+    kept = factorize(problem.kernel, "reduce", 5)
+    assert problem.error(done.factors, done.bias) < 0.1 * problem.error(kept, problem.bias)
+
+
+def test_without_drift_the_trained_kernel_stays():
+    problem = Problem(2, drift=0.0)
+    problem.targets = (
+        problem.kernel.reshape(6, -1).astype(np.float64) @ problem.patches + problem.bias[:, None]
+    ).astype(np.float32)
+    done = reconstruct(problem.kernel, problem.bias, "reduce", 5, problem.blocks)
+    np.testing.assert_allclose(compose(done.factors), problem.kernel, atol=1e-3)
+    np.testing.assert_allclose(done.bias, problem.bias, atol=1e-2)
+
+
+def test_few_patches_ask_for_a_strong_ridge():
+    many, few = Problem(3, count=20_000), Problem(3, count=64)
+    noise = np.random.default_rng(0)
+    for problem in (many, few):
+        problem.targets = problem.targets + 3.0 * noise.standard_normal(problem.targets.shape).astype(np.float32)
+    strong = reconstruct(few.kernel, few.bias, "reduce", 3, few.blocks).ridge
+    weak = reconstruct(many.kernel, many.bias, "reduce", 3, many.blocks).ridge
+    assert strong > 10.0 * weak
+
+
+@CHECKED
+@given(st.integers(0, 2**31), st.sampled_from(FORMS), st.booleans())
+def test_rounds_through_the_activation_lower_the_error_behind_it(seed, form, branch):
+    problem = Problem(seed, branch=branch)
+    rank = (2, 3) if form == "reduce_expand" else 2
+    linear = reconstruct(problem.kernel, problem.bias, form, rank, problem.blocks, activation=RELU, rounds=0)
+    turned = reconstruct(problem.kernel, problem.bias, form, rank, problem.blocks, activation=RELU, rounds=3)
+    before, after = (problem.error(done.factors, done.bias, RELU) for done in (linear, turned))
+    assert after < before * 1.002
+    assert problem.error(turned.factors, turned.bias) >= problem.error(linear.factors, linear.bias) * 0.999
+
+
+def test_targets_move_on_flat_parts_only():
+    true = np.array([-2.0, -1.0, 0.5, 5.0, 7.0], np.float32)
+    now = np.array([-3.0, 1.0, -4.0, 9.0, 5.0], np.float32)
+    np.testing.assert_array_equal(RELU.targets(true, now), [-3.0, 0.0, 0.5, 5.0, 7.0])
+    np.testing.assert_array_equal(Activation(0.0, 6.0).targets(true, now), [-3.0, 0.0, 0.5, 5.0, 6.0])
+    np.testing.assert_array_equal(Activation().targets(true, now), true)
+    assert Activation().linear
+    assert not Activation(high=6.0).linear
+
+
+def test_without_a_bias_and_without_blocks_held_back():
+    problem = Problem(4)
+
+    def alone(make):
+        block = make()
+        return Block(block.patches, block.targets)
+
+    blocks = [functools.partial(alone, make) for make in problem.blocks]
+    done = reconstruct(problem.kernel, None, "expand", 3, blocks)
+    assert problem.error(done.factors, done.bias) < 0.6
+    assert done.bias.shape == (6,)
+
+
+def test_wide_patches_take_the_other_way_to_the_ridge(monkeypatch):
+    problem = Problem(5)
+    narrow = reconstruct(problem.kernel, problem.bias, "reduce", 3, problem.blocks)
+    monkeypatch.setattr("onnx_pointwise.reconstruct._EIGEN_LIMIT", 4)
+    wide = reconstruct(problem.kernel, problem.bias, "reduce", 3, problem.blocks)
+    assert wide.error == pytest.approx(narrow.error, rel=0.05)
+
+
+def test_a_ridge_that_rounding_defeats_is_not_picked(monkeypatch):
+    problem = Problem(5)
+    real = Moments.covariance
+
+    def spoilt(self):
+        covariance = real(self)
+        values, vectors = np.linalg.eigh(covariance)
+        values[0] = -0.02 * values.mean()
+        return (vectors * values) @ vectors.T
+
+    monkeypatch.setattr("onnx_pointwise.reconstruct._EIGEN_LIMIT", 4)
+    monkeypatch.setattr(Moments, "covariance", spoilt)
+    done = reconstruct(problem.kernel, problem.bias, "reduce", 3, problem.blocks)
+    assert done.ridge > 0.02
+
+
+def test_same_input_same_bytes_however_many_threads():
+    first, second = (
+        reconstruct(p.kernel, p.bias, "reduce", 3, p.blocks, activation=RELU, threads=threads)
+        for p, threads in ((Problem(6), 1), (Problem(6), 3))
+    )
+    assert first.factors.kernel.tobytes() == second.factors.kernel.tobytes()
+    assert first.bias.tobytes() == second.bias.tobytes()
+
+
+def test_moments_with_negative_values_from_rounding_take_a_stronger_ridge() -> None:
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((12, 12)))[0]
+    covariance = (basis * np.array([-2e-4] + [1.0] * 11)) @ basis.T
+    ridge, solver = _solver(covariance, 1e-6, np.eye(12))
+    assert ridge == min(strength for strength in RIDGES if strength > 2e-4)
+    assert solver is not None
+    assert _solver(covariance - 10.0 * np.eye(12), 1e-6, np.eye(12)) == (math.inf, None)

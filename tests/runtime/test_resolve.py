@@ -1,0 +1,261 @@
+"""Static shapes: what is declared, what is assumed, what inference finds and what takes a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import conv_model, function_model, if_model, loop_model, make_model, normal, run, value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+
+from onnx_pointwise.graph import shapes as shapes_module
+from onnx_pointwise.errors import InputError, ModelError
+from onnx_pointwise.graph.model_io import load, to_bytes
+from onnx_pointwise.graph.shapes import ASSUMED_SIZE, concrete_inputs, resolve, runtime_inputs
+from onnx_pointwise.graph.sites import find_sites
+
+
+def declared(**inputs: Any) -> Any:
+    """A model with the inputs given, each behind an Identity."""
+    nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in inputs]
+    return load(
+        make_model(
+            nodes,
+            [value(name, shape) for name, shape in inputs.items()],
+            [value(f"{name}_out", shape) for name, shape in inputs.items()],
+        )
+    )
+
+
+# --- choosing input shapes --------------------------------------------------------------------------------------------
+
+
+def test_what_is_declared_is_used() -> None:
+    assert concrete_inputs(declared(x=[2, 3, 16, 20])) == ({"x": (2, 3, 16, 20)}, ())
+
+
+def test_open_dimensions_are_filled_in() -> None:
+    model = declared(x=["batch", 3, "height", None], y=["batch", 10], z=[None, "time", 8])
+    size = ASSUMED_SIZE
+    assert concrete_inputs(model) == ({"x": (1, 3, size, size), "y": (1, 10), "z": (1, size, 8)}, ("x", "z"))
+
+
+def test_given_shapes_are_used_and_say_what_names_mean() -> None:
+    model = declared(x=["batch", 3, "height", "width"], y=["batch", "height", 7], z=["batch", "other"])
+    chosen, assumed = concrete_inputs(model, {"x": [4, 3, 32, 48]})
+    assert chosen == {"x": (4, 3, 32, 48), "y": (4, 32, 7), "z": (4, ASSUMED_SIZE)}
+    assert assumed == ("z",)
+
+
+def test_a_name_that_means_several_sizes_means_none() -> None:
+    model = declared(x=["?", 3, "?", "?"], y=["?", "?"])
+    chosen, assumed = concrete_inputs(model, {"x": [2, 3, 8, 12]})
+    assert chosen == {"x": (2, 3, 8, 12), "y": (1, ASSUMED_SIZE)}
+    assert assumed == ("y",)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_sizes_below_1_are_open(size: int) -> None:
+    assert concrete_inputs(declared(x=[size, 3, 8, size])) == ({"x": (1, 3, 8, ASSUMED_SIZE)}, ("x",))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "sentence"),
+    [
+        ({"a": [1]}, r"The model has no input 'a'; its inputs are 'x', 'y'\."),
+        ({"x": [1, 3, 8]}, r"Input 'x' is declared as batchx3xhx\?, but 1x3x8 was given\."),
+        ({"x": [1, 4, 8, 8]}, r"Input 'x' is declared as batchx3xhx\?, but 1x4x8x8 was given\."),
+        ({"x": [0, 3, 8, 8]}, r"but 0x3x8x8 was given\."),
+        ({"x": [1, 3, -8, 8]}, r"but 1x3x-8x8 was given\."),
+        ({"y": [0]}, r"Input 'y' is declared as any shape, but 0 was given\."),
+    ],
+)
+def test_shapes_that_contradict_the_declaration(shapes: dict[str, list[int]], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        concrete_inputs(declared(x=["batch", 3, "h", None], y=None), shapes)
+
+
+def test_an_input_without_a_declared_shape_is_left_to_the_caller() -> None:
+    model = declared(x=None)
+    assert concrete_inputs(model) == ({}, ())
+    assert concrete_inputs(model, {"x": [1, 2]}) == ({"x": (1, 2)}, ())
+
+
+def test_initializers_are_no_inputs_to_feed() -> None:
+    model = load(conv_model(normal(4, 4, 3, 3), [8, 8], opset=9, ir_version=3))
+    assert [item.name for item in runtime_inputs(model)] == ["x"]
+    with pytest.raises(InputError, match="its inputs are 'x'"):
+        concrete_inputs(model, {"W": [4, 4, 3, 3]})
+
+
+# --- resolving --------------------------------------------------------------------------------------------------------
+
+
+@given(
+    size=st.lists(st.integers(6, 11), min_size=1, max_size=3),
+    batch=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    pad=st.integers(0, 2),
+)
+@settings(derandomize=True, deadline=None, max_examples=40)
+def test_sizes_are_those_of_the_runtime(size: list[int], batch: int, stride: int, dilation: int, pad: int) -> None:
+    spatial = len(size)
+    model = conv_model(
+        normal(5, 4, *[3] * spatial),
+        [f"s{axis}" for axis in range(spatial)],
+        strides=[stride] * spatial,
+        dilations=[dilation] * spatial,
+        pads=[pad] * spatial + [0] * spatial,
+    )
+    shapes = resolve(load(model), {"x": [batch, 4, *size]})
+    got = run(model, x=normal(batch, 4, *size))[0]
+    assert shapes.shapes["y"] == got.shape
+    assert shapes.inputs == {"x": (batch, 4, *size)}
+    assert shapes.assumed == ()
+
+
+def test_the_model_stays_as_it_was_and_shares_its_weights() -> None:
+    model = load(conv_model(normal(5, 4, 3, 3), ["h", "w"], behind="batchnorm"))
+    before = to_bytes(model)
+    resolved = resolve(model)
+    assert to_bytes(model) == before
+    assert resolved.assumed == ("x",)
+    assert resolved.shapes["y"] == (1, 5, ASSUMED_SIZE - 2, ASSUMED_SIZE - 2)
+    assert resolved.model.graph.initializers["W"].const_value is model.graph.initializers["W"].const_value
+
+
+def test_stored_shapes_of_another_size_are_forgotten() -> None:
+    model = conv_model(normal(5, 4, 3, 3), ["h", "w"], behind="batchnorm")
+    model.graph.value_info.append(value("t0", [1, 5, 6, 6]))  # as at 8x8, when somebody ran inference
+    model.graph.output[0].CopyFrom(value("y", [1, 5, 6, 6]))
+    shapes = resolve(load(model), {"x": [1, 4, 12, 12]}).shapes
+    assert (shapes["t0"], shapes["y"]) == ((1, 5, 10, 10), (1, 5, 10, 10))
+
+
+def computed_size(**inputs: Any) -> onnx.ModelProto:
+    """A convolution behind a Reshape to a shape that depends on the input's values: inference cannot follow it."""
+    nodes = [
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("Cast", ["least"], ["count"], to=onnx.TensorProto.INT64),
+        helper.make_node("Mul", ["count", "zero"], ["nothing"]),
+        helper.make_node("Add", ["wanted", "nothing"], ["shape"]),
+        helper.make_node("Reshape", ["x", "shape"], ["image"]),
+        helper.make_node("Conv", ["image", "W"], ["c"], name="conv"),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    weights = {
+        "W": normal(6, 4, 3, 3),
+        "zero": np.array(0, np.int64),
+        "wanted": np.array([-1, 4, 8, 8], np.int64),
+    }
+    return make_model(nodes, [value("x", inputs.get("x", ["n", 256]))], [value("y", None)], weights)
+
+
+def test_what_inference_cannot_follow_takes_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = resolve(load(computed_size()), {"x": [3, 256]}).shapes
+    assert (shapes["image"], shapes["c"]) == ((3, 4, 8, 8), (3, 6, 6, 6))
+    (site,) = find_sites(load(computed_size()), resolve(load(computed_size())))
+    assert (site.in_size, site.out_size, site.batch, site.refusal) == ((8, 8), (6, 6), 1, None)
+
+    def none(*_: object) -> None:
+        raise AssertionError("no run is needed")
+
+    monkeypatch.setattr(shapes_module, "_run_for_shapes", none)
+    resolve(load(conv_model(normal(5, 4, 3, 3), [8, 8])))
+    with pytest.raises(AssertionError):
+        resolve(load(computed_size()))
+
+
+def test_a_shape_computed_from_shapes_takes_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Slice", ["s", "two", "four"], ["hw"]),
+        helper.make_node("Mul", ["hw", "factor"], ["larger"]),
+        helper.make_node("Slice", ["s", "nought", "two"], ["nc"]),
+        helper.make_node("Concat", ["nc", "larger"], ["sizes"], axis=0),
+        helper.make_node("Resize", ["x", "", "", "sizes"], ["image"], mode="nearest"),
+        helper.make_node("Conv", ["image", "W"], ["y"], name="conv", pads=[1] * 4),
+    ]
+    weights = {
+        "W": normal(6, 4, 3, 3),
+        "nought": np.array([0], np.int64),
+        "two": np.array([2], np.int64),
+        "four": np.array([4], np.int64),
+        "factor": np.array(2, np.int64),
+    }
+    model = make_model(nodes, [value("x", ["n", 4, "h", "w"])], [value("y", None)], weights)
+    monkeypatch.setattr(shapes_module, "_run_for_shapes", None)
+    assert resolve(load(model), {"x": [1, 4, 6, 8]}).shapes["y"] == (1, 6, 12, 16)
+
+
+def test_a_run_that_fails_names_the_shapes_and_the_way_out() -> None:
+    model = computed_size(x=["n", "m"])
+    with pytest.raises(
+        ModelError, match=r"does not run with input shapes x:1,224 \(.*\); name others with --input-shape"
+    ):
+        resolve(load(model))
+    assert resolve(load(model), {"x": [1, 512]}).shapes["image"] == (2, 4, 8, 8)
+
+
+def test_an_input_without_a_shape_is_asked_for_only_where_it_counts() -> None:
+    model = conv_model(normal(5, 4, 3, 3), [8, 8])
+    model.graph.input[0].CopyFrom(value("x", None))
+    model.graph.output[0].CopyFrom(value("y", None))
+    with pytest.raises(ModelError, match=r"Input 'x' declares no shape; give one with --input-shape x:1,\.\.\."):
+        resolve(load(model))
+    assert resolve(load(model), {"x": [1, 4, 8, 8]}).shapes["y"] == (1, 5, 6, 6)
+    assert resolve(declared(x=None)).shapes == {}
+
+
+def test_functions_are_inlined_for_it() -> None:
+    model = load(function_model(normal(5, 5, 3, 3)))
+    resolved = resolve(model)
+    assert len(model.functions) == 1
+    assert not resolved.model.functions
+    assert {node.op_type for node in resolved.model.graph} == {"Conv", "Constant"}
+    assert resolved.shapes["y"] == (1, 5, 8, 8)
+
+
+def test_control_flow_is_looked_into() -> None:
+    shapes = resolve(load(if_model(normal(5, 4, 3, 3)))).shapes
+    assert shapes["inside"] == shapes["y"] == (1, 5, 8, 8)
+    shapes = resolve(load(loop_model(normal(4, 4, 3, 3)))).shapes
+    assert shapes["before"] == shapes["inside"] == (1, 4, 8, 8)
+
+
+def test_a_name_used_in_both_branches_has_the_shape_both_agree_on() -> None:
+    model = if_model(normal(5, 4, 3, 3))
+    for attribute in model.graph.node[0].attribute:
+        if attribute.name == "else_branch":
+            node = next(node for node in attribute.g.node if node.op_type == "Conv")
+            node.attribute.append(helper.make_attribute("strides", [2, 2]))
+            attribute.g.output[0].CopyFrom(value("inside", [1, 5, 4, 4]))
+    model.graph.output[0].CopyFrom(value("y", [1, 5, "h", "w"]))
+    assert "inside" not in resolve(load(model)).shapes
+
+
+def test_element_types_other_than_float_can_be_run() -> None:
+    """The run feeds zeros of whatever type an input has."""
+    nodes = [
+        helper.make_node("Cast", ["mask"], ["m"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Cast", ["half"], ["h"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Add", ["m", "h"], ["sum"]),
+        helper.make_node("ReduceMin", ["sum"], ["least"], keepdims=0),
+        helper.make_node("Cast", ["least"], ["count"], to=onnx.TensorProto.INT64),
+        helper.make_node("Mul", ["count", "zero"], ["nothing"]),
+        helper.make_node("Add", ["wanted", "nothing"], ["shape"]),
+        helper.make_node("Reshape", ["sum", "shape"], ["image"]),
+        helper.make_node("Conv", ["image", "W"], ["y"], name="conv"),
+    ]
+    weights = {
+        "W": normal(6, 4, 3, 3),
+        "zero": np.array(0, np.int64),
+        "wanted": np.array([-1, 4, 8, 8], np.int64),
+    }
+    inputs = [value("mask", ["n", 256], np.bool_), value("half", ["n", 256], np.float16)]
+    assert resolve(load(make_model(nodes, inputs, [value("y", None)], weights))).shapes["y"] == (1, 6, 6, 6)
