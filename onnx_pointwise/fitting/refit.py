@@ -35,8 +35,6 @@ from onnx_pointwise.graph import Site, constant, find_sites
 
 Array = NDArray[Any]
 
-#: Bytes of activations held in memory, unless told otherwise; beyond, they lie in files.
-MEMORY = 2**31
 # Bytes of patches that are kept from one round to the next, of all sites under way.
 _KEPT_BYTES = 2**27
 # One example in so many is held back for the choice of the ridge.
@@ -361,19 +359,3 @@ def _report(result: Reconstruction, replacement: Replacement, task: _Task) -> Si
         "none" if task.activation.linear else "flat",
     )
 
-
-def corrected(site: Site, replacement: Replacement, mean: NDArray[np.float64]) -> Replacement:
-    """Let the bias take up what factors made without examples do to the mean output.
-
-    Args:
-        site: The site.
-        replacement: Its weights.
-        mean: Mean patch of its input, [I*K].
-
-    Returns:
-        The same factors with the bias b + (W - composed) mean.
-    """
-    kernel, bias = site.weights()
-    gap = kernel.astype(np.float64) - compose(replacement.factors)
-    offset = np.zeros(site.out_channels) if bias is None else bias
-    return Replacement(replacement.factors, offset + gap.reshape(len(gap), -1) @ mean)

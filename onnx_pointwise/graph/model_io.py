@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx_pointwise.errors import InputError, ModelError
+from onnx_pointwise.graph import ModelSource, load
+from onnx_pointwise.graph import runtime_inputs
+
 import contextlib
 import io
 import logging
@@ -337,3 +351,17 @@ def runtime_source(source: ModelSource | bytes) -> Iterator[str | bytes]:
                     "set TMPDIR to a folder with more room."
                 ) from error
             yield str(path)
+
+
+def as_model(source: ModelSource | bytes) -> ir.Model:
+    """Read a model that may also be given as its serialised bytes.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    if not isinstance(source, bytes):
+        return load(source)
+    try:
+        return load(onnx.load_from_string(source))
+    except (DecodeError, ValueError) as error:
+        raise ModelError("The bytes given are not an ONNX model, or truncated; export it again.") from error

@@ -12,6 +12,28 @@ P carries no bias: where the kxk convolution pads with zeros, a bias would leak 
 
 from __future__ import annotations
 
+import functools
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx_pointwise.study import PATCHES, named_seed, patch_count
+from onnx_pointwise.errors import PlanError
+from onnx_pointwise.numerics import Method, compose
+from onnx_pointwise.graph import runtime_source
+from onnx_pointwise.numerics import Lattice, lattices, make_window, patches, sample
+from onnx_pointwise.numerics import beside, workers
+from onnx_pointwise.graph import Choice, Plan
+from onnx_pointwise.numerics import Activation, Block, Reconstruction, reconstruct
+from onnx_pointwise.graph import BottleneckPass, Replacement
+from onnx_pointwise.runtime import TwinRun, open_waiting, reads, site_values
+from onnx_pointwise.graph import Site, constant, find_sites
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -222,3 +244,20 @@ def _drop_if_unused(value: ir.Value) -> None:
         graph.initializers.pop(str(value.name))
     if value in graph.inputs:
         graph.inputs.remove(value)
+
+
+def corrected(site: Site, replacement: Replacement, mean: NDArray[np.float64]) -> Replacement:
+    """Let the bias take up what factors made without examples do to the mean output.
+
+    Args:
+        site: The site.
+        replacement: Its weights.
+        mean: Mean patch of its input, [I*K].
+
+    Returns:
+        The same factors with the bias b + (W - composed) mean.
+    """
+    kernel, bias = site.weights()
+    gap = kernel.astype(np.float64) - compose(replacement.factors)
+    offset = np.zeros(site.out_channels) if bias is None else bias
+    return Replacement(replacement.factors, offset + gap.reshape(len(gap), -1) @ mean)

@@ -10,6 +10,17 @@ Latency does not depend on the weights, so random ones stand in for those still 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+import numpy as np
+from numpy.typing import NDArray
+from onnx_pointwise.graph import competing, dense_cost, rewritten_cost
+from onnx_pointwise.numerics import FORMS, Form, Rank, error_curves
+from onnx_pointwise.graph import Choice
+from onnx_pointwise.graph import Site
+
 import hashlib
 import itertools
 import math
@@ -282,3 +293,20 @@ def _stand_in(site: Site, choice: Choice) -> Replacement:
     kernel = normal(site.out_channels if after is None else r_out, site.in_channels if before is None else r_in, *taps)
     bias = np.zeros(site.out_channels) if site.has_bias else None
     return Replacement(Factors(choice.form, choice.rank, before, kernel, after, 0.0), bias)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Latency of a site as it stands in the network, see ``network_latency``.
+
+    Attributes:
+        dense: Seconds of the untouched site.
+        choices: Forms and ranks that are faster than that and that no higher rank equals.
+        seconds: Seconds of each of them.
+        fastest: Seconds of the fastest form and rank there is, faster than ``dense`` or not.
+    """
+
+    dense: float
+    choices: tuple[tuple[Form, Rank], ...]
+    seconds: tuple[float, ...]
+    fastest: float

@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx_pointwise.numerics import Response, fit_response
+from onnx_pointwise.study.collect import SiteMoments
+from onnx_pointwise.graph import competing
+from onnx_pointwise.numerics import FORMS, Form, Method, Rank, compose, error_curves, factorize
+from onnx_pointwise.graph import runtime_source
+from onnx_pointwise.numerics import Norm
+from onnx_pointwise.numerics import in_order, workers
+from onnx_pointwise.fitting import corrected
+from onnx_pointwise.graph import Replacement
+from onnx_pointwise.runtime import TwinRun, open_waiting
+from onnx_pointwise.graph import Site
+
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -116,3 +136,37 @@ def _holds_scores(output: NDArray[Any]) -> bool:
         and math.prod(rest) == 1
         and output.dtype.kind == "f"
     )
+
+
+# Deviations of an output at which errors are cut.
+_SATURATION = 5.0
+
+
+# Fewer examples than this have no mean worth taking out.
+_ENOUGH = 8
+
+
+def relative_drift(reference: Sequence[Array], moved: Sequence[Array]) -> float:
+    """Relative squared drift, the mean of all outputs.
+
+    What an output has in common over the examples says nothing, so with enough examples its mean is taken out. A number
+    that is off by many times the output's deviation is as wrong as it can be: larger errors, as an exponential at the
+    end of a network makes of small ones, count no more.
+
+    Args:
+        reference: The outputs of the untouched network, [N, ...] each.
+        moved: The outputs to compare.
+
+    Returns:
+        Mean over the outputs of ||moved - reference||^2 / ||reference - mean||^2, errors cut at a few deviations; 0 for
+        outputs that are constant.
+    """
+    shares = []
+    for one, other in zip(reference, moved, strict=True):
+        truth = one.astype(np.float64)
+        spread = truth - truth.mean(axis=0) if one.ndim and len(one) >= _ENOUGH else truth
+        whole = float(np.vdot(spread, spread))
+        error = np.nan_to_num(np.abs(other - truth), nan=np.inf)
+        most = _SATURATION * np.sqrt(whole / max(spread.size, 1))
+        shares.append(float((np.minimum(error, most) ** 2).sum()) / whole if whole > 0.0 else 0.0)
+    return float(np.mean(shares)) if shares else 0.0

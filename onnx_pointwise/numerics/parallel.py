@@ -6,6 +6,15 @@ alone and results are taken in order, so sums do not depend on the number of thr
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,3 +89,10 @@ def beside(threads: int) -> Iterator[Callable[[Callable[[], Result]], Callable[[
         yield lambda function: pool.submit(function).result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def cores() -> int:
+    """Count the logical processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

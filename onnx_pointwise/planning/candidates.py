@@ -25,23 +25,6 @@ NEGLIGIBLE = 1e-14
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Latency of a site as it stands in the network, see ``network_latency``.
-
-    Attributes:
-        dense: Seconds of the untouched site.
-        choices: Forms and ranks that are faster than that and that no higher rank equals.
-        seconds: Seconds of each of them.
-        fastest: Seconds of the fastest form and rank there is, faster than ``dense`` or not.
-    """
-
-    dense: float
-    choices: tuple[tuple[Form, Rank], ...]
-    seconds: tuple[float, ...]
-    fastest: float
-
-
-@dataclass(frozen=True)
 class Candidates:
     """The choices worth considering at one site, from the cheapest to the dearest.
 

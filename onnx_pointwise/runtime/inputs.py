@@ -45,20 +45,6 @@ class InputSpec:
         return f"{self.name}: {self.dtype}[{sizes}]"
 
 
-def as_model(source: ModelSource | bytes) -> ir.Model:
-    """Read a model that may also be given as its serialised bytes.
-
-    Raises:
-        ModelError: It cannot be read.
-    """
-    if not isinstance(source, bytes):
-        return load(source)
-    try:
-        return load(onnx.load_from_string(source))
-    except (DecodeError, ValueError) as error:
-        raise ModelError("The bytes given are not an ONNX model, or truncated; export it again.") from error
-
-
 def input_specs(model: ir.Model) -> list[InputSpec]:
     """List what a model declares of the inputs that a caller must feed.
 

@@ -76,13 +76,6 @@ def machine() -> Machine:
     )
 
 
-def cores() -> int:
-    """Count the logical processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def package_versions(names: tuple[str, ...]) -> dict[str, str]:
     """Give the versions of those packages that are installed."""
     versions = {}

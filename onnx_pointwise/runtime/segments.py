@@ -7,6 +7,28 @@ to come needs are kept, and beyond a limit they lie in files. Every node runs on
 
 from __future__ import annotations
 
+import functools
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx_pointwise.study import PATCHES, named_seed, patch_count
+from onnx_pointwise.errors import PlanError
+from onnx_pointwise.numerics import Method, compose
+from onnx_pointwise.graph import runtime_source
+from onnx_pointwise.numerics import Lattice, lattices, make_window, patches, sample
+from onnx_pointwise.numerics import beside, workers
+from onnx_pointwise.graph import Choice, Plan
+from onnx_pointwise.numerics import Activation, Block, Reconstruction, reconstruct
+from onnx_pointwise.graph import BottleneckPass, Replacement
+from onnx_pointwise.runtime import TwinRun, open_waiting, reads, site_values
+from onnx_pointwise.graph import Site, constant, find_sites
+
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -373,3 +395,7 @@ def reads(node: ir.Node) -> list[str]:
             names.extend(name for item in graph for name in reads(item) if name not in inner)
             names.extend(str(value.name) for value in graph.outputs if value.name not in inner)
     return names
+
+
+#: Bytes of activations held in memory, unless told otherwise; beyond, they lie in files.
+MEMORY = 2**31

@@ -33,13 +33,9 @@ Array = NDArray[Any]
 
 # Relative squared errors at which a site is tried, about: what plans of half the arithmetic ask of most sites.
 _LEVELS = (0.02, 0.07, 0.2)
-# Deviations of an output at which errors are cut.
-_SATURATION = 5.0
 _FORMS: tuple[Form, ...] = ("reduce", "expand")
 # Sites whose factors may wait to be tried: the early ones take long to run, the late ones to factorise.
 _AHEAD = 8
-# Fewer examples than this have no mean worth taking out.
-_ENOUGH = 8
 _NORMALISERS = {"Softmax", "LogSoftmax", "Sigmoid"}
 
 
@@ -216,28 +212,3 @@ def _outlook(site: Site, seen: SiteMoments, forms: Sequence[Form], method: Metho
             trials.append(_Trial(corrected(site, Replacement(factors, None), seen.mean), float(curve[rank])))
     return _Outlook(curves, trials)
 
-
-def relative_drift(reference: Sequence[Array], moved: Sequence[Array]) -> float:
-    """Relative squared drift, the mean of all outputs.
-
-    What an output has in common over the examples says nothing, so with enough examples its mean is taken out. A number
-    that is off by many times the output's deviation is as wrong as it can be: larger errors, as an exponential at the
-    end of a network makes of small ones, count no more.
-
-    Args:
-        reference: The outputs of the untouched network, [N, ...] each.
-        moved: The outputs to compare.
-
-    Returns:
-        Mean over the outputs of ||moved - reference||^2 / ||reference - mean||^2, errors cut at a few deviations; 0 for
-        outputs that are constant.
-    """
-    shares = []
-    for one, other in zip(reference, moved, strict=True):
-        truth = one.astype(np.float64)
-        spread = truth - truth.mean(axis=0) if one.ndim and len(one) >= _ENOUGH else truth
-        whole = float(np.vdot(spread, spread))
-        error = np.nan_to_num(np.abs(other - truth), nan=np.inf)
-        most = _SATURATION * np.sqrt(whole / max(spread.size, 1))
-        shares.append(float((np.minimum(error, most) ** 2).sum()) / whole if whole > 0.0 else 0.0)
-    return float(np.mean(shares)) if shares else 0.0

@@ -1,0 +1,130 @@
+"""Weights of a plan: sequential refit, and a look at examples held back whether it helped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_pointwise.numerics import knapsack
+from onnx_pointwise.planning import COLUMNS, Measured, Resource, candidates
+from onnx_pointwise.study.collect import PATCHES, SiteMoments, fitting_batch, site_moments
+from onnx_pointwise.numerics import FORMS, Form, Method, factorize
+from onnx_pointwise.numerics import beside, in_order, workers
+from onnx_pointwise.graph import Choice, Plan
+from onnx_pointwise.fitting import MEMORY, SiteRefit, corrected
+from onnx_pointwise.fitting import refit as sequential_refit
+from onnx_pointwise.graph import BottleneckPass, Replacement
+from onnx_pointwise.runtime import Piece, without_shapes
+from onnx_pointwise.study.sensitivity import Sensitivity, measured_outputs, relative_drift, sensitivities
+from onnx_pointwise.graph import ResolvedShapes
+from onnx_pointwise.graph import Site
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of all rewritten sites.
+
+    Attributes:
+        replacements: By site name.
+        refits: What the refit did, by site name; empty where the unrefitted factors were kept.
+        drift: Relative L2 drift on the examples held back, at the outputs or before a final Softmax; None without any.
+        unrefitted: The same with the unrefitted factors.
+        predicted: The same as the plan predicts it, see `predicted_drift`.
+        dropped: The same with the refit, where that did harm and was not kept.
+    """
+
+    replacements: Mapping[str, Replacement]
+    refits: Mapping[str, SiteRefit]
+    drift: float | None
+    unrefitted: float | None
+    predicted: float | None
+    dropped: float | None = None
+
+
+def make_weights(
+    found: Study,
+    choices: Mapping[str, Choice],
+    *,
+    refit: bool = True,
+    rounds: int = 2,
+    progress: Progress = lambda stage, what: None,
+) -> Weights:
+    """Compute weights for given choices: sequential refit, unless the examples held back say that it did harm.
+
+    Args:
+        found: What the examples told.
+        choices: Form and rank by site name; those of sites that were not studied are left out.
+        refit: Whether to refit at all.
+        rounds: Rounds through activations, see `reconstruct`.
+        progress: Called with a stage and what is taken up in it.
+
+    Returns:
+        The weights and what they do on the examples held back.
+    """
+    kept = {site.name: choices[site.name] for site in found.sites if site.name in choices}
+    rewritten = [site for site in found.sites if site.name in kept]
+    predicted = predicted_drift(found, choices)
+    settings = found.settings
+
+    threads = workers(settings["threads"])
+
+    def without_refit(threads: int) -> dict[str, Replacement]:
+        made = in_order(lambda site: unrefitted(site, kept[site.name], found), rewritten, threads)
+        return {site.name: weights for site, weights in zip(rewritten, made, strict=True)}
+
+    if not refit:
+        plain = without_refit(threads)
+        drift = drift_of(found, kept, plain) if found.held and kept else None
+        return Weights(plain, {}, drift, drift, predicted)
+    with beside(threads) as begin:
+        unfitted = begin(lambda: without_refit(1) if found.held else {})
+        refits = sequential_refit(
+            found.shapes.model,
+            found.sites,
+            kept,
+            found.fit,
+            method=found.method,
+            batch=found.batch,
+            rounds=rounds,
+            progress=lambda what: progress("refit", what),
+            **settings,
+        )
+        plain = unfitted()
+    fitted = {name: done.replacement for name, done in refits.items()}
+    if not found.held or not kept:
+        return Weights(fitted, refits, None, None, predicted)
+    first = drift_of(found, kept, fitted)
+    second = drift_of(found, kept, plain)
+    if first <= second:
+        return Weights(fitted, refits, first, second, predicted)
+    return Weights(plain, {}, second, second, predicted, dropped=first)
+
+
+def drift_of(found: Study, choices: Mapping[str, Choice], replacements: Mapping[str, Replacement]) -> float:
+    """Measure the relative L2 drift of a rewritten network on the examples held back (or all, if none were).
+
+    Args:
+        found: What the examples told.
+        choices: Form and rank by site name.
+        replacements: Weights that fit them.
+
+    Returns:
+        The drift at the outputs, or before a final Softmax, root mean square over the outputs.
+    """
+    examples = found.held or found.fit
+    names = measured_outputs(found.shapes.model)
+    rewritten = found.shapes.model.clone()
+    BottleneckPass(Plan(choices, method=found.method), replacements)(rewritten)
+    results = []
+    for model in (found.shapes.model, rewritten):
+        piece = Piece(without_shapes(model), list(examples), names, threads=found.settings["threads"])
+        count = len(next(iter(examples.values())))
+        parts = [
+            piece.run({name: array[start : start + found.batch] for name, array in examples.items()})
+            for start in range(0, count, found.batch)
+        ]
+        results.append([np.concatenate(column) for column in zip(*parts, strict=True)])
+    return float(np.sqrt(relative_drift(results[0], results[1])))

@@ -1,0 +1,175 @@
+"""What a rewrite hands over: the model, its plan and the evidence about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx_ir.passes.common import InlinePass
+from threadpoolctl import threadpool_limits
+from onnx_pointwise.planning import NO_BUDGET, Budget, Split, choose, hand_made, options_of, settle
+from onnx_pointwise.study import Options, Progress, Study, Weights, make_weights, study
+from onnx_pointwise.examples import Calibration, CalibrationSource, calibrate
+from onnx_pointwise.check import CheckResult, Finding
+from onnx_pointwise.check import check as check_models
+from onnx_pointwise.graph import ModelCost, SiteCost, dense_cost, model_cost
+from onnx_pointwise.errors import OutputError, PlanError
+from onnx_pointwise.numerics import FORMS, Form, Method, is_exact
+from onnx_pointwise.graph import frozen
+from onnx_pointwise.latency import LatencyCache
+from onnx_pointwise.planning import faster, meeting
+from onnx_pointwise.graph import ModelSource, file_bytes, load, runtime_source, save
+from onnx_pointwise.latency import NetworkLatency, network_latency
+from onnx_pointwise.graph import Choice, Plan, make_choice, require_sites
+from onnx_pointwise.examples import Layout, Preprocessing
+from onnx_pointwise.runtime import open_session, provider_info, require
+from onnx_pointwise.fitting import MEMORY
+from onnx_pointwise.graph import BottleneckPass, Replacement, replacement
+from onnx_pointwise.graph import ResolvedShapes, Shape, resolve
+from onnx_pointwise.graph import MIN_CHANNELS, Refusal, Site, find_sites
+
+
+@dataclass(frozen=True)
+class SiteResult:
+    """What a rewrite did to one convolution.
+
+    Attributes:
+        name: The site's name.
+        form: The form chosen, or ``None`` where it stays dense.
+        rank: The rank chosen, or ``None``.
+        error: Predicted relative L2 error of the site's output.
+        before: Cost before; ``None`` where it is not known.
+        after: Cost after; the same as before where the site stays dense.
+        refusal: Why it stays dense.
+        moment: How closely its inputs were looked at: ``exact``, ``stationary`` or ``channels``, see
+            ``collect.SiteMoments``; ``None`` where only the kernel was.
+        latency: Latency after as a share of before, by measurement of the site; ``None`` where it was not measured.
+    """
+
+    name: str
+    form: Form | None
+    rank: int | tuple[int, int] | None
+    error: float | None
+    before: SiteCost | None
+    after: SiteCost | None
+    refusal: Refusal | None
+    moment: str | None = None
+    latency: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give a JSON-ready dict."""
+        return {
+            "name": self.name,
+            "form": self.form,
+            "rank": list(self.rank) if isinstance(self.rank, tuple) else self.rank,
+            "error": self.error,
+            "macs_before": None if self.before is None else self.before.macs,
+            "macs_after": None if self.after is None else self.after.macs,
+            "params_before": None if self.before is None else self.before.params,
+            "params_after": None if self.after is None else self.after.params,
+            "refusal": None if self.refusal is None else self.refusal.to_dict(),
+            "moment": self.moment,
+            "latency": self.latency,
+        }
+
+
+@dataclass(frozen=True)
+class Score:
+    """The user's own score of both models.
+
+    Attributes:
+        before: Of the source.
+        after: Of the rewritten model.
+        max_loss: How much it may fall; ``None`` for no limit.
+    """
+
+    before: float
+    after: float
+    max_loss: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it fell no further than it may."""
+        return self.max_loss is None or self.before - self.after <= self.max_loss
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give a JSON-ready dict."""
+        return {"before": self.before, "after": self.after, "max_loss": self.max_loss, "passed": self.passed}
+
+
+@dataclass(frozen=True)
+class RewriteResult:
+    """A rewritten model and the evidence about it.
+
+    Attributes:
+        model: The rewritten model; the source is left as it was.
+        plan: The plan that made it; replaying it gives the same bytes.
+        sites: Every convolution of the model, in graph order.
+        before: Cost of the source.
+        after: Cost of the rewritten model.
+        check: Both models compared in ONNX Runtime; ``None`` where ``check=False`` was asked for.
+        score: The user's own score of both; ``None`` without one.
+        calibration: What the weights were computed from, in words and numbers.
+        calibrated: What the refit did; ``None`` without example inputs.
+        input_shapes: The concrete input shapes behind all costs.
+        assumed_inputs: Inputs whose open dimensions had to be assumed.
+        unmeasured: Why the plan was made by arithmetic alone; ``None`` where latency was measured, or where there was
+            nothing to plan.
+        seconds: Wall time of each stage, in seconds.
+    """
+
+    model: ir.Model
+    plan: Plan
+    sites: tuple[SiteResult, ...]
+    before: ModelCost
+    after: ModelCost
+    check: CheckResult | None
+    score: Score | None
+    calibration: Mapping[str, Any]
+    calibrated: Weights | None
+    input_shapes: Mapping[str, Shape]
+    assumed_inputs: tuple[str, ...]
+    unmeasured: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether check and score found nothing wrong, or were not asked for."""
+        return (self.check is None or self.check.passed) and (self.score is None or self.score.passed)
+
+    def save(self, path: str | Path, *, use_external_data_format: bool | None = None) -> None:
+        """Write the rewritten model; see ``model_io.save``."""
+        save(self.model, path, use_external_data_format=use_external_data_format)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give a JSON-ready dict."""
+        return {
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "sites": [site.to_dict() for site in self.sites],
+            "check": None if self.check is None else self.check.to_dict(),
+            "score": None if self.score is None else self.score.to_dict(),
+            "calibration": dict(self.calibration) | self._calibrated(),
+            "plan": self.plan.to_dict(),
+            "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
+            "assumed_inputs": list(self.assumed_inputs),
+            "unmeasured": self.unmeasured,
+            "seconds": dict(self.seconds),
+        }
+
+    def _calibrated(self) -> dict[str, Any]:
+        if self.calibrated is None:
+            return {}
+        return {
+            "predicted_drift": self.calibrated.predicted,
+            "held_back_drift": self.calibrated.drift,
+            "held_back_drift_unrefitted": self.calibrated.unrefitted,
+            "held_back_drift_of_dropped_refit": self.calibrated.dropped,
+            "refitted": bool(self.calibrated.refits),
+        }

@@ -1,0 +1,120 @@
+"""What could be done at every site with the drift that each choice is predicted to cause, and the best of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_pointwise.numerics import knapsack
+from onnx_pointwise.planning import COLUMNS, Measured, Resource, candidates
+from onnx_pointwise.study.collect import PATCHES, SiteMoments, fitting_batch, site_moments
+from onnx_pointwise.numerics import FORMS, Form, Method, factorize
+from onnx_pointwise.numerics import beside, in_order, workers
+from onnx_pointwise.graph import Choice, Plan
+from onnx_pointwise.fitting import MEMORY, SiteRefit, corrected
+from onnx_pointwise.fitting import refit as sequential_refit
+from onnx_pointwise.graph import BottleneckPass, Replacement
+from onnx_pointwise.runtime import Piece, without_shapes
+from onnx_pointwise.study.sensitivity import Sensitivity, measured_outputs, relative_drift, sensitivities
+from onnx_pointwise.graph import ResolvedShapes
+from onnx_pointwise.graph import Site
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be done to one site, from the cheapest candidate to the dense site.
+
+    Attributes:
+        site: The site.
+        choices: Form and rank of each candidate; None for the dense site.
+        costs: [n, 3], MACs, parameters and seconds, see `candidates.COLUMNS`.
+        losses: [n], predicted relative squared drift of the network.
+        measured: Its latency; None where that was not measured.
+    """
+
+    site: Site
+    choices: tuple[Choice | None, ...]
+    costs: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    measured: Measured | None = None
+
+
+def options(
+    found: Study,
+    *,
+    forms: Sequence[Form] = FORMS,
+    resource: Resource = "macs",
+    measured: Mapping[str, Measured] | None = None,
+) -> list[Options]:
+    """List the candidates of every site with the drift that each is predicted to cause.
+
+    Args:
+        found: What the examples told.
+        forms: The forms that compete, of those that were studied.
+        resource: What must fall.
+        measured: Latency by site name; only what is faster is then a candidate.
+
+    Returns:
+        The options of each site, in graph order.
+    """
+    return [_options(site, found, forms, resource, (measured or {}).get(site.name)) for site in found.sites]
+
+
+def _options(site: Site, found: Study, forms: Sequence[Form], resource: Resource, measured: Measured | None) -> Options:
+    known = found.sensitivities[site.name]
+    listed = candidates(site, forms=forms, resource=resource, curves=known.curves, measured=measured)
+    errors = np.array(
+        [
+            known.errors(choice.form, np.array([error]))[0]
+            for choice, error in zip(listed.choices, listed.error, strict=True)
+        ]
+    )
+    choices = [
+        replace(choice, error=float(np.sqrt(error))) for choice, error in zip(listed.choices, errors, strict=True)
+    ]
+    costs = np.vstack([listed.costs, listed.dense])
+    return Options(site, (*choices, None), costs, np.append(known.response(errors), 0.0), measured)
+
+
+def share_out(listed: Sequence[Options], limits: Mapping[Resource, float]) -> dict[str, Choice]:
+    """Pick a candidate for every site: least predicted drift within the limits.
+
+    Args:
+        listed: The options of each site.
+        limits: The most that all these sites together may cost.
+
+    Returns:
+        Choices by site name; the others stay dense.
+
+    Raises:
+        PlanError: The limits cannot be met.
+    """
+    columns = [COLUMNS[name] for name in limits]
+    picked = knapsack([one.costs[:, columns] for one in listed], [one.losses for one in listed], list(limits.values()))
+    return _named(listed, picked)
+
+
+def _named(listed: Sequence[Options], picked: Sequence[int]) -> dict[str, Choice]:
+    chosen = {one.site.name: one.choices[index] for one, index in zip(listed, picked, strict=True)}
+    return {name: choice for name, choice in chosen.items() if choice is not None}
+
+
+def predicted_drift(found: Study, choices: Mapping[str, Choice]) -> float | None:
+    """Predict the relative L2 drift of the outputs, before any refit.
+
+    Args:
+        found: What the examples told.
+        choices: Form and rank by site name.
+
+    Returns:
+        The drift; None where a choice was made by hand or is replayed, so that its error was never estimated.
+    """
+    total = 0.0
+    for name, choice in choices.items():
+        if name not in found.sensitivities or choice.error is None:
+            return None
+        total += float(found.sensitivities[name].response(np.array([choice.error**2]))[0])
+    return float(np.sqrt(total))

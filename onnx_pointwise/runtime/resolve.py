@@ -1,0 +1,99 @@
+"""Shapes of every value by ONNX shape inference, else by one run in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+from onnx_pointwise.errors import InputError, ModelError
+from onnx_pointwise.graph.model_io import quiet, runtime_source
+from onnx_pointwise.runtime import open_session
+from onnx_pointwise.runtime import sentence
+
+
+def resolve(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> ResolvedShapes:
+    """Find the shape of every value, by ONNX shape inference, else by one run in ONNX Runtime.
+
+    Args:
+        model: The model; it is left as it is.
+        input_shapes: Shapes by input name; see ``concrete_inputs``.
+
+    Returns:
+        The shapes. Values that even a run does not reach (inside control flow) stay unknown.
+
+    Raises:
+        InputError: ``input_shapes`` does not fit the model.
+        ModelError: The shapes need a run, and the model does not run at the chosen input shapes.
+    """
+    inputs, assumed = concrete_inputs(model, input_shapes)
+    copy = model.clone()
+    if copy.functions:
+        copy = InlinePass()(copy).model
+    _forget_shapes(copy, inputs)
+    # What inference cannot do is left to the run, so its warnings would only alarm.
+    with quiet("onnx_ir.passes.common.shape_inference"):
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+    shapes = _known(copy)
+    missing = [value for value in _convolution_ends(copy.graph) if value.name not in shapes]
+    if missing:
+        shapes.update(_run_for_shapes(copy, missing, inputs))
+    return ResolvedShapes(copy, shapes, inputs, assumed)
+
+
+def _forget_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> None:
+    """Fix the input shapes; stored shapes of other values may hold for another size, so inference starts afresh."""
+    for graph in model.graphs():
+        for node in graph:
+            for value in node.outputs:
+                value.shape = None
+    for value in runtime_inputs(model):
+        if str(value.name) in inputs:
+            value.shape = ir.Shape(inputs[str(value.name)])
+
+
+def _known(model: ir.Model) -> dict[str, Shape]:
+    known: dict[str, Shape] = {}
+    ambiguous: set[str] = set()
+    for graph in model.graphs():
+        values = [*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)]
+        for value in values:
+            if value.name and value.shape is not None and value.shape.is_static():
+                shape = tuple(value.shape.numpy())
+                if known.setdefault(value.name, shape) != shape:
+                    ambiguous.add(value.name)  # branches of one If may use a name twice
+    return {name: shape for name, shape in known.items() if name not in ambiguous}
+
+
+def _convolution_ends(graph: ir.Graph) -> list[ir.Value]:
+    ends: dict[str, ir.Value] = {}
+    for node in graph:
+        if "Conv" in node.op_type:
+            for value in (node.inputs[0], node.outputs[0]):
+                if value is not None and value.name:
+                    ends[value.name] = value
+    return list(ends.values())
+
+
+def _run_for_shapes(model: ir.Model, values: Sequence[ir.Value], inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+    probe = model.clone()
+    by_name = ir.convenience.create_value_mapping(probe.graph)
+    wanted = [str(value.name) for value in values]
+    probe.graph.outputs.extend(by_name[name] for name in wanted if not by_name[name].is_graph_output())
+    feeds = {}
+    for value in runtime_inputs(probe):
+        name = str(value.name)
+        if name not in inputs or value.dtype is None:
+            raise ModelError(f"Input '{name}' declares no shape; give one with --input-shape {name}:1,...")
+        feeds[name] = np.zeros(inputs[name], value.dtype.numpy())
+    with runtime_source(probe) as source:
+        session = open_session(source)
+        try:
+            results = session.run(wanted, feeds)
+        except Exception as error:  # the runtime's own exception types derive from Exception only
+            sizes = " ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in inputs.items())
+            raise ModelError(
+                f"The model does not run with input shapes {sizes} ({sentence(error)}); name others with --input-shape."
+            ) from error
+    return {name: tuple(result.shape) for name, result in zip(wanted, results, strict=True)}
