@@ -6,7 +6,6 @@
 >>> result.save("cheaper.onnx")
 """
 
-from onnx_pointwise.runtime import Benchmark, bench
 from onnx_pointwise.check import CheckResult, check
 from onnx_pointwise.errors import (
     InputError,
@@ -17,14 +16,10 @@ from onnx_pointwise.errors import (
     ProviderError,
     TargetError,
 )
-from onnx_pointwise.inspection import Inspection, inspect
+from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Refusal, Site, find_sites
+from onnx_pointwise.jobs import Benchmark, Inspection, RewriteResult, bench, insert_pointwise, inspect, rewrite
 from onnx_pointwise.latency import cache_info, clear_cache
-from onnx_pointwise.pipeline import RewriteResult, insert_pointwise, rewrite
-from onnx_pointwise.graph import Choice, Plan
-from onnx_pointwise.runtime import node_times
-from onnx_pointwise.runtime import discover
-from onnx_pointwise.graph import BottleneckPass
-from onnx_pointwise.graph import Refusal, Site, find_sites
+from onnx_pointwise.runtime import discover, node_times
 
 __all__ = [
     "Benchmark",

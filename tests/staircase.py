@@ -10,12 +10,12 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from onnx_pointwise.graph.model_io import load
+from onnx_pointwise.graph.sites import find_sites
 from onnx_pointwise.latency import kernels as latency
 from onnx_pointwise.latency import network as network_latency
 from onnx_pointwise.latency.kernels import _Probe
-from onnx_pointwise.graph.model_io import load
 from onnx_pointwise.runtime.profiling import NodeTime
-from onnx_pointwise.graph.sites import find_sites
 
 # Seconds of one product of two blocks at one tap.
 UNIT = 1e-6

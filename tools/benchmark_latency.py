@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 import onnx_pointwise
-from onnx_pointwise.runtime.benchmark import compare
 from onnx_pointwise.errors import OnnxPointwiseError, PlanError
 from onnx_pointwise.graph.model_io import require_writable, write_text
+from onnx_pointwise.runtime.timing import compare
 from tools.generated_networks import random_network, resnet18, vgg16
 
 #: Largest error of a prediction, as a share of what was measured: the median over the networks, and the worst.

@@ -34,12 +34,12 @@ from rich.console import Console
 from rich.table import Table
 
 import onnx_pointwise
-from onnx_pointwise.runtime.benchmark import compare
 from onnx_pointwise.errors import InputError, OnnxPointwiseError
-from onnx_pointwise.numerics.factorize import Method
 from onnx_pointwise.graph.model_io import require_writable, write_text
-from onnx_pointwise.runtime.providers import open_session
+from onnx_pointwise.numerics.factorize import Method
 from onnx_pointwise.reports.terminal import count, percent, size
+from onnx_pointwise.runtime.providers import open_session
+from onnx_pointwise.runtime.timing import compare
 
 DENSE, REFIT = "dense", "refit"
 

@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 import onnx_pointwise
-from onnx_pointwise.runtime.benchmark import compare
 from onnx_pointwise.errors import InputError, OnnxPointwiseError
 from onnx_pointwise.graph.model_io import require_writable, write_text
 from onnx_pointwise.reports.terminal import percent, size
+from onnx_pointwise.runtime.timing import LatencyComparison, compare
 from tools.evaluate import load_networks, named_inputs, network_path, pick_networks
 from tools.static_int8 import write_float16, write_int8
 
@@ -158,7 +158,7 @@ def _row(
     )
 
 
-def _time(before: Path, after: Path, timing: Timing) -> onnx_pointwise.benchmark.LatencyComparison:
+def _time(before: Path, after: Path, timing: Timing) -> LatencyComparison:
     return compare(
         before, after, input_shapes=timing.shapes or None, threads=timing.threads, max_seconds=timing.seconds
     )

@@ -1,5 +1,8 @@
-"""Before and after: shapes, agreement, drift, cost, latency; the verdict. It does not know how a network was rewritten."""
+"""Before and after: shapes, agreement, drift, cost, latency; the verdict.
 
-from onnx_pointwise.check.check import CheckResult, Finding, ProviderCheck, check
+It does not know how a network was rewritten.
+"""
+
+from onnx_pointwise.check.comparison import CheckResult, Finding, ProviderCheck, check
 
 __all__ = ["CheckResult", "Finding", "ProviderCheck", "check"]

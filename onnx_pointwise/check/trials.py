@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_pointwise.errors import InputError
-from onnx_pointwise.runtime import Array, InputSpec, feedable, random_inputs, split_inputs
 from onnx_pointwise.graph import concrete_inputs
+from onnx_pointwise.runtime import Array, InputSpec, feedable, random_inputs, split_inputs
 
 # Given inputs run in slices of this many items: activations of a whole data set would not fit into memory.
 _SLICE = 16

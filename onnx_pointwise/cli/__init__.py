@@ -1,4 +1,7 @@
-"""One file a command: parse, call the public API, print. No logic."""
+"""The command line: parse, call the public API, print.
+
+It holds no logic.
+"""
 
 from onnx_pointwise.cli.app import main
 

@@ -15,15 +15,12 @@ from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
 import onnx_pointwise as api
-from onnx_pointwise.reports import terminal as report
-from onnx_pointwise.examples import read_npz
 from onnx_pointwise.errors import InputError, OnnxPointwiseError, PlanError
+from onnx_pointwise.examples import PRESETS, ChannelOrder, Layout, preprocessing_of, read_npz
+from onnx_pointwise.graph import MIN_CHANNELS, Choice, make_choice, require_writable, write_text
+from onnx_pointwise.jobs import require_other_file
 from onnx_pointwise.numerics import FORMS, Form, Method
-from onnx_pointwise.graph import require_writable, write_text
-from onnx_pointwise.pipeline import require_other_file
-from onnx_pointwise.graph import Choice, make_choice
-from onnx_pointwise.examples import PRESETS, ChannelOrder, Layout, preprocessing_of
-from onnx_pointwise.graph import MIN_CHANNELS
+from onnx_pointwise.reports import terminal as report
 
 CHECK_FAILED, BAD_INPUT = 1, 2
 

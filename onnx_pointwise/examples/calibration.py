@@ -12,10 +12,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError
-from onnx_pointwise.runtime import InputSpec, input_specs, split_inputs
-from onnx_pointwise.examples.preprocessing import PRESETS, ImageInput, Layout, Preprocessing, choose_preprocessing, image_input
-from onnx_pointwise.graph import ResolvedShapes
+from onnx_pointwise.examples.preprocessing import (
+    PRESETS,
+    ImageInput,
+    Layout,
+    Preprocessing,
+    choose_preprocessing,
+    image_input,
+)
 from onnx_pointwise.examples.synthetic import dead_leaves
+from onnx_pointwise.graph import ResolvedShapes
+from onnx_pointwise.runtime import InputSpec, input_specs, split_inputs
 
 Array = NDArray[Any]
 

@@ -16,10 +16,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError
-from onnx_pointwise.runtime import Piece, without_shapes
-from onnx_pointwise.graph import ResolvedShapes, runtime_inputs
-from onnx_pointwise.graph import constant
 from onnx_pointwise.examples.synthetic import dead_leaves
+from onnx_pointwise.graph import ResolvedShapes, constant, runtime_inputs
+from onnx_pointwise.runtime import Piece, without_shapes
 
 Array = NDArray[Any]
 ChannelOrder = Literal["rgb", "bgr"]

@@ -1,5 +1,8 @@
-"""Weights from example inputs: sequential refit, site by site. It takes plans as they are."""
+"""Weights from example inputs: sequential refit, site by site.
 
-from onnx_pointwise.fitting.refit import MEMORY, SiteRefit, corrected, refit
+It takes plans as they are.
+"""
 
-__all__ = ["MEMORY", "SiteRefit", "corrected", "refit"]
+from onnx_pointwise.fitting.weights import Weights, make_weights
+
+__all__ = ["Weights", "make_weights"]

@@ -21,17 +21,24 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnx_pointwise.study import PATCHES, named_seed, patch_count
 from onnx_pointwise.errors import PlanError
-from onnx_pointwise.numerics import Method, compose
-from onnx_pointwise.graph import runtime_source
-from onnx_pointwise.numerics import Lattice, lattices, make_window, patches, sample
-from onnx_pointwise.numerics import beside, workers
-from onnx_pointwise.graph import Choice, Plan
-from onnx_pointwise.numerics import Activation, Block, Reconstruction, reconstruct
-from onnx_pointwise.graph import BottleneckPass, Replacement
-from onnx_pointwise.runtime import TwinRun, open_waiting, reads, site_values
-from onnx_pointwise.graph import Site, constant, find_sites
+from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, Site, constant, find_sites, runtime_source
+from onnx_pointwise.numerics import (
+    Activation,
+    Block,
+    Lattice,
+    Method,
+    Reconstruction,
+    beside,
+    lattices,
+    make_window,
+    patches,
+    reconstruct,
+    sample,
+    workers,
+)
+from onnx_pointwise.runtime import MEMORY, TwinRun, open_waiting, reads, site_values
+from onnx_pointwise.study import PATCHES, named_seed, patch_count
 
 Array = NDArray[Any]
 
@@ -358,4 +365,3 @@ def _report(result: Reconstruction, replacement: Replacement, task: _Task) -> Si
         "output" if task.branch is None else "sum",
         "none" if task.activation.linear else "flat",
     )
-

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
-from onnx_pointwise.numerics import knapsack
-from onnx_pointwise.planning import COLUMNS, Measured, Resource, candidates
-from onnx_pointwise.study.collect import PATCHES, SiteMoments, fitting_batch, site_moments
-from onnx_pointwise.numerics import FORMS, Form, Method, factorize
-from onnx_pointwise.numerics import beside, in_order, workers
-from onnx_pointwise.graph import Choice, Plan
-from onnx_pointwise.fitting import MEMORY, SiteRefit, corrected
-from onnx_pointwise.fitting import refit as sequential_refit
-from onnx_pointwise.graph import BottleneckPass, Replacement
+
+from onnx_pointwise.fitting.refit import SiteRefit
+from onnx_pointwise.fitting.refit import refit as sequential_refit
+from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement
+from onnx_pointwise.numerics import beside, in_order, relative_drift, workers
+from onnx_pointwise.planning import predicted_drift
 from onnx_pointwise.runtime import Piece, without_shapes
-from onnx_pointwise.study.sensitivity import Sensitivity, measured_outputs, relative_drift, sensitivities
-from onnx_pointwise.graph import ResolvedShapes
-from onnx_pointwise.graph import Site
+from onnx_pointwise.study import Progress, Study, measured_outputs, unrefitted
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnx_pointwise.numerics import Form, Rank
 from onnx_pointwise.graph.model_io import saved_bytes
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape
 from onnx_pointwise.graph.sites import Site
 from onnx_pointwise.graph.wire import tensors
+from onnx_pointwise.numerics import Form, Rank
 
 _CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "FusedConv", "NhwcFusedConv"}
 _PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul", "Gemm", "FusedGemm"}

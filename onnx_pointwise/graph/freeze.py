@@ -14,8 +14,7 @@ from typing import TypeVar
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
-from onnx_pointwise.runtime import as_model
-from onnx_pointwise.graph.model_io import ModelSource
+from onnx_pointwise.graph.model_io import ModelSource, as_model
 
 _Source = TypeVar("_Source", bound=ModelSource | bytes)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, get_args
 
-from onnx_pointwise.graph.cost import SiteCost, dense_cost, rewritten_cost
 from onnx_pointwise.errors import PlanError
-from onnx_pointwise.numerics import Form, Method, Rank
+from onnx_pointwise.graph.cost import SiteCost, dense_cost, rewritten_cost
 from onnx_pointwise.graph.sites import Refusal, Site
+from onnx_pointwise.numerics import Form, Method, Rank
 
 FORMAT = "onnx_pointwise plan"
 VERSION = 1

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
-from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph.model_io import quiet, runtime_source
-from onnx_pointwise.runtime import open_session
-from onnx_pointwise.runtime import sentence
+from onnx_pointwise.errors import InputError
 
 Shape = tuple[int, ...]
 
@@ -108,4 +103,3 @@ def _require_fit(value: ir.Value, shape: Shape) -> Shape:
         wanted = "any shape" if declared is None else "x".join("?" if dim is None else str(dim) for dim in declared)
         raise InputError(f"Input '{value.name}' is declared as {wanted}, but {'x'.join(map(str, shape))} was given.")
     return shape
-

@@ -12,28 +12,6 @@ P carries no bias: where the kxk convolution pads with zeros, a bias would leak 
 
 from __future__ import annotations
 
-import functools
-import math
-from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
-from numpy.typing import NDArray
-from onnx_pointwise.study import PATCHES, named_seed, patch_count
-from onnx_pointwise.errors import PlanError
-from onnx_pointwise.numerics import Method, compose
-from onnx_pointwise.graph import runtime_source
-from onnx_pointwise.numerics import Lattice, lattices, make_window, patches, sample
-from onnx_pointwise.numerics import beside, workers
-from onnx_pointwise.graph import Choice, Plan
-from onnx_pointwise.numerics import Activation, Block, Reconstruction, reconstruct
-from onnx_pointwise.graph import BottleneckPass, Replacement
-from onnx_pointwise.runtime import TwinRun, open_waiting, reads, site_values
-from onnx_pointwise.graph import Site, constant, find_sites
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +21,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
-from onnx_pointwise.numerics import Factors, Method, factorize
 from onnx_pointwise.graph.merge import merge_pointwise
 from onnx_pointwise.graph.plan import Choice, Plan, require_sites
 from onnx_pointwise.graph.sites import Site, constant, find_sites, nodes_with_scope
+from onnx_pointwise.numerics import Factors, Method, compose, factorize
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import statistics
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
-import numpy as np
-from onnx_pointwise.runtime import providers
+from dataclasses import dataclass
+from typing import Any
+
 from onnx_pointwise.errors import InputError
-from onnx_pointwise.graph import frozen
-from onnx_pointwise.runtime.inputs import Array, InputSpec, as_model, input_specs
-from onnx_pointwise.runtime.machine import Machine, machine
-from onnx_pointwise.runtime.memory import PeakMemory, peak_memory
-from onnx_pointwise.graph import ModelSource, runtime_source
-from onnx_pointwise.runtime.runner import Runner, feeds_for, model_name, open_initializers, require_positive
-from onnx_pointwise.graph import concrete_inputs
+from onnx_pointwise.graph import ModelSource, as_model, concrete_inputs, frozen
+from onnx_pointwise.runtime import (
+    InputSpec,
+    Latency,
+    LatencyComparison,
+    Machine,
+    PeakMemory,
+    compare,
+    input_specs,
+    machine,
+    measure,
+    model_name,
+    open_initializers,
+    peak_memory,
+    provider_info,
+)
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def bench(
                 used[role] = peak_memory(
                     source, input_shapes=sized, provider=provider, threads=thread_counts[0], optimization=optimization
                 )
-    info = providers.provider_info(provider)
+    info = provider_info(provider)
     if info.software:
         warnings.append(f"{provider} runs on {info.device}, a device emulated on the CPU; its timings mean nothing.")
     return Benchmark(
@@ -182,7 +187,3 @@ def _with_batch(
     if not changed:
         raise InputError(f"Batch size {batch} does not fit: the model fixes its batch size; leave batch sizes out.")
     return sized
-
-
-def _batch(feeds: Mapping[str, Array]) -> int:
-    return max((array.shape[0] for array in feeds.values() if array.ndim), default=1)

@@ -11,13 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 
-from onnx_pointwise.graph import ModelCost, SiteCost, dense_cost, model_cost
+from onnx_pointwise.graph import (
+    MIN_CHANNELS,
+    ModelCost,
+    ModelSource,
+    Shape,
+    Site,
+    SiteCost,
+    dense_cost,
+    file_bytes,
+    find_sites,
+    load,
+    model_cost,
+)
+from onnx_pointwise.latency import LatencyCache, SiteLatency, site_latencies
 from onnx_pointwise.numerics import error_curve
-from onnx_pointwise.latency import SiteLatency, site_latencies
-from onnx_pointwise.latency import LatencyCache
-from onnx_pointwise.graph import ModelSource, file_bytes, load
-from onnx_pointwise.graph import Shape, resolve
-from onnx_pointwise.graph import MIN_CHANNELS, Site, find_sites
+from onnx_pointwise.runtime import resolve
 
 #: Shares of energy that the ranks of a site are given for.
 ENERGIES = (0.90, 0.95, 0.99)

@@ -23,13 +23,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_pointwise.graph import competing, dense_cost, rewritten_cost
-from onnx_pointwise.numerics import FORMS, Form, Rank
+from onnx_pointwise.graph import Site, competing, dense_cost, rewritten_cost
 from onnx_pointwise.latency.cache import LatencyCache
-from onnx_pointwise.runtime import machine
-from onnx_pointwise.runtime import open_session, provider_info, provider_name
-from onnx_pointwise.runtime import Runner
-from onnx_pointwise.graph import Site
+from onnx_pointwise.numerics import FORMS, Form, Rank
+from onnx_pointwise.runtime import Runner, machine, open_session, provider_info, provider_name
 
 #: Latencies closer than this share of the dense site's count as equal.
 TOLERANCE = 0.03

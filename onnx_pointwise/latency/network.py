@@ -10,17 +10,6 @@ Latency does not depend on the weights, so random ones stand in for those still 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
-import numpy as np
-from numpy.typing import NDArray
-from onnx_pointwise.graph import competing, dense_cost, rewritten_cost
-from onnx_pointwise.numerics import FORMS, Form, Rank, error_curves
-from onnx_pointwise.graph import Choice
-from onnx_pointwise.graph import Site
-
 import hashlib
 import itertools
 import math
@@ -31,17 +20,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnx_pointwise.runtime import Verdict, compare, measure
-from onnx_pointwise.planning import Measured
-from onnx_pointwise.numerics import FORMS, Factors, Form
-from onnx_pointwise.latency.kernels import TOLERANCE, SiteLatency, place, site_latencies
+from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, ResolvedShapes, Site, find_sites
 from onnx_pointwise.latency.cache import LatencyCache
-from onnx_pointwise.graph import Choice, Plan
-from onnx_pointwise.runtime import node_times
-from onnx_pointwise.runtime import provider_name
-from onnx_pointwise.graph import BottleneckPass, Replacement
-from onnx_pointwise.graph import ResolvedShapes
-from onnx_pointwise.graph import Site, find_sites
+from onnx_pointwise.latency.kernels import TOLERANCE, SiteLatency, place, site_latencies
+from onnx_pointwise.numerics import FORMS, Factors, Form, Rank
+from onnx_pointwise.runtime import Verdict, compare, measure, node_times, provider_name
 
 # Seconds that timing two networks against each other may take.
 _COMPARE_SECONDS = 4.0

@@ -1,11 +1,71 @@
-"""Arrays only: factorise, reconstruct, moments, norms, bases, allocation. It knows neither ONNX nor the runtime."""
+"""Arrays only: factorise, reconstruct, moments, norms, bases, allocation, drift.
+
+It knows neither ONNX nor the runtime.
+"""
 
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
-from onnx_pointwise.numerics.drift import Drift, DriftMeter
-from onnx_pointwise.numerics.factorize import FORMS, Factors, Form, Method, Rank, compose, error_curve, error_curves, factorize, is_exact
-from onnx_pointwise.numerics.moments import Lattice, Moments, Stationary, Window, lattices, make_window, patches, sample, shrunk
+from onnx_pointwise.numerics.drift import Drift, DriftMeter, relative_drift
+from onnx_pointwise.numerics.factorize import (
+    FORMS,
+    Factors,
+    Form,
+    Method,
+    Rank,
+    compose,
+    error_curve,
+    error_curves,
+    factorize,
+    is_exact,
+)
+from onnx_pointwise.numerics.moments import (
+    Lattice,
+    Moments,
+    Stationary,
+    Window,
+    lattices,
+    make_window,
+    patches,
+    sample,
+    shrunk,
+)
 from onnx_pointwise.numerics.norm import Norm
-from onnx_pointwise.numerics.parallel import beside, in_order, workers
+from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
 from onnx_pointwise.numerics.reconstruct import Activation, Block, Reconstruction, reconstruct
 
-__all__ = ["Activation", "Block", "Drift", "DriftMeter", "FORMS", "Factors", "Form", "Lattice", "Method", "Moments", "Norm", "Rank", "Reconstruction", "Response", "Stationary", "Window", "beside", "compose", "error_curve", "error_curves", "exchange", "factorize", "fit_response", "in_order", "is_exact", "knapsack", "lattices", "make_window", "patches", "reconstruct", "sample", "shrunk", "workers"]
+__all__ = [
+    "FORMS",
+    "Activation",
+    "Block",
+    "Drift",
+    "DriftMeter",
+    "Factors",
+    "Form",
+    "Lattice",
+    "Method",
+    "Moments",
+    "Norm",
+    "Rank",
+    "Reconstruction",
+    "Response",
+    "Stationary",
+    "Window",
+    "beside",
+    "compose",
+    "cores",
+    "error_curve",
+    "error_curves",
+    "exchange",
+    "factorize",
+    "fit_response",
+    "in_order",
+    "is_exact",
+    "knapsack",
+    "lattices",
+    "make_window",
+    "patches",
+    "reconstruct",
+    "relative_drift",
+    "sample",
+    "shrunk",
+    "workers",
+]

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
-from numpy.typing import NDArray
-from onnx_pointwise.numerics import Response, fit_response
-from onnx_pointwise.study.collect import SiteMoments
-from onnx_pointwise.graph import competing
-from onnx_pointwise.numerics import FORMS, Form, Method, Rank, compose, error_curves, factorize
-from onnx_pointwise.graph import runtime_source
-from onnx_pointwise.numerics import Norm
-from onnx_pointwise.numerics import in_order, workers
-from onnx_pointwise.fitting import corrected
-from onnx_pointwise.graph import Replacement
-from onnx_pointwise.runtime import TwinRun, open_waiting
-from onnx_pointwise.graph import Site
-
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 _NUMBERS = {"f", "i", "u", "b", "V"}  # NumPy's kinds; V is what ml_dtypes calls bfloat16
 

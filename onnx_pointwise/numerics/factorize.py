@@ -34,8 +34,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from onnx_pointwise.numerics.basis import GRAIN, cosines, quiet_basis
 from onnx_pointwise.errors import PlanError
+from onnx_pointwise.numerics.basis import GRAIN, cosines, quiet_basis
 from onnx_pointwise.numerics.norm import Norm
 
 Form = Literal["reduce", "expand", "reduce_expand"]

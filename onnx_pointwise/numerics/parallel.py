@@ -6,22 +6,12 @@ alone and results are taken in order, so sums do not depend on the number of thr
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import os
-import platform
-import subprocess
-import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
-
-from onnx_pointwise.runtime import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

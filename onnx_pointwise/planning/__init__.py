@@ -1,7 +1,22 @@
-"""Which site gets which form and rank: budgets, candidates, knapsack, plans held to what they promise. It makes no weights."""
+"""Which site gets which form and rank: budgets, candidates, knapsack, plans held to what they promise.
 
-from onnx_pointwise.planning.budget import Budget, NO_BUDGET, Split, choose, hand_made, options_of, settle
-from onnx_pointwise.planning.candidates import COLUMNS, Measured, Resource, candidates
+It makes no weights.
+"""
+
+from onnx_pointwise.planning.budget import NO_BUDGET, Budget, Split, choose, hand_made, options_of, settle
 from onnx_pointwise.planning.measured import faster, meeting
+from onnx_pointwise.planning.options import Options, predicted_drift
 
-__all__ = ["Budget", "COLUMNS", "Measured", "NO_BUDGET", "Resource", "Split", "candidates", "choose", "faster", "hand_made", "meeting", "options_of", "settle"]
+__all__ = [
+    "NO_BUDGET",
+    "Budget",
+    "Options",
+    "Split",
+    "choose",
+    "faster",
+    "hand_made",
+    "meeting",
+    "options_of",
+    "predicted_drift",
+    "settle",
+]

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from onnx_pointwise.study import Options, Progress, Study, options, share_out
-from onnx_pointwise.planning.candidates import COLUMNS, Measured, Resource, candidates
-from onnx_pointwise.graph import ModelCost, dense_cost
 from onnx_pointwise.errors import PlanError, TargetError
+from onnx_pointwise.graph import Choice, ModelCost, Plan, Refusal, Site, dense_cost, make_choice, require_sites
+from onnx_pointwise.latency import Measured, NetworkLatency
 from onnx_pointwise.numerics import FORMS, Form, Method
-from onnx_pointwise.latency import NetworkLatency
-from onnx_pointwise.graph import Choice, Plan, make_choice, require_sites
+from onnx_pointwise.planning.candidates import COLUMNS, Resource, candidates
+from onnx_pointwise.planning.options import Options, options, share_out
 from onnx_pointwise.planning.repair import repaired
-from onnx_pointwise.graph import Refusal, Site
+from onnx_pointwise.study import Progress, Study
 
 NO_BUDGET = (
     "Name a budget: target_macs, target_params, target_latency, ratio, energy, the rank of a site, or the largest "

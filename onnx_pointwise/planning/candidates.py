@@ -10,10 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import competing, dense_cost, rewritten_cost
-from onnx_pointwise.numerics import FORMS, Form, Rank, error_curves
-from onnx_pointwise.graph import Choice
-from onnx_pointwise.graph import Site
+from onnx_pointwise.graph import Choice, Site, competing, dense_cost, rewritten_cost
+from onnx_pointwise.latency import Measured
+from onnx_pointwise.numerics import FORMS, Form, error_curves
 
 Resource = Literal["macs", "params", "latency"]
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onnx_pointwise.errors import PlanError, TargetError
+from onnx_pointwise.graph import Plan, Refusal
 from onnx_pointwise.latency import NetworkLatency, Timing
-from onnx_pointwise.graph import Plan
-from onnx_pointwise.graph import Refusal
 
 #: A target latency counts as met within this share of it.
 CLOSE = 0.05

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from onnx_pointwise.graph import Choice, Replacement
 from onnx_pointwise.numerics import exchange
-from onnx_pointwise.study import Options, Progress, Study, few_examples, unrefitted
-from onnx_pointwise.graph import Choice
-from onnx_pointwise.graph import Replacement
-from onnx_pointwise.study import WholeNetwork
+from onnx_pointwise.planning.options import Options
+from onnx_pointwise.study import Progress, Study, WholeNetwork, few_examples, unrefitted
 
 
 def repaired(

@@ -1,2 +1,6 @@
-"""What results look like in a terminal. It computes nothing."""
+"""What results look like in a terminal.
 
+It computes nothing.
+"""
+
+__all__ = []

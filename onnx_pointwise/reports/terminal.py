@@ -8,16 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnx_pointwise.runtime import Benchmark, LatencyComparison
 from onnx_pointwise.check import CheckResult, ProviderCheck
-from onnx_pointwise.graph import ModelCost
-from onnx_pointwise.numerics import Drift
-from onnx_pointwise.inspection import ENERGIES, Inspection, SiteView
+from onnx_pointwise.graph import ModelCost, Refusal
+from onnx_pointwise.jobs import ENERGIES, Benchmark, Inspection, RewriteResult, SiteResult, SiteView
 from onnx_pointwise.latency import CacheInfo
-from onnx_pointwise.pipeline import RewriteResult, SiteResult
-from onnx_pointwise.runtime import NodeTime
-from onnx_pointwise.runtime import ProviderInfo
-from onnx_pointwise.graph import Refusal
+from onnx_pointwise.numerics import Drift
+from onnx_pointwise.runtime import LatencyComparison, NodeTime, ProviderInfo
 
 _BARS = "▁▂▃▄▅▆▇█"
 

@@ -1,12 +1,74 @@
-"""ONNX Runtime only: providers, sessions, shapes by running, segments, benchmark, profile, memory. It knows nothing of plans."""
+"""ONNX Runtime only: providers, sessions, shapes by running, segments, timing, profile, memory.
 
-from onnx_pointwise.runtime.benchmark import Benchmark, LatencyComparison, Verdict, bench, compare, measure
-from onnx_pointwise.runtime.inputs import Array, InputSpec, as_model, feedable, input_specs, random_inputs, split_inputs
-from onnx_pointwise.runtime.machine import Machine, cores, machine
+It knows nothing of plans.
+"""
+
+from onnx_pointwise.runtime.inputs import Array, InputSpec, feedable, input_specs, random_inputs, split_inputs
+from onnx_pointwise.runtime.machine import Machine, machine
+from onnx_pointwise.runtime.memory import PeakMemory, peak_memory
 from onnx_pointwise.runtime.profiling import NodeTime, node_times
-from onnx_pointwise.runtime.providers import AssignedNode, ProviderInfo, discover, open_session, provider_info, provider_name, require
+from onnx_pointwise.runtime.providers import (
+    AssignedNode,
+    ProviderInfo,
+    discover,
+    nodes_off_provider,
+    open_session,
+    provider_info,
+    provider_name,
+    require,
+)
 from onnx_pointwise.runtime.runner import Runner, model_name, open_initializers
 from onnx_pointwise.runtime.runtime_errors import sentence
-from onnx_pointwise.runtime.segments import Piece, TwinRun, open_waiting, reads, run_session, site_values, without_shapes
+from onnx_pointwise.runtime.segments import (
+    MEMORY,
+    Piece,
+    TwinRun,
+    open_waiting,
+    reads,
+    run_session,
+    site_values,
+    without_shapes,
+)
+from onnx_pointwise.runtime.shape_inference import resolve
+from onnx_pointwise.runtime.timing import Latency, LatencyComparison, Verdict, compare, measure
 
-__all__ = ["Array", "AssignedNode", "Benchmark", "InputSpec", "LatencyComparison", "Machine", "NodeTime", "Piece", "ProviderInfo", "Runner", "TwinRun", "Verdict", "as_model", "bench", "compare", "cores", "discover", "feedable", "input_specs", "machine", "measure", "model_name", "node_times", "open_initializers", "open_session", "open_waiting", "provider_info", "provider_name", "random_inputs", "reads", "require", "run_session", "sentence", "site_values", "split_inputs", "without_shapes"]
+__all__ = [
+    "MEMORY",
+    "Array",
+    "AssignedNode",
+    "InputSpec",
+    "Latency",
+    "LatencyComparison",
+    "Machine",
+    "NodeTime",
+    "PeakMemory",
+    "Piece",
+    "ProviderInfo",
+    "Runner",
+    "TwinRun",
+    "Verdict",
+    "compare",
+    "discover",
+    "feedable",
+    "input_specs",
+    "machine",
+    "measure",
+    "model_name",
+    "node_times",
+    "nodes_off_provider",
+    "open_initializers",
+    "open_session",
+    "open_waiting",
+    "peak_memory",
+    "provider_info",
+    "provider_name",
+    "random_inputs",
+    "reads",
+    "require",
+    "resolve",
+    "run_session",
+    "sentence",
+    "site_values",
+    "split_inputs",
+    "without_shapes",
+]

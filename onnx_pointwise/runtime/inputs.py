@@ -9,13 +9,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import ModelSource, load
+from onnx_pointwise.errors import InputError
 from onnx_pointwise.graph import runtime_inputs
 
 Array = NDArray[Any]

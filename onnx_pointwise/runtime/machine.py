@@ -11,6 +11,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from onnx_pointwise.numerics import cores
+
 # What ONNX Runtime's CPU kernels choose their code path by, widest first.
 _INSTRUCTION_SETS = (
     ("AMX", "amx_tile"),

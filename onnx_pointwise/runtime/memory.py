@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from onnx_pointwise.runtime import providers
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import ModelSource, runtime_source
+from onnx_pointwise.runtime import providers
 from onnx_pointwise.runtime.runner import Runner, feeds_for, model_name, require_positive
 
 

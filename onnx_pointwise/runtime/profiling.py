@@ -13,12 +13,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnx_pointwise.graph import ModelSource, as_model, find_sites, frozen, runtime_source
 from onnx_pointwise.runtime import providers
-from onnx_pointwise.graph import frozen
-from onnx_pointwise.runtime.inputs import Array, as_model
-from onnx_pointwise.graph import ModelSource, runtime_source
+from onnx_pointwise.runtime.inputs import Array
 from onnx_pointwise.runtime.runner import Runner, feeds_for, model_name, require_positive
-from onnx_pointwise.graph import find_sites
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from onnx_pointwise.runtime.devices import Device, DriverError, cuda_devices, vulkan_devices
 from onnx_pointwise.errors import ModelError, ProviderError
+from onnx_pointwise.runtime.devices import Device, DriverError, cuda_devices, vulkan_devices
 from onnx_pointwise.runtime.machine import machine, package_versions
 from onnx_pointwise.runtime.runtime_errors import sentence
 

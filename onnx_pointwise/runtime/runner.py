@@ -10,13 +10,11 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnx_pointwise.runtime import providers
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import origin, overridable
-from onnx_pointwise.runtime.inputs import Array, as_model, feedable, input_specs, random_inputs, require_inputs
-from onnx_pointwise.graph import ModelSource
+from onnx_pointwise.graph import ModelSource, as_model, concrete_inputs, origin, overridable
+from onnx_pointwise.runtime import providers
+from onnx_pointwise.runtime.inputs import Array, feedable, input_specs, random_inputs, require_inputs
 from onnx_pointwise.runtime.runtime_errors import sentence
-from onnx_pointwise.graph import concrete_inputs
 
 
 def require_positive(**values: float) -> None:

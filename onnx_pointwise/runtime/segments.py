@@ -7,28 +7,6 @@ to come needs are kept, and beyond a limit they lie in files. Every node runs on
 
 from __future__ import annotations
 
-import functools
-import math
-from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
-from numpy.typing import NDArray
-from onnx_pointwise.study import PATCHES, named_seed, patch_count
-from onnx_pointwise.errors import PlanError
-from onnx_pointwise.numerics import Method, compose
-from onnx_pointwise.graph import runtime_source
-from onnx_pointwise.numerics import Lattice, lattices, make_window, patches, sample
-from onnx_pointwise.numerics import beside, workers
-from onnx_pointwise.graph import Choice, Plan
-from onnx_pointwise.numerics import Activation, Block, Reconstruction, reconstruct
-from onnx_pointwise.graph import BottleneckPass, Replacement
-from onnx_pointwise.runtime import TwinRun, open_waiting, reads, site_values
-from onnx_pointwise.graph import Site, constant, find_sites
-
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,10 +20,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import runtime_source
+from onnx_pointwise.graph import Site, runtime_source
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.runtime_errors import sentence
-from onnx_pointwise.graph import Site
 
 Array = NDArray[Any]
 

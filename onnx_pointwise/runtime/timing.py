@@ -23,15 +23,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnx_pointwise.runtime import providers
-from onnx_pointwise.errors import InputError
-from onnx_pointwise.graph import frozen
-from onnx_pointwise.runtime.inputs import Array, InputSpec, as_model, input_specs
-from onnx_pointwise.runtime.machine import Machine, machine
-from onnx_pointwise.runtime.memory import PeakMemory, peak_memory
 from onnx_pointwise.graph import ModelSource, runtime_source
-from onnx_pointwise.runtime.runner import Runner, feeds_for, model_name, open_initializers, require_positive
-from onnx_pointwise.graph import concrete_inputs
+from onnx_pointwise.runtime import providers
+from onnx_pointwise.runtime.inputs import Array
+from onnx_pointwise.runtime.runner import Runner, feeds_for, model_name, require_positive
 
 Verdict = Literal["faster", "slower", "no change"]
 
@@ -252,3 +247,7 @@ def _warm(runner: Runner, warmup: int, seconds: float) -> float:
             break
         fastest = min(fastest, runner.run())
     return fastest
+
+
+def _batch(feeds: Mapping[str, Array]) -> int:
+    return max((array.shape[0] for array in feeds.values() if array.ndim), default=1)

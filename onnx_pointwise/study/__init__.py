@@ -1,7 +1,22 @@
-"""What example inputs tell of a network: heads, moments, sensitivities. It chooses nothing."""
+"""What example inputs tell of a network: heads, moments, sensitivities.
+
+It chooses nothing and makes no weights that are handed over.
+"""
 
 from onnx_pointwise.study.collect import PATCHES, named_seed, patch_count
-from onnx_pointwise.study.study import Options, Progress, Study, Weights, few_examples, make_weights, options, share_out, study, unrefitted
+from onnx_pointwise.study.sensitivity import measured_outputs
+from onnx_pointwise.study.survey import Progress, Study, few_examples, study, unrefitted
 from onnx_pointwise.study.whole import WholeNetwork
 
-__all__ = ["Options", "PATCHES", "Progress", "Study", "Weights", "WholeNetwork", "few_examples", "make_weights", "named_seed", "options", "patch_count", "share_out", "study", "unrefitted"]
+__all__ = [
+    "PATCHES",
+    "Progress",
+    "Study",
+    "WholeNetwork",
+    "few_examples",
+    "measured_outputs",
+    "named_seed",
+    "patch_count",
+    "study",
+    "unrefitted",
+]

@@ -12,11 +12,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.numerics import Moments, Stationary, Window, lattices, make_window, patches, shrunk
-from onnx_pointwise.numerics import in_order, workers
+from onnx_pointwise.graph import ResolvedShapes, Shape, Site, runtime_inputs
+from onnx_pointwise.numerics import (
+    Moments,
+    Stationary,
+    Window,
+    in_order,
+    lattices,
+    make_window,
+    patches,
+    shrunk,
+    workers,
+)
 from onnx_pointwise.runtime import Piece, without_shapes
-from onnx_pointwise.graph import ResolvedShapes, Shape, runtime_inputs
-from onnx_pointwise.graph import Site
 
 Array = NDArray[Any]
 _View = tuple[str, Shape, Shape, Shape, Shape | str]

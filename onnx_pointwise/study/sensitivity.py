@@ -17,17 +17,24 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnx_pointwise.numerics import Response, fit_response
-from onnx_pointwise.study.collect import SiteMoments
-from onnx_pointwise.graph import competing
-from onnx_pointwise.numerics import FORMS, Form, Method, Rank, compose, error_curves, factorize
-from onnx_pointwise.graph import runtime_source
-from onnx_pointwise.numerics import Norm
-from onnx_pointwise.numerics import in_order, workers
-from onnx_pointwise.fitting import corrected
-from onnx_pointwise.graph import Replacement
+from onnx_pointwise.graph import Replacement, Site, competing, corrected, runtime_source
+from onnx_pointwise.numerics import (
+    FORMS,
+    Form,
+    Method,
+    Norm,
+    Rank,
+    Response,
+    compose,
+    error_curves,
+    factorize,
+    fit_response,
+    in_order,
+    relative_drift,
+    workers,
+)
 from onnx_pointwise.runtime import TwinRun, open_waiting
-from onnx_pointwise.graph import Site
+from onnx_pointwise.study.collect import SiteMoments
 
 Array = NDArray[Any]
 
@@ -211,4 +218,3 @@ def _outlook(site: Site, seen: SiteMoments, forms: Sequence[Form], method: Metho
             factors = factorize(kernel.astype(site.dtype), form, rank, method=method, second_moment=norm)
             trials.append(_Trial(corrected(site, Replacement(factors, None), seen.mean), float(curve[rank])))
     return _Outlook(curves, trials)
-

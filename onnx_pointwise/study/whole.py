@@ -13,13 +13,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.numerics import compose
-from onnx_pointwise.graph import runtime_source
-from onnx_pointwise.runtime import open_session
-from onnx_pointwise.graph import Replacement
-from onnx_pointwise.runtime import run_session, without_shapes
-from onnx_pointwise.study.sensitivity import measured_outputs, relative_drift
-from onnx_pointwise.graph import Site, find_sites
+from onnx_pointwise.graph import Replacement, Site, find_sites, runtime_source
+from onnx_pointwise.numerics import compose, relative_drift
+from onnx_pointwise.runtime import open_session, run_session, without_shapes
+from onnx_pointwise.study.sensitivity import measured_outputs
 
 Array = NDArray[Any]
 

@@ -18,7 +18,7 @@ from onnx_pointwise.cli.app import app
 from onnx_pointwise.graph.plan import Plan
 from tests.staircase import install
 
-DIGITS = Path(__file__).resolve().parent.parent / "models" / "digits.onnx"
+DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits.onnx"
 
 
 class Run:

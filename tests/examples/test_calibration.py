@@ -12,11 +12,11 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from onnx_pointwise.examples.calibration import Calibration, calibrate
 from onnx_pointwise.errors import InputError
+from onnx_pointwise.examples.calibration import Calibration, calibrate
 from onnx_pointwise.examples.preprocessing import PRESETS, Preprocessing, preprocessing_of
-from onnx_pointwise.graph.shapes import resolve
 from onnx_pointwise.examples.synthetic import dead_leaves
+from onnx_pointwise.runtime.shape_inference import resolve
 
 
 def network(

@@ -10,21 +10,24 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_pointwise.fitting import refit as refitting
-from onnx_pointwise.study.study import Study, drift_of, make_weights, options, predicted_drift, share_out, study
-from onnx_pointwise.study.collect import fitting_batch, moment_kind, site_moments
-from onnx_pointwise.graph.cost import dense_cost
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph.model_io import serialize
-from onnx_pointwise.numerics.moments import make_window, patches, shrunk
-from onnx_pointwise.graph.plan import Choice, Plan
-from onnx_pointwise.runtime.providers import open_session
+from onnx_pointwise.fitting import refit as refitting
 from onnx_pointwise.fitting.refit import refit
-from onnx_pointwise.graph.surgery import BottleneckPass, replacement
-from onnx_pointwise.runtime.segments import Store, TwinRun
-from onnx_pointwise.study.sensitivity import measured_outputs, relative_drift, sensitivities
-from onnx_pointwise.graph.shapes import resolve
+from onnx_pointwise.fitting.weights import drift_of, make_weights
+from onnx_pointwise.graph.cost import dense_cost
+from onnx_pointwise.graph.model_io import serialize
+from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import find_sites
+from onnx_pointwise.graph.surgery import BottleneckPass, replacement
+from onnx_pointwise.numerics.drift import relative_drift
+from onnx_pointwise.numerics.moments import make_window, patches, shrunk
+from onnx_pointwise.planning.options import options, predicted_drift, share_out
+from onnx_pointwise.runtime.providers import open_session
+from onnx_pointwise.runtime.segments import Store, TwinRun
+from onnx_pointwise.runtime.shape_inference import resolve
+from onnx_pointwise.study.collect import fitting_batch, moment_kind, site_moments
+from onnx_pointwise.study.sensitivity import measured_outputs, sensitivities
+from onnx_pointwise.study.survey import Study, study
 
 CHANNELS = 12
 
@@ -268,8 +271,8 @@ def test_moments_in_several_passes_are_the_same():
 
 @pytest.mark.parametrize(("exact", "kind"), [(100, "stationary"), (10, "channels")])
 def test_wide_sites_are_looked_at_less_closely(monkeypatch, exact, kind):
-    monkeypatch.setattr("onnx_pointwise.collect.EXACT", exact)
-    monkeypatch.setattr("onnx_pointwise.collect.STATIONARY", 1000 if kind == "stationary" else 10)
+    monkeypatch.setattr("onnx_pointwise.study.collect.EXACT", exact)
+    monkeypatch.setattr("onnx_pointwise.study.collect.STATIONARY", 1000 if kind == "stationary" else 10)
     model = residual()
     shapes, sites = prepared(model, fewest_taps=2)
     assert moment_kind(sites[-1]) == kind
@@ -357,7 +360,7 @@ def test_refit_that_does_harm_is_not_kept(monkeypatch):
             item.replacement.bias[:] += 5.0
         return done
 
-    monkeypatch.setattr("onnx_pointwise.calibrated.sequential_refit", spoilt)
+    monkeypatch.setattr("onnx_pointwise.fitting.weights.sequential_refit", spoilt)
     kept = make_weights(found, choices)
     assert kept.refits == {}
     assert kept.drift == kept.unrefitted == honest.unrefitted

@@ -8,18 +8,18 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graphs import BEHIND, conv_model, if_model, make_model, normal, value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from onnx_pointwise.graph.cost import ModelCost, dense_cost, model_cost, model_params, rewritten_cost
-from onnx_pointwise.numerics.factorize import FORMS, Form, Rank
 from onnx_pointwise.graph.model_io import load, save, serialize
 from onnx_pointwise.graph.plan import Choice, Plan, saving
-from onnx_pointwise.graph.surgery import BottleneckPass
-from onnx_pointwise.graph.shapes import resolve
 from onnx_pointwise.graph.sites import Site, find_sites
+from onnx_pointwise.graph.surgery import BottleneckPass
+from onnx_pointwise.numerics.factorize import FORMS, Form, Rank
+from onnx_pointwise.runtime.shape_inference import resolve
+from tests.graphs import BEHIND, conv_model, if_model, make_model, normal, value
 
 
 def cost_of(model: onnx.ModelProto, **input_shapes: list[int]) -> ModelCost:

@@ -10,7 +10,6 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from graphs import conv_model, normal, opened, run
 from typer.testing import CliRunner
 
 import onnx_pointwise
@@ -18,6 +17,7 @@ from onnx_pointwise.cli.app import app
 from onnx_pointwise.graph.freeze import frozen, overridable
 from onnx_pointwise.graph.model_io import serialize
 from onnx_pointwise.runtime.runner import model_name
+from tests.graphs import conv_model, normal, opened, run
 
 KERNEL = normal(8, 6, 3, 3)
 QUICK: dict[str, Any] = {"latency": False, "threads": 1, "calibration": None, "provider": "none"}

@@ -14,7 +14,25 @@ import onnx
 import onnx_ir as ir
 import pytest
 from google.protobuf.message import EncodeError
-from graphs import (
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_pointwise.errors import ModelError, OnnxPointwiseError, OutputError
+from onnx_pointwise.graph import model_io
+from onnx_pointwise.graph.model_io import (
+    atomic_folder,
+    external_tensors,
+    file_bytes,
+    load,
+    require_writable,
+    runtime_source,
+    save,
+    saved_bytes,
+    serialize,
+    to_bytes,
+    write_text,
+)
+from onnx_pointwise.graph.wire import tensors
+from tests.graphs import (
     constant_node,
     conv_model,
     function_model,
@@ -26,12 +44,6 @@ from graphs import (
     session,
     value,
 )
-from onnx import TensorProto, helper, numpy_helper
-
-from onnx_pointwise.graph import model_io
-from onnx_pointwise.errors import ModelError, OnnxPointwiseError, OutputError
-from onnx_pointwise.graph.model_io import atomic_folder, external_tensors, file_bytes, load, require_writable, runtime_source, save, saved_bytes, serialize, to_bytes, write_text
-from onnx_pointwise.graph.wire import tensors
 
 
 def small(**options: Any) -> onnx.ModelProto:
@@ -454,7 +466,7 @@ def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("onnx_pointwise.wire._write_data", full)
+        patch.setattr("onnx_pointwise.graph.wire._write_data", full)
         for external in (False, True):
             with pytest.raises(OutputError, match=f"{path}: cannot be written .No space left on device."):
                 save(load(small()), path, use_external_data_format=external)
@@ -592,7 +604,7 @@ def test_constants_too_large_for_one_message(monkeypatch: pytest.MonkeyPatch) ->
         def SerializeToString(self, **_: object) -> bytes:  # noqa: N802
             raise EncodeError("Failed to serialize proto")
 
-    monkeypatch.setattr("onnx_pointwise.wire.without_initializers", Huge)
+    monkeypatch.setattr("onnx_pointwise.graph.wire.without_initializers", Huge)
     with pytest.raises(ModelError, match="constants and subgraphs fill more than 2 GiB; make initializers"):
         to_bytes(load(small()))
 
@@ -638,7 +650,7 @@ def test_no_room_for_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("onnx_pointwise.wire._write_data", full)
+    monkeypatch.setattr("onnx_pointwise.graph.wire._write_data", full)
     with pytest.raises(OutputError, match=r"No space left on device.*set TMPDIR"), runtime_source(small()):
         pass
 

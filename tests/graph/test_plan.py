@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import conv_model, make_model, normal, value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
 from onnx_pointwise.errors import PlanError
-from onnx_pointwise.numerics.factorize import FORMS, METHODS
 from onnx_pointwise.graph.model_io import load, to_bytes
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
-from onnx_pointwise.graph.surgery import BottleneckPass
 from onnx_pointwise.graph.sites import Refusal, find_sites
+from onnx_pointwise.graph.surgery import BottleneckPass
+from onnx_pointwise.numerics.factorize import FORMS, METHODS
+from tests.graphs import conv_model, make_model, normal, value
 
 PLAN = Plan(
     {"a/conv": Choice("reduce", 8, error=0.25), "b": Choice("expand", 4), "c": Choice("reduce_expand", (3, 5))},

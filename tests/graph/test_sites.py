@@ -9,7 +9,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import (
+from onnx import helper
+
+from onnx_pointwise.errors import ModelError
+from onnx_pointwise.graph.model_io import load
+from onnx_pointwise.graph.sites import Refusal, Site, find_sites
+from onnx_pointwise.runtime.shape_inference import resolve
+from tests.graphs import (
     BEHIND,
     constant_node,
     conv_model,
@@ -22,12 +28,6 @@ from graphs import (
     run,
     value,
 )
-from onnx import helper
-
-from onnx_pointwise.errors import ModelError
-from onnx_pointwise.graph.model_io import load
-from onnx_pointwise.graph.shapes import resolve
-from onnx_pointwise.graph.sites import Refusal, Site, find_sites
 
 
 def sites(model: onnx.ModelProto, **options: Any) -> list[Site]:

@@ -11,7 +11,18 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import (
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+from onnx_ir.passes.common import IdentityEliminationPass, InlinePass, RemoveUnusedNodesPass, ShapeInferencePass
+
+from onnx_pointwise.errors import PlanError
+from onnx_pointwise.graph.model_io import load, serialize
+from onnx_pointwise.graph.plan import Choice, Plan
+from onnx_pointwise.graph.sites import find_sites
+from onnx_pointwise.graph.surgery import BottleneckPass, Replacement
+from onnx_pointwise.numerics.factorize import FORMS, Form, Rank, factorize
+from tests.graphs import (
     BEHIND,
     constant_node,
     conv_model,
@@ -27,17 +38,6 @@ from graphs import (
     session,
     value,
 )
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
-from onnx import helper, numpy_helper
-from onnx_ir.passes.common import IdentityEliminationPass, InlinePass, RemoveUnusedNodesPass, ShapeInferencePass
-
-from onnx_pointwise.errors import PlanError
-from onnx_pointwise.numerics.factorize import FORMS, Form, Rank, factorize
-from onnx_pointwise.graph.model_io import load, serialize
-from onnx_pointwise.graph.plan import Choice, Plan
-from onnx_pointwise.graph.surgery import BottleneckPass, Replacement
-from onnx_pointwise.graph.sites import find_sites
 
 
 def rewritten(

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onnx_pointwise import cache_info
-from onnx_pointwise import clear_cache
+from onnx_pointwise import cache_info, clear_cache
 from onnx_pointwise.errors import OutputError
 from onnx_pointwise.latency.cache import FOLDER_VARIABLE, LatencyCache, folder
 

@@ -7,11 +7,11 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from onnx_pointwise.latency import kernels as latency
 from onnx_pointwise.errors import ProviderError
-from onnx_pointwise.latency.kernels import site_latencies
-from onnx_pointwise.graph.shapes import resolve
 from onnx_pointwise.graph.sites import Site, find_sites
+from onnx_pointwise.latency import kernels as latency
+from onnx_pointwise.latency.kernels import site_latencies
+from onnx_pointwise.runtime.shape_inference import resolve
 
 
 def sites(channels: int = 24, kernel: int = 3) -> list[Site]:

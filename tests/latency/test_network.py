@@ -8,12 +8,12 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.graph.model_io import load
-from onnx_pointwise.latency.network import NetworkLatency, network_latency
 from onnx_pointwise.graph.plan import Choice, Plan
-from onnx_pointwise.graph.shapes import resolve
 from onnx_pointwise.graph.sites import Site, find_sites
+from onnx_pointwise.latency.cache import LatencyCache
+from onnx_pointwise.latency.network import NetworkLatency, network_latency
+from onnx_pointwise.runtime.shape_inference import resolve
 from tests.staircase import install, network_seconds
 from tools.generated_networks import Network, random_network
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import milp
 
-from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
 from onnx_pointwise.errors import PlanError
+from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=60)
 
@@ -130,7 +130,7 @@ def test_the_solver_does_not_write_to_standard_output(capfd):
 
     costs, losses = problem(1, 4, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onnx_pointwise.allocate.milp", noisy)
+        patch.setattr("onnx_pointwise.numerics.allocate.milp", noisy)
         knapsack(costs, losses, [0.7 * sum(cost[-1, 0] for cost in costs)])
     print("kept")
     libc.fflush(None)

@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 import pytest
-from graphs import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from onnx_pointwise.numerics.drift import Drift, DriftMeter
+from tests.graphs import normal
 
 
 def drift(reference: ArrayLike, output: ArrayLike) -> Drift:

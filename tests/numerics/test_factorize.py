@@ -10,9 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_pointwise.numerics.basis import GRAIN
 from onnx_pointwise.errors import PlanError
-from onnx_pointwise.numerics.factorize import FORMS, METHODS, Form, compose, error_curve, factorize, is_exact, relative_error
+from onnx_pointwise.numerics.basis import GRAIN
+from onnx_pointwise.numerics.factorize import (
+    FORMS,
+    METHODS,
+    Form,
+    compose,
+    error_curve,
+    factorize,
+    is_exact,
+    relative_error,
+)
 from onnx_pointwise.numerics.norm import Norm
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=60)

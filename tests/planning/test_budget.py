@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_pointwise.planning.budget import Budget, choose, hand_made, options_of, settle
-from onnx_pointwise.graph.cost import ModelCost, dense_cost, model_cost
 from onnx_pointwise.errors import PlanError
+from onnx_pointwise.graph.cost import ModelCost, dense_cost, model_cost
 from onnx_pointwise.graph.plan import Choice, Plan
-from onnx_pointwise.graph.shapes import resolve
 from onnx_pointwise.graph.sites import Site, find_sites
+from onnx_pointwise.planning.budget import Budget, choose, hand_made, options_of, settle
+from onnx_pointwise.runtime.shape_inference import resolve
 
 
 def chain(widths: list[int], kernel: int = 3, size: int = 8, seed: int = 0) -> ir.Model:

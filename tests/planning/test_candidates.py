@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import conv_model, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_pointwise.planning.candidates import COLUMNS, Candidates, candidates
 from onnx_pointwise.graph.cost import competing, dense_cost, rewritten_cost
-from onnx_pointwise.numerics.factorize import FORMS, Form, error_curve, error_curves, factorize
 from onnx_pointwise.graph.model_io import load
-from onnx_pointwise.graph.shapes import resolve
 from onnx_pointwise.graph.sites import Site, find_sites
+from onnx_pointwise.numerics.factorize import FORMS, Form, error_curve, error_curves, factorize
+from onnx_pointwise.planning.candidates import COLUMNS, Candidates, candidates
+from onnx_pointwise.runtime.shape_inference import resolve
+from tests.graphs import conv_model, normal
 
 
 def make_site(

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_pointwise.errors import PlanError, TargetError
-from onnx_pointwise.planning.measured import CLOSE, faster, meeting
-from onnx_pointwise.latency.network import NetworkLatency, Timing
 from onnx_pointwise.graph.plan import Choice, Plan
+from onnx_pointwise.latency.network import NetworkLatency, Timing
+from onnx_pointwise.planning.measured import CLOSE, faster, meeting
 
 SITES = 40
 

@@ -5,13 +5,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from graphs import conv_model, make_model, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.runtime.inputs import InputSpec, as_model, feedable, input_specs, random_inputs, require_inputs, split_inputs
+from onnx_pointwise.graph.model_io import as_model
+from onnx_pointwise.runtime.inputs import InputSpec, feedable, input_specs, random_inputs, require_inputs, split_inputs
+from tests.graphs import conv_model, make_model, normal
 
 IMAGE = InputSpec("image", np.dtype(np.float32), ("batch", 3, "height", "width"))
 FIXED = InputSpec("fixed", np.dtype(np.float32), (2, 3))

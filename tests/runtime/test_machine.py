@@ -5,7 +5,8 @@ import platform
 
 import pytest
 
-from onnx_pointwise.runtime.machine import cores, machine, parse_cpuinfo
+from onnx_pointwise.numerics.parallel import cores
+from onnx_pointwise.runtime.machine import machine, parse_cpuinfo
 
 X86 = """processor\t: 0
 model name\t: Some Processor @ 2.00GHz

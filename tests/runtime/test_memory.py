@@ -5,11 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from graphs import conv_model, make_model, normal, value
 from onnx import helper
 
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.runtime.memory import PeakMemory, peak_memory
+from tests.graphs import conv_model, make_model, normal, value
 
 MEGABYTE = 2**20
 

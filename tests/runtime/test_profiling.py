@@ -5,10 +5,10 @@ import json
 import numpy as np
 import onnx
 import pytest
-from graphs import BEHIND, conv_model, loop_model, make_model, normal, value
 from onnx import helper
 
 from onnx_pointwise.runtime.profiling import _kernel_seconds, node_times, site_times
+from tests.graphs import BEHIND, conv_model, loop_model, make_model, normal, value
 
 
 def residual_model(*, named: bool = True) -> onnx.ModelProto:

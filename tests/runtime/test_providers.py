@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from graphs import conv_model, make_model, normal, value
 from onnx import helper
 
+from onnx_pointwise.errors import ModelError, ProviderError
 from onnx_pointwise.runtime import providers
 from onnx_pointwise.runtime.devices import Device, DriverError
-from onnx_pointwise.errors import ModelError, ProviderError
 from onnx_pointwise.runtime.providers import discover, nodes_off_provider, open_session, provider_info
+from tests.graphs import conv_model, make_model, normal, value
 
 # Software GPU drivers crash beside other native libraries: these tests get a process of their own.
 pytestmark = pytest.mark.gpu

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import conv_model, normal, opened
 
-from onnx_pointwise.runtime import benchmark
-from onnx_pointwise.runtime.benchmark import bench, compare, measure
 from onnx_pointwise.errors import InputError, ModelError, ProviderError
+from onnx_pointwise.jobs.benchmark import bench
+from onnx_pointwise.runtime import timing as benchmark
+from onnx_pointwise.runtime.timing import compare, measure
+from tests.graphs import conv_model, normal, opened
 
 QUICK: dict[str, Any] = {"threads": 1, "runs": 5, "warmup": 2, "max_seconds": 0.2}
 

@@ -14,18 +14,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import conv_model, make_model, normal, value
 from onnx import helper
 
+from onnx_pointwise import rewrite
 from onnx_pointwise.check import check
-from onnx_pointwise.runtime import devices
-from onnx_pointwise.runtime import providers
-from onnx_pointwise.graph import surgery as rewrite
-from onnx_pointwise.runtime.benchmark import bench
 from onnx_pointwise.errors import ProviderError
+from onnx_pointwise.jobs.benchmark import bench
 from onnx_pointwise.numerics.factorize import compose, factorize
+from onnx_pointwise.runtime import devices, providers
 from onnx_pointwise.runtime.profiling import node_times, site_times
 from onnx_pointwise.runtime.providers import discover, nodes_off_provider, open_session, provider_info
+from tests.graphs import conv_model, make_model, normal, value
 
 # Software GPU drivers crash beside other native libraries: these tests get a process of their own.
 pytestmark = pytest.mark.gpu

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx
 import pytest
-from graphs import conv_model, normal
 
+from tests.graphs import conv_model, normal
 from tools.check_gpu import main, networks, shapes_for
 
 # Software GPU drivers crash beside other native libraries: these tests get a process of their own.

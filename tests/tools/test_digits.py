@@ -18,7 +18,7 @@ from tools import train_digits
 # TensorFlow and a software GPU driver bring an LLVM each, and crash one another in one process.
 pytestmark = pytest.mark.keras
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LEAST_ACCURACY = 0.985
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tools.evaluate import app
 
-NETWORKS = Path(__file__).resolve().parent.parent / "models" / "networks.py"
+NETWORKS = Path(__file__).resolve().parents[2] / "models" / "networks.py"
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:

@@ -16,7 +16,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from keras_models import (
+from typer.testing import CliRunner
+
+from onnx_pointwise.errors import OnnxPointwiseError, OutputError
+from tests.keras_models import (
     IMAGE,
     Structured,
     Subclassed,
@@ -31,16 +34,13 @@ from keras_models import (
     small,
     tf,
 )
-from typer.testing import CliRunner
-
-from onnx_pointwise.errors import OnnxPointwiseError, OutputError
 from tools import export_keras, keras_check, keras_convert, keras_runtime
 from tools.export_keras import ExportError, VerificationError, app, export, parse_input_shape
 
 # TensorFlow and a software GPU driver bring an LLVM each, and crash one another in one process.
 pytestmark = pytest.mark.keras
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from keras_models import declared, nodes, shapes
 
 import models
 import models.__main__ as writer
@@ -19,12 +18,13 @@ from models.resnet import bottleneck
 from models.squeezenet import fire
 from models.tutorial import conv3x3, decrease, increase, projection
 from models.vgg import vgg16
+from tests.keras_models import declared, nodes, shapes
 from tools.export_keras import export
 
 # TensorFlow and a software GPU driver bring an LLVM each, and crash one another in one process.
 pytestmark = pytest.mark.keras
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LARGEST = 300_000  # bytes
 SMALL = {
     "bottleneck": {"width": 8, "size": 10},

@@ -21,7 +21,7 @@ from tests.graphs import relative
 from tools.quantize import app
 from tools.static_int8 import write_int8
 
-NETWORKS = Path(__file__).resolve().parent.parent / "models" / "networks.py"
+NETWORKS = Path(__file__).resolve().parents[2] / "models" / "networks.py"
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:

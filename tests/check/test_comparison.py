@@ -9,15 +9,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import conv_model, function_model, if_model, make_model, normal, opened, value
 from onnx import helper, numpy_helper
 from rich.console import Console
 
-from onnx_pointwise.check import check as api
-from onnx_pointwise.runtime import providers
-from onnx_pointwise.check.check import CheckResult
+from onnx_pointwise.check import comparison
+from onnx_pointwise.check.comparison import CheckResult
+from onnx_pointwise.check.comparison import check as api
 from onnx_pointwise.errors import InputError, ModelError, ProviderError
 from onnx_pointwise.reports.terminal import verdict
+from onnx_pointwise.runtime import providers
+from tests.graphs import conv_model, function_model, if_model, make_model, normal, opened, value
 
 KERNEL = normal(6, 8, 3, 3)
 
@@ -406,7 +407,7 @@ def test_a_provider_that_computes_the_second_network_wrongly(
         share = {before: dense_share, after: rewritten_share}[source]
         return Wrong(real(source, provider, **options), share if provider == "twin" else 0.0)
 
-    monkeypatch.setattr(providers, "open_session", open_session)
+    monkeypatch.setattr(comparison, "open_session", open_session)
     result = check(before, after, providers=("twin",))
     assert codes(result) == found
     assert len(result.warnings) == warned

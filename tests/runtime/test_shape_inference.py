@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import conv_model, function_model, if_model, loop_model, make_model, normal, run, value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnx_pointwise.graph import shapes as shapes_module
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.graph.model_io import load, to_bytes
-from onnx_pointwise.graph.shapes import ASSUMED_SIZE, concrete_inputs, resolve, runtime_inputs
+from onnx_pointwise.graph.shapes import ASSUMED_SIZE, concrete_inputs, runtime_inputs
 from onnx_pointwise.graph.sites import find_sites
+from onnx_pointwise.runtime import shape_inference as shapes_module
+from onnx_pointwise.runtime.shape_inference import resolve
+from tests.graphs import conv_model, function_model, if_model, loop_model, make_model, normal, run, value
 
 
 def declared(**inputs: Any) -> Any:

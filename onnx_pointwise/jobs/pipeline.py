@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,49 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 from threadpoolctl import threadpool_limits
 
-from onnx_pointwise.planning import NO_BUDGET, Budget, Split, choose, hand_made, options_of, settle
-from onnx_pointwise.study import Options, Progress, Study, Weights, make_weights, study
-from onnx_pointwise.examples import Calibration, CalibrationSource, calibrate
 from onnx_pointwise.check import CheckResult, Finding
 from onnx_pointwise.check import check as check_models
-from onnx_pointwise.graph import ModelCost, SiteCost, dense_cost, model_cost
 from onnx_pointwise.errors import OutputError, PlanError
+from onnx_pointwise.examples import Calibration, CalibrationSource, Layout, Preprocessing, calibrate
+from onnx_pointwise.fitting import Weights, make_weights
+from onnx_pointwise.graph import (
+    MIN_CHANNELS,
+    BottleneckPass,
+    Choice,
+    ModelCost,
+    ModelSource,
+    Plan,
+    Refusal,
+    Replacement,
+    ResolvedShapes,
+    Site,
+    dense_cost,
+    file_bytes,
+    find_sites,
+    frozen,
+    load,
+    model_cost,
+    replacement,
+    require_sites,
+    runtime_source,
+)
+from onnx_pointwise.jobs.results import RewriteResult, Score, SiteResult
+from onnx_pointwise.latency import LatencyCache, NetworkLatency, network_latency
 from onnx_pointwise.numerics import FORMS, Form, Method, is_exact
-from onnx_pointwise.graph import frozen
-from onnx_pointwise.latency import LatencyCache
-from onnx_pointwise.planning import faster, meeting
-from onnx_pointwise.graph import ModelSource, file_bytes, load, runtime_source, save
-from onnx_pointwise.latency import NetworkLatency, network_latency
-from onnx_pointwise.graph import Choice, Plan, make_choice, require_sites
-from onnx_pointwise.examples import Layout, Preprocessing
-from onnx_pointwise.runtime import open_session, provider_info, require
-from onnx_pointwise.fitting import MEMORY
-from onnx_pointwise.graph import BottleneckPass, Replacement, replacement
-from onnx_pointwise.graph import ResolvedShapes, Shape, resolve
-from onnx_pointwise.graph import MIN_CHANNELS, Refusal, Site, find_sites
-
+from onnx_pointwise.planning import (
+    NO_BUDGET,
+    Budget,
+    Options,
+    Split,
+    choose,
+    faster,
+    hand_made,
+    meeting,
+    options_of,
+    settle,
+)
+from onnx_pointwise.runtime import MEMORY, open_session, provider_info, require, resolve
+from onnx_pointwise.study import Progress, Study, study
 
 # Bisection steps of the search for the cheapest network within a limit: to within 1 % of the MACs.
 _SEARCH_STEPS = 7

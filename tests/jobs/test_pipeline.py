@@ -14,17 +14,17 @@ import pytest
 
 import onnx_pointwise
 from models.networks import metric
-from onnx_pointwise import pipeline
-from onnx_pointwise.examples.calibration import Calibration
 from onnx_pointwise.errors import ModelError, OutputError, PlanError, TargetError
-from onnx_pointwise.numerics.factorize import FORMS, Form
+from onnx_pointwise.examples.calibration import Calibration
 from onnx_pointwise.graph.model_io import serialize
-from onnx_pointwise.pipeline import require_other_file
 from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import find_sites
+from onnx_pointwise.jobs import pipeline
+from onnx_pointwise.jobs.pipeline import require_other_file
+from onnx_pointwise.numerics.factorize import FORMS, Form
 from tests.staircase import install
 
-DIGITS = Path(__file__).resolve().parent.parent / "models" / "digits.onnx"
+DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits.onnx"
 
 
 def content(model: ir.Model) -> bytes:

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-import onnx_ir as ir
-import onnxruntime as ort
+
 from numpy.typing import NDArray
-from onnx_ir.passes.common import InlinePass
-from threadpoolctl import threadpool_limits
-from onnx_pointwise.planning import NO_BUDGET, Budget, Split, choose, hand_made, options_of, settle
-from onnx_pointwise.study import Options, Progress, Study, Weights, make_weights, study
-from onnx_pointwise.examples import Calibration, CalibrationSource, calibrate
-from onnx_pointwise.check import CheckResult, Finding
-from onnx_pointwise.check import check as check_models
-from onnx_pointwise.graph import ModelCost, SiteCost, dense_cost, model_cost
-from onnx_pointwise.errors import OutputError, PlanError
-from onnx_pointwise.numerics import FORMS, Form, Method, is_exact
-from onnx_pointwise.graph import frozen
-from onnx_pointwise.latency import LatencyCache
-from onnx_pointwise.planning import faster, meeting
-from onnx_pointwise.graph import ModelSource, file_bytes, load, runtime_source, save
-from onnx_pointwise.latency import NetworkLatency, network_latency
-from onnx_pointwise.graph import Choice, Plan, make_choice, require_sites
-from onnx_pointwise.examples import Layout, Preprocessing
-from onnx_pointwise.runtime import open_session, provider_info, require
-from onnx_pointwise.fitting import MEMORY
-from onnx_pointwise.graph import BottleneckPass, Replacement, replacement
-from onnx_pointwise.graph import ResolvedShapes, Shape, resolve
-from onnx_pointwise.graph import MIN_CHANNELS, Refusal, Site, find_sites
+
+from onnx_pointwise.examples import CalibrationSource
+from onnx_pointwise.graph import ModelSource, Plan, make_choice
+from onnx_pointwise.jobs.pipeline import rewrite
+from onnx_pointwise.jobs.results import RewriteResult
+from onnx_pointwise.numerics import Method
 
 
 def insert_pointwise(

@@ -16,20 +16,38 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnx_pointwise.runtime import providers
-from onnx_pointwise.runtime import LatencyComparison, compare
-from onnx_pointwise.graph import ModelCost, model_cost
-from onnx_pointwise.numerics import Drift, DriftMeter
-from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import frozen
-from onnx_pointwise.runtime import Array, InputSpec, as_model, input_specs
-from onnx_pointwise.runtime import Machine, machine
-from onnx_pointwise.graph import ModelSource, file_bytes, runtime_source
-from onnx_pointwise.runtime import AssignedNode
-from onnx_pointwise.runtime import model_name, open_initializers
-from onnx_pointwise.runtime import sentence
-from onnx_pointwise.graph import resolve, runtime_inputs
 from onnx_pointwise.check.trials import Batch, Shapes, batches_of, first_item, is_open
+from onnx_pointwise.errors import InputError, ModelError
+from onnx_pointwise.graph import (
+    ModelCost,
+    ModelSource,
+    as_model,
+    file_bytes,
+    frozen,
+    model_cost,
+    runtime_inputs,
+    runtime_source,
+)
+from onnx_pointwise.numerics import Drift, DriftMeter
+from onnx_pointwise.runtime import (
+    Array,
+    AssignedNode,
+    InputSpec,
+    LatencyComparison,
+    Machine,
+    compare,
+    input_specs,
+    machine,
+    model_name,
+    nodes_off_provider,
+    open_initializers,
+    open_session,
+    provider_info,
+    provider_name,
+    require,
+    resolve,
+    sentence,
+)
 
 
 @dataclass(frozen=True)
@@ -302,7 +320,7 @@ def _signature(model: ir.Model) -> list[tuple[str | None, ir.DataType | None]]:
 
 
 def _is_cpu(provider: str) -> bool:
-    return providers.provider_name(provider) == "cpu"
+    return provider_name(provider) == "cpu"
 
 
 def _require_arguments(
@@ -315,7 +333,7 @@ def _require_arguments(
     if not wanted:
         raise InputError("Name at least one execution provider to check on.")
     for provider in wanted:
-        providers.require(provider)
+        require(provider)
     for size in batch_sizes:
         if size < 1:
             raise InputError(f"A batch size must be at least 1, not {size}.")
@@ -344,14 +362,14 @@ class _Run:
 def _run(source: ModelSource | bytes, batches: Sequence[Batch], provider: str, settings: _Settings) -> _Run:
     outputs: list[dict[str, Array] | str] = []
     with runtime_source(source) as path:
-        session = providers.open_session(path, provider, threads=settings.threads, optimization=settings.optimization)
+        session = open_session(path, provider, threads=settings.threads, optimization=settings.optimization)
         names = [output.name for output in session.get_outputs() if output.type.startswith("tensor(")]
         for batch in batches:
             try:
                 outputs.append(dict(zip(names, session.run(names, batch.feeds), strict=True)))
             except Exception as error:  # the runtime's exceptions share no base class
                 outputs.append(sentence(error))
-        nodes_off = () if _is_cpu(provider) else tuple(providers.nodes_off_provider(session))
+        nodes_off = () if _is_cpu(provider) else tuple(nodes_off_provider(session))
     return _Run(outputs, nodes_off)
 
 
@@ -364,7 +382,7 @@ def _check_on(
     settings: _Settings,
 ) -> tuple[ProviderCheck, list[Finding]]:
     """Run both networks on one provider, one after the other, and compare."""
-    info = providers.provider_info(provider)
+    info = provider_info(provider)
     here = on_cpu if _is_cpu(provider) else None
     dense = here[0] if here else _run(before.source, batches, provider, settings)
     if isinstance(dense.outputs[0], str):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
-from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph.model_io import quiet, runtime_source
-from onnx_pointwise.runtime import open_session
-from onnx_pointwise.runtime import sentence
+
+from onnx_pointwise.errors import ModelError
+from onnx_pointwise.graph import ResolvedShapes, Shape, concrete_inputs, quiet, runtime_inputs, runtime_source
+from onnx_pointwise.runtime.providers import open_session
+from onnx_pointwise.runtime.runtime_errors import sentence
 
 
 def resolve(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> ResolvedShapes:

@@ -1,0 +1,24 @@
+"""The jobs end to end: rewrite, insert, inspect, bench.
+
+They call the wings below and decide nothing themselves.
+"""
+
+from onnx_pointwise.jobs.benchmark import Benchmark, bench
+from onnx_pointwise.jobs.insertion import insert_pointwise
+from onnx_pointwise.jobs.inspection import ENERGIES, Inspection, SiteView, inspect
+from onnx_pointwise.jobs.pipeline import require_other_file, rewrite
+from onnx_pointwise.jobs.results import RewriteResult, SiteResult
+
+__all__ = [
+    "ENERGIES",
+    "Benchmark",
+    "Inspection",
+    "RewriteResult",
+    "SiteResult",
+    "SiteView",
+    "bench",
+    "insert_pointwise",
+    "inspect",
+    "require_other_file",
+    "rewrite",
+]
