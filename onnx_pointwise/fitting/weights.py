@@ -10,10 +10,10 @@ import numpy as np
 from onnx_pointwise.fitting.refit import SiteRefit
 from onnx_pointwise.fitting.refit import refit as sequential_refit
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement
-from onnx_pointwise.numerics import beside, in_order, relative_drift, workers
+from onnx_pointwise.numerics import beside, in_order, workers
 from onnx_pointwise.planning import predicted_drift
 from onnx_pointwise.runtime import Piece, without_shapes
-from onnx_pointwise.study import Progress, Study, measured_outputs, unrefitted
+from onnx_pointwise.study import Progress, Study, unrefitted
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Weights:
     Attributes:
         replacements: By site name.
         refits: What the refit did, by site name; empty where the unrefitted factors were kept.
-        drift: Relative L2 drift on the examples held back, at the outputs or before a final Softmax; None without any.
+        drift: Relative L2 drift on the examples held back, at the heads; None without any.
         unrefitted: The same with the unrefitted factors.
         predicted: The same as the plan predicts it, see `predicted_drift`.
         dropped: The same with the refit, where that did harm and was not kept.
@@ -105,10 +105,10 @@ def drift_of(found: Study, choices: Mapping[str, Choice], replacements: Mapping[
         replacements: Weights that fit them.
 
     Returns:
-        The drift at the outputs, or before a final Softmax, root mean square over the outputs.
+        The drift at the heads, their weighted root mean square.
     """
     examples = found.held or found.fit
-    names = measured_outputs(found.shapes.model)
+    names = found.heads.names
     rewritten = found.shapes.model.clone()
     BottleneckPass(Plan(choices, method=found.method), replacements)(rewritten)
     results = []
@@ -120,4 +120,4 @@ def drift_of(found: Study, choices: Mapping[str, Choice], replacements: Mapping[
             for start in range(0, count, found.batch)
         ]
         results.append([np.concatenate(column) for column in zip(*parts, strict=True)])
-    return float(np.sqrt(relative_drift(results[0], results[1])))
+    return float(np.sqrt(found.heads.drift(results[0], results[1])))

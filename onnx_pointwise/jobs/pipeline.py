@@ -553,7 +553,7 @@ def _report(site: Site, plan: Plan, weights: Mapping[str, Replacement], found: S
     cost = choice.cost(site) if known else None
     error = weights[site.name].factors.error
     seen = found.moments.get(site.name) if found is not None else None
-    moment = None if seen is None else seen.kind
+    moment = None if seen is None else seen.whole.kind
     timed = plan.latency.get("sites", {}).get(site.name)
     latency = None if timed is None else timed["rewritten"] / timed["dense"]
     return SiteResult(site.name, choice.form, choice.rank, error, dense, cost, None, moment, latency)

@@ -4,7 +4,7 @@ It knows neither ONNX nor the runtime.
 """
 
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
-from onnx_pointwise.numerics.drift import Drift, DriftMeter, relative_drift
+from onnx_pointwise.numerics.drift import Drift, DriftMeter, relative_drift, weighted_drift
 from onnx_pointwise.numerics.factorize import (
     FORMS,
     Factors,
@@ -16,12 +16,15 @@ from onnx_pointwise.numerics.factorize import (
     error_curves,
     factorize,
     is_exact,
+    relative_error,
 )
+from onnx_pointwise.numerics.heldout import held_curves
 from onnx_pointwise.numerics.moments import (
     Lattice,
     Moments,
     Stationary,
     Window,
+    blended,
     lattices,
     make_window,
     patches,
@@ -50,6 +53,7 @@ __all__ = [
     "Stationary",
     "Window",
     "beside",
+    "blended",
     "compose",
     "cores",
     "error_curve",
@@ -57,6 +61,7 @@ __all__ = [
     "exchange",
     "factorize",
     "fit_response",
+    "held_curves",
     "in_order",
     "is_exact",
     "knapsack",
@@ -65,7 +70,9 @@ __all__ = [
     "patches",
     "reconstruct",
     "relative_drift",
+    "relative_error",
     "sample",
     "shrunk",
+    "weighted_drift",
     "workers",
 ]

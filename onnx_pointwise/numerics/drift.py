@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,35 +120,67 @@ def _holds_scores(output: NDArray[Any]) -> bool:
     )
 
 
-# Deviations of an output at which errors are cut.
+# Deviations of a value at which errors are cut, unless the value itself goes further.
 _SATURATION = 5.0
-
-
-# Fewer examples than this have no mean worth taking out.
+# Fewer numbers than this in a channel have no mean worth taking out.
 _ENOUGH = 8
+# Share of its energy below which a value does not vary.
+_CONSTANT = 1e-12
 
 
-def relative_drift(reference: Sequence[Array], moved: Sequence[Array]) -> float:
-    """Relative squared drift, the mean of all outputs.
-
-    What an output has in common over the examples says nothing, so with enough examples its mean is taken out. A number
-    that is off by many times the output's deviation is as wrong as it can be: larger errors, as an exponential at the
-    end of a network makes of small ones, count no more.
+def centred(values: Array, axis: int) -> Array:
+    """Take out what the numbers of a channel have in common, which says nothing of an answer.
 
     Args:
-        reference: The outputs of the untouched network, [N, ...] each.
-        moved: The outputs to compare.
+        values: [N, ...].
+        axis: Axis of the channels.
 
     Returns:
-        Mean over the outputs of ||moved - reference||^2 / ||reference - mean||^2, errors cut at a few deviations; 0 for
-        outputs that are constant.
+        float64, the same shape; less the mean of each channel, or the mean of all where a channel holds few numbers.
     """
-    shares = []
-    for one, other in zip(reference, moved, strict=True):
-        truth = one.astype(np.float64)
-        spread = truth - truth.mean(axis=0) if one.ndim and len(one) >= _ENOUGH else truth
-        whole = float(np.vdot(spread, spread))
-        error = np.nan_to_num(np.abs(other - truth), nan=np.inf)
-        most = _SATURATION * np.sqrt(whole / max(spread.size, 1))
-        shares.append(float((np.minimum(error, most) ** 2).sum()) / whole if whole > 0.0 else 0.0)
-    return float(np.mean(shares)) if shares else 0.0
+    truth = values.astype(np.float64)
+    if truth.size == 0 or not truth.ndim:
+        return truth
+    others = tuple(index for index in range(truth.ndim) if index != axis % truth.ndim)
+    if math.prod(truth.shape[index] for index in others) < _ENOUGH:
+        return cast(Array, truth - truth.mean())
+    return cast(Array, truth - truth.mean(axis=others, keepdims=True))
+
+
+def relative_drift(reference: Array, moved: Array, axis: int = 1) -> float | None:
+    """Relative squared drift of one value, channel means taken out.
+
+    A number that is off by many times the value's deviation is as wrong as it can be: larger errors, as an exponential
+    at the end of a network makes of small ones, count no more.
+
+    Args:
+        reference: The value in the untouched network, [N, ...].
+        moved: The value to compare, the same shape.
+        axis: Axis of the channels.
+
+    Returns:
+        ||moved - reference||^2 / ||reference - mean||^2, errors cut at a few deviations or the largest one; None for a
+        value that does not vary, of which nothing can be said.
+    """
+    spread = centred(reference, axis)
+    whole = float(np.vdot(spread, spread))
+    if not whole > _CONSTANT * float(np.vdot(reference, reference)):
+        return None
+    error = np.nan_to_num(np.abs(moved.astype(np.float64) - reference), nan=np.inf)
+    most = max(_SATURATION * math.sqrt(whole / spread.size), float(np.abs(spread).max()))
+    return float((np.minimum(error, most) ** 2).sum()) / whole
+
+
+def weighted_drift(shares: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Mean of the relative squared drifts of several values.
+
+    Args:
+        shares: What `relative_drift` gave for each.
+        weights: How much each counts.
+
+    Returns:
+        The mean over those that vary; None where none does.
+    """
+    told = [(share, weight) for share, weight in zip(shares, weights, strict=True) if share is not None]
+    total = sum(weight for _, weight in told)
+    return sum(share * weight for share, weight in told) / total if total > 0.0 else None

@@ -645,16 +645,35 @@ def _output_gains(weights: Array, norm: Norm) -> Array:
 
 def _explained(weights: Array, norm: Norm) -> Array:
     """[O, I, K]: the outputs over orthogonal directions, the leading ones of which each further input channel adds."""
+    if norm.moment is None:
+        return _mix_inputs(weights, np.linalg.eigh(_input_gram(weights))[1][:, ::-1])
+    return nested_channels(weights, norm)[2]
+
+
+def nested_channels(weights: Array, norm: Norm) -> tuple[Array, Array, Array]:
+    """Directions of the input channels, the most telling first, and what each further one explains.
+
+    The leading directions, made orthonormal one after the other, span the same nested spaces. In that basis W L by a
+    Cholesky factor L of S is a Gram-Schmidt over channels: its leading columns hold exactly what the leading channels
+    can explain with their best kernel.
+
+    Args:
+        weights: W, [O, I, K].
+        norm: S, which is not the identity.
+
+    Returns:
+        The directions [I, I], one a row; L of S in their basis, [I * K, I * K], or [I, I] for a moment of channels; and
+        W L, [O, I, K].
+    """
     _, inputs, taps = weights.shape
     channels = norm.channels
-    root = None if channels is None else _cholesky(channels)
-    white = weights if root is None else _mix_inputs(weights, root)
+    assert channels is not None and norm.moment is not None
+    root = _cholesky(channels)
+    white = _mix_inputs(weights, root)
     vectors = np.linalg.eigh(_input_gram(white))[1][:, ::-1]
-    if norm.moment is None or root is None or not norm.full:
-        return _mix_inputs(white, vectors)
-    # The leading directions, made orthonormal one after the other, span the same nested spaces. In that basis
-    # W S^(1/2) by a Cholesky factor is a Gram-Schmidt over channels: its leading columns hold exactly what the
-    # leading channels can explain with their best kernel.
+    if not norm.full:
+        # W R^-T V in the basis V^T R^-1: there S is the identity.
+        return np.linalg.solve(root.T, vectors).T, np.eye(inputs), _mix_inputs(white, vectors)
     rows = np.linalg.solve(root.T, vectors)
     rows = np.linalg.qr(rows)[0].T
     problem = norm.moment.reshape(inputs, taps * inputs * taps)
@@ -662,7 +681,7 @@ def _explained(weights: Array, norm: Norm) -> Array:
     turned = np.einsum("sj,rtju->rtsu", rows, turned, optimize=True).reshape(inputs * taps, inputs * taps)
     triangle = _cholesky((turned + turned.T) * 0.5 + norm.jitter * np.eye(len(turned)))
     core = _mix_inputs(weights, rows.T)
-    return (core.reshape(len(core), -1) @ triangle).reshape(weights.shape)
+    return rows, triangle, (core.reshape(len(core), -1) @ triangle).reshape(weights.shape)
 
 
 def _input_gains(explained: Array, form: Form) -> Array:

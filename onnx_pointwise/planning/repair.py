@@ -38,7 +38,12 @@ def repaired(
     if not listed:
         return dict(chosen)
     whole = WholeNetwork(
-        found.shapes.model, found.sites, few_examples(found), batch=found.batch, threads=found.settings["threads"]
+        found.shapes.model,
+        found.sites,
+        few_examples(found),
+        found.heads,
+        batch=found.batch,
+        threads=found.settings["threads"],
     )
     sites = {site.name: site for site in found.sites}
     names = {option.site.name for option in listed}

@@ -4,7 +4,6 @@ It chooses nothing and makes no weights that are handed over.
 """
 
 from onnx_pointwise.study.collect import PATCHES, named_seed, patch_count
-from onnx_pointwise.study.sensitivity import measured_outputs
 from onnx_pointwise.study.survey import Progress, Study, few_examples, study, unrefitted
 from onnx_pointwise.study.whole import WholeNetwork
 
@@ -14,7 +13,6 @@ __all__ = [
     "Study",
     "WholeNetwork",
     "few_examples",
-    "measured_outputs",
     "named_seed",
     "patch_count",
     "study",

@@ -15,12 +15,17 @@ from numpy.typing import NDArray
 from onnx_pointwise.graph import ResolvedShapes, Shape, Site, runtime_inputs
 from onnx_pointwise.numerics import (
     Moments,
+    Norm,
     Stationary,
     Window,
+    blended,
+    compose,
+    factorize,
     in_order,
     lattices,
     make_window,
     patches,
+    relative_error,
     shrunk,
     workers,
 )
@@ -41,6 +46,11 @@ _PATCHES_PER_NUMBER = 10
 EXACT = 2304
 #: Widest patch whose taps are told apart at all; of wider ones only the channels are looked at.
 STATIONARY = 4608
+# With more patches than so many for each number in one, taps are known as well as channels.
+_PLENTY = 12
+# Shares of `blended` to choose from, and the share of its arithmetic that a site is cut to for the choice.
+_BLENDS = (0.0, 0.15, 0.4, 0.7, 0.9)
+_BLENDED_AT = 0.4
 # Bytes of the largest activation of one batch.
 _BATCH_BYTES = 2**28
 _LARGEST_BATCH = 64
@@ -51,15 +61,34 @@ class SiteMoments:
     """What a site sees.
 
     Attributes:
-        covariance: Covariance of the input patches, [I*K, I*K], or of the channels, [I, I], shrunk as few samples ask
-            for; as `factorize` takes it.
+        covariance: Covariance of the input patches, [I*K, I*K], or of the channels, [I, I], blended and shrunk as few
+            samples ask for; as `factorize` takes it. In float32, as exact as the sums behind it.
         mean: Mean patch, [I*K].
         kind: `exact`; `stationary`, the same for taps at the same distance; or `channels`.
+        count: Patches behind it.
+        blend: Share of it in which taps are taken to tell nothing of one another, see `blended`.
     """
 
-    covariance: NDArray[np.float64]
+    covariance: NDArray[np.float32]
     mean: NDArray[np.float64]
     kind: Kind
+    count: int = 0
+    blend: float = 0.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a site sees in all examples, and in those that trials leave to it.
+
+    Attributes:
+        whole: Of all examples: what the weights are made from.
+        part: Of those that are not tried on: what trial factors are made from; the same where none is tried on.
+        rest: Covariance in those that are tried on, as it is: what trial factors are judged by; None without any.
+    """
+
+    whole: SiteMoments
+    part: SiteMoments
+    rest: NDArray[np.float32] | None
 
 
 def moment_kind(site: Site) -> Kind:
@@ -102,12 +131,13 @@ def site_moments(
     inputs: Mapping[str, Array],
     *,
     batch: int,
+    tried: NDArray[np.bool_] | None = None,
     patch_limit: int = PATCHES,
     memory: int = 2**30,
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, SiteMoments]:
+) -> dict[str, Seen]:
     """Run the untouched network on example inputs and collect what each site sees.
 
     Args:
@@ -115,6 +145,7 @@ def site_moments(
         sites: The sites to look at; those that lie in subgraphs are left out.
         inputs: Example inputs by name, [N, ...].
         batch: Examples in one run.
+        tried: Whether trials are run on each example, [N]; on none if None.
         patch_limit: Patches of a site to look at, about.
         memory: Bytes of moments to hold at once; more sites than fit take further passes.
         seed: Seed of the positions that are left out.
@@ -132,7 +163,7 @@ def site_moments(
     known = {str(value.name) for value in model.graph.inputs}
     known |= {str(value.name) for node in model.graph for value in node.outputs}
     reachable = [site for site in sites if site.source in known]
-    found: dict[str, SiteMoments] = {}
+    found: dict[str, Seen] = {}
     for number, group in enumerate(groups := list(_groups(reachable, memory))):
         # Sites that read one value in the same way see the same.
         shared = {_view(site): _Collector(site, seed, patch_limit) for site in group}
@@ -147,11 +178,12 @@ def site_moments(
             values = dict(feeds)
             if piece is not None:
                 values.update(zip(made, piece.run(feeds), strict=True))
-            share = min(batch, count - start) / count
-            work = [(one, values[view[0]], share, start) for view, one in shared.items()]
+            chosen = np.zeros(count, np.bool_) if tried is None else tried
+            work = [(one, values[view[0]], chosen, start) for view, one in shared.items()]
             for _ in in_order(_add, work, workers(threads)):
                 pass
-        seen = {view: collector.moments() for view, collector in shared.items()}
+        made_of = in_order(lambda one: one.moments(), list(shared.values()), workers(threads))
+        seen = dict(zip(shared, made_of, strict=True))
         found.update({site.name: seen[_view(site)] for site in group})
     return {site.name: found[site.name] for site in reachable}
 
@@ -188,7 +220,7 @@ class _Collector:
     def __init__(self, site: Site, seed: int, limit: int) -> None:
         self._site, self._seed, self._limit = site, seed, limit
         self._kind = moment_kind(site)
-        self._sums: Moments | Stationary | None = None
+        self._sums: list[Moments] | list[Stationary] = []
 
     def _window(self, size: Sequence[int]) -> Window:
         site = self._site
@@ -197,35 +229,87 @@ class _Collector:
             return Window(once, once, once, (0,) * (2 * len(once)))
         return make_window(site.kernel_shape, site.strides, site.dilations, site.pads, size)
 
-    def add(self, inputs: Array, share: float, start: int) -> None:
-        """Add a batch that holds a share of the examples, from the one at `start` on."""
+    def add(self, inputs: Array, tried: NDArray[np.bool_], start: int) -> None:
+        """Add a batch, the examples from `start` on."""
+        here = tried[start : start + len(inputs)]
+        if len(here) != len(inputs):  # what does not depend on the examples
+            here = np.zeros(len(inputs), np.bool_)
         window = self._window(inputs.shape[2:])
         if self._kind == "stationary":
-            if self._sums is None:
-                self._sums = Stationary(inputs.shape[1], window)
-            assert isinstance(self._sums, Stationary)
-            self._sums.add(inputs)
+            self._add_maps(inputs, window, here)
             return
         width = inputs.shape[1] * window.taps
-        seed = named_seed(self._seed, self._site.source, start)
+        share = len(inputs) / len(tried)
         limit = max(1, round(patch_count(self._limit, width) * share))
-        examples = np.arange(len(inputs))
-        for lattice in lattices(examples, window.out_size(inputs.shape[2:]), width, limit=limit, seed=seed):
-            block = patches(inputs, window, lattice)
-            if self._sums is None:
-                self._sums = Moments(width, shift=block.mean(axis=1))
-            assert isinstance(self._sums, Moments)
-            self._sums.add(block)
+        for back in (False, True):
+            examples = np.flatnonzero(here == back)
+            if not len(examples):
+                continue
+            most = max(1, limit * len(examples) // len(inputs))
+            seed = named_seed(self._seed, self._site.source, start, back)
+            for lattice in lattices(examples, window.out_size(inputs.shape[2:]), width, limit=most, seed=seed):
+                block = patches(inputs, window, lattice)
+                if not self._sums:
+                    self._sums = [Moments(width, shift=block.mean(axis=1))]
+                    self._sums.append(self._sums[0].sibling())
+                sums = self._sums[back]
+                assert isinstance(sums, Moments)
+                sums.add(block)
 
-    def moments(self) -> SiteMoments:
-        """What was collected."""
-        assert self._sums is not None, "there are no examples"
-        mean = self._sums.mean()
+    def _add_maps(self, inputs: Array, window: Window, here: NDArray[np.bool_]) -> None:
+        if not self._sums:
+            self._sums = [
+                Stationary(inputs.shape[1], window, shift=inputs),
+                Stationary(inputs.shape[1], window, shift=inputs),
+            ]
+        for back in (False, True):
+            if (here == back).any():
+                sums = self._sums[back]
+                assert isinstance(sums, Stationary)
+                sums.add(inputs[here == back])
+
+    def moments(self) -> Seen:
+        """What was collected; of the tried examples nothing may be known."""
+        assert self._sums, "there are no examples"
+        part, rest = self._sums
+        if not rest.count or not part.count:
+            whole = self._finished(part if part.count else rest, 0.0)
+            return Seen(whole, whole, None)
+        told = rest.covariance()
+        blend = self._blend(part, told)
+        small = self._finished(part, blend)
+        self._sums = []
+        return Seen(self._finished(part.merged(rest), blend), small, told.astype(np.float32))
+
+    def _blend(self, part: Moments | Stationary, told: NDArray[np.float64]) -> float:
+        """The share of `blended` whose factors lose least on the patches that are tried on."""
+        width = len(told)
+        if self._kind == "channels" or self._site.taps == 1 or part.count > _PLENTY * width:
+            return 0.0
+        kernel = self._site.weights()[0].astype(np.float64)
+        rank = max(1, int(_BLENDED_AT * kernel.size / (kernel.shape[1] + kernel.size / kernel.shape[1])))
+        covariance = part.covariance()
+        held = Norm.of(told, self._site.in_channels, self._site.taps)
+
+        def lost(share: float) -> float:
+            moment = shrunk(blended(covariance, self._site.taps, share), part.count)
+            factors = factorize(kernel, "reduce", rank, second_moment=moment, sweeps=1)
+            return relative_error(kernel, compose(factors), held)
+
+        return min(_BLENDS, key=lost) if rank < kernel.shape[1] else 0.0
+
+    def _finished(self, sums: Moments | Stationary, blend: float) -> SiteMoments:
+        mean = sums.mean()
+        taps = self._site.taps
         if self._kind == "channels":
-            mean = np.repeat(mean, self._site.taps)
-        return SiteMoments(shrunk(self._sums.covariance(), self._sums.count), mean, self._kind)
+            mean = np.repeat(mean, taps)
+        covariance = sums.covariance()
+        if self._kind != "channels":
+            covariance = blended(covariance, taps, blend)
+        kept = shrunk(covariance, sums.count).astype(np.float32)
+        return SiteMoments(kept, mean, self._kind, sums.count, blend)
 
 
-def _add(work: tuple[_Collector, Array, float, int]) -> None:
-    collector, values, share, start = work
-    collector.add(values, share, start)
+def _add(work: tuple[_Collector, Array, NDArray[np.bool_], int]) -> None:
+    collector, values, tried, start = work
+    collector.add(values, tried, start)

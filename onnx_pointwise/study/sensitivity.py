@@ -2,7 +2,7 @@
 
 The network is walked through site by site on a few examples. At each site a few kernels of known error take the place
 of the trained one; what follows the site is run on their outputs, and how far the network's outputs move is read off.
-Where an output is a Softmax, its input is looked at: probabilities hide what moves while the network is sure.
+What is looked at are the network's heads, see `heads`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ from onnx_pointwise.numerics import (
     error_curves,
     factorize,
     fit_response,
+    held_curves,
     in_order,
     relative_drift,
+    weighted_drift,
     workers,
 )
-from onnx_pointwise.runtime import TwinRun, open_waiting
-from onnx_pointwise.study.collect import SiteMoments
+from onnx_pointwise.runtime import Piece, TwinRun, open_waiting
+from onnx_pointwise.study.collect import Seen
+from onnx_pointwise.study.heads import Heads
 
 Array = NDArray[Any]
 
@@ -43,7 +46,6 @@ _LEVELS = (0.02, 0.07, 0.2)
 _FORMS: tuple[Form, ...] = ("reduce", "expand")
 # Sites whose factors may wait to be tried: the early ones take long to run, the late ones to factorise.
 _AHEAD = 8
-_NORMALISERS = {"Softmax", "LogSoftmax", "Sigmoid"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Point:
     Attributes:
         form: Form of the factors.
         rank: Their rank.
-        bound: Relative squared error that `error_curve` gives for the rank.
-        error: Relative squared error of the factors.
+        bound: Relative squared error that `held_curves` gives for the rank.
+        error: Relative squared error of the site's output on the examples tried, means taken out.
         drift: Relative squared drift of the network's outputs, their mean over the examples taken out.
     """
 
@@ -72,7 +74,8 @@ class Sensitivity:
     Attributes:
         points: The measurements.
         response: The curve through them.
-        curves: Relative squared error of the site's output that each rank leaves, by form, see `error_curves`.
+        curves: Relative squared error of the site's output that each rank leaves on examples that the factors were not
+            made from, by form.
     """
 
     points: tuple[Point, ...]
@@ -85,8 +88,9 @@ class Sensitivity:
         The curve is an upper bound for `reduce` and `reduce_expand`; how far below it the alternation gets is
         interpolated between the measured ranks.
         """
-        known = sorted((p.bound, p.error / p.bound) for p in self.points if p.form == "reduce" and p.bound > 0.0)
-        if form == "expand" or not known:
+        side = "expand" if form == "expand" else "reduce"
+        known = sorted((p.bound, p.error / p.bound) for p in self.points if p.form == side and p.bound > 0.0)
+        if not known:
             return bounds
         at, ratio = np.array(known).T
         safe = np.maximum(bounds, np.finfo(np.float64).tiny)
@@ -94,22 +98,12 @@ class Sensitivity:
         return reached
 
 
-def measured_outputs(model: ir.Model) -> list[str]:
-    """Names of the values at which drift is measured: the outputs, or what a final Softmax reads."""
-    names = []
-    for value in model.graph.outputs:
-        node = value.producer()
-        if node is not None and node.op_type in _NORMALISERS and node.inputs[0] is not None:
-            value = node.inputs[0]
-        names.append(str(value.name))
-    return list(dict.fromkeys(names))
-
-
 def sensitivities(
     model: ir.Model,
     sites: Sequence[Site],
-    moments: Mapping[str, SiteMoments],
+    moments: Mapping[str, Seen],
     inputs: Mapping[str, Array],
+    heads: Heads,
     *,
     forms: Sequence[Form] = FORMS,
     method: Method = "als",
@@ -125,6 +119,7 @@ def sensitivities(
         sites: The sites to measure, in graph order.
         moments: What each site sees, by its name.
         inputs: A few example inputs by name, [N, ...].
+        heads: Where the network answers.
         forms: Forms that plans may use.
         method: How factors are computed.
         batch: Examples in one run of the runtime.
@@ -139,7 +134,6 @@ def sensitivities(
         ModelError: The model does not run on the inputs.
     """
     found: dict[str, Sensitivity] = {}
-    targets = measured_outputs(model)
 
     def look(site: Site) -> _Outlook:
         return _outlook(site, moments[site.name], forms, method)
@@ -147,7 +141,7 @@ def sensitivities(
     # Factors are made while the network runs on those of the sites before.
     with (
         contextlib.closing(in_order(look, sites, workers(threads), ahead=_AHEAD)) as ahead,
-        TwinRun(model, sites, inputs, batch=batch, memory=memory, threads=threads, outputs=targets) as run,
+        TwinRun(model, sites, inputs, batch=batch, memory=memory, threads=threads, outputs=heads.names) as run,
     ):
         for site, outlook in zip(sites, ahead, strict=True):
             if progress is not None:
@@ -161,14 +155,25 @@ def sensitivities(
             for trial in outlook.trials if rest is not None else ():
                 assert rest is not None and session is not None
                 moved = run.apply(session, run.dense[site.source], trial.weights(site))
-                drift = relative_drift(reference, run.outcome(rest, site, moved))
+                drift = drift_behind(heads, rest, reference, run.outcome(rest, site, moved))
+                error = relative_drift(dense, moved)
                 run.release(moved)
                 made = trial.replacement.factors
-                points.append(Point(made.form, made.rank, trial.bound, made.error**2, drift))
+                if error is not None:
+                    points.append(Point(made.form, made.rank, trial.bound, error, drift))
             response = fit_response([point.error for point in points], [point.drift for point in points])
             found[site.name] = Sensitivity(tuple(points), response, outlook.curves)
             run.finish(site, dense, None)
     return found
+
+
+def drift_behind(heads: Heads, rest: Piece, reference: Sequence[Array], moved: Sequence[Array]) -> float:
+    """Relative squared drift of the network where only the gauges behind a site were computed; the others stay."""
+    pairs = dict(zip(rest.outputs, zip(reference, moved, strict=True), strict=True))
+    shares = [
+        relative_drift(*pairs[gauge.value], gauge.axis) if gauge.value in pairs else 0.0 for gauge in heads.gauges
+    ]
+    return weighted_drift(shares, [gauge.weight for gauge in heads.gauges]) or 0.0
 
 
 def kernel_session(site: Site, threads: int | None = None) -> ort.InferenceSession:
@@ -204,17 +209,32 @@ class _Outlook:
     trials: Sequence[_Trial]
 
 
-def _outlook(site: Site, seen: SiteMoments, forms: Sequence[Form], method: Method) -> _Outlook:
+def _outlook(site: Site, seen: Seen, forms: Sequence[Form], method: Method) -> _Outlook:
     kernel, _ = site.weights()
-    norm = Norm.of(seen.covariance, site.in_channels, site.taps)
+    norm = Norm.of(seen.part.covariance, site.in_channels, site.taps)
+    held = Norm.of(seen.rest, site.in_channels, site.taps) if seen.rest is not None else norm
     tried = competing(site, _FORMS)
-    curves = error_curves(kernel, list(dict.fromkeys([*tried, *competing(site, forms)])), norm)
+    wanted = list(dict.fromkeys([*tried, *competing(site, forms)]))
+    judged = held_curves(kernel, norm, held, wanted)
     trials = []
     for form in tried:
-        curve = curves[form]
+        curve = judged[form]
         inner = np.sqrt(curve[1:-1])
         ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}
         for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
             factors = factorize(kernel.astype(site.dtype), form, rank, method=method, second_moment=norm)
-            trials.append(_Trial(corrected(site, Replacement(factors, None), seen.mean), float(curve[rank])))
-    return _Outlook(curves, trials)
+            trials.append(_Trial(corrected(site, Replacement(factors, None), seen.part.mean), float(curve[rank])))
+    return _Outlook(_expected(kernel, site, seen, norm, judged), trials)
+
+
+def _expected(
+    kernel: Array, site: Site, seen: Seen, norm: Norm, judged: Mapping[Form, NDArray[np.float64]]
+) -> dict[Form, NDArray[np.float64]]:
+    """Curves of factors made from all examples, on others: what is lost beyond the promise falls with their number."""
+    if seen.rest is None:
+        return dict(judged)
+    forms = list(judged)
+    less = error_curves(kernel, forms, norm)
+    whole = error_curves(kernel, forms, Norm.of(seen.whole.covariance, site.in_channels, site.taps))
+    share = seen.part.count / seen.whole.count
+    return {form: np.clip(whole[form] + share * np.maximum(judged[form] - less[form], 0.0), 0.0, 1.0) for form in forms}

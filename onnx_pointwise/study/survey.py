@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from onnx_pointwise.graph import Choice, Replacement, ResolvedShapes, Site, corrected
 from onnx_pointwise.numerics import FORMS, Form, Method, factorize
 from onnx_pointwise.runtime import MEMORY
-from onnx_pointwise.study.collect import PATCHES, SiteMoments, fitting_batch, site_moments
+from onnx_pointwise.study.collect import PATCHES, Seen, fitting_batch, site_moments
+from onnx_pointwise.study.heads import Heads, find_heads
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
 
 Array = NDArray[Any]
@@ -21,12 +22,10 @@ Progress = Callable[[str, str], None]
 
 # One example in so many is held back to see whether the refit helped, where there are enough.
 _HELD_BACK = 8
-# Examples that the sensitivities are measured on: at most this many, ...
-_TRIALS = 64
-_FEWEST_TRIALS = 4
-# ... and no more than take about this many passes over all examples.
-_TRIAL_PASSES = 8.0
-_TRIALS_PER_SITE = 3.0  # six runs of half of the network
+# Examples that the sensitivities are measured on, at most; no more than half of them.
+_TRIALS = 32
+# Fewer examples than this are not parted into those that factors are made from and those that they are tried on.
+_LEAST_SPLIT = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Study:
         sites: The sites looked at, in graph order.
         fit: Example inputs that plans and weights are made from, by name.
         held: Example inputs held back; empty where there were too few.
+        heads: Where the network answers.
         moments: What each site sees.
         sensitivities: What each site's error does to the outputs.
         batch: Examples in one run.
@@ -51,7 +51,8 @@ class Study:
     sites: tuple[Site, ...]
     fit: Mapping[str, Array]
     held: Mapping[str, Array]
-    moments: Mapping[str, SiteMoments]
+    heads: Heads
+    moments: Mapping[str, Seen]
     sensitivities: Mapping[str, Sensitivity]
     batch: int
     method: Method
@@ -99,12 +100,14 @@ def study(
     """
     batch = fitting_batch(model, shapes)
     fit, held = _split(inputs, batch)
-    count = len(next(iter(fit.values())))
+    heads = find_heads(shapes)
+    tried = _tried(len(next(iter(fit.values()))), batch)
     moments = site_moments(
         shapes,
         sites,
         fit,
         batch=batch,
+        tried=tried,
         patch_limit=patch_limit,
         memory=memory // 2,
         seed=seed,
@@ -114,13 +117,12 @@ def study(
     seen = [site for site in sites if site.name in moments]
     found: Mapping[str, Sensitivity] = {}
     if measure and seen:
-        wanted = int(_TRIAL_PASSES * count / (_TRIALS_PER_SITE * len(seen)))
-        few = _thin(fit, min(count, max(_FEWEST_TRIALS, min(_TRIALS, wanted))), batch)
         found = sensitivities(
             shapes.model,
             seen,
             moments,
-            few,
+            {name: array[tried] for name, array in fit.items()} if tried.any() else fit,
+            heads,
             forms=forms,
             method=method,
             batch=batch,
@@ -129,7 +131,7 @@ def study(
             progress=lambda what: progress("sensitivity", what),
         )
     settings = {"patch_limit": patch_limit, "memory": memory, "seed": seed, "threads": threads}
-    return Study(model, shapes, tuple(seen), fit, held, moments, found, batch, method, settings)
+    return Study(model, shapes, tuple(seen), fit, held, heads, moments, found, batch, method, settings)
 
 
 def _split(inputs: Mapping[str, Array], batch: int) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -140,6 +142,18 @@ def _split(inputs: Mapping[str, Array], batch: int) -> tuple[dict[str, Array], d
     if not back.any():
         return dict(inputs), {}
     return {k: v[~back] for k, v in inputs.items()}, {k: v[back] for k, v in inputs.items()}
+
+
+def _tried(count: int, batch: int) -> NDArray[np.bool_]:
+    """Examples that trials are run on and that trial factors are not made from, spread evenly; none of a few."""
+    size = batch if count % batch == 0 and count // batch >= _LEAST_SPLIT else 1
+    groups = count // size
+    tried = np.zeros(count, np.bool_)
+    if groups >= _LEAST_SPLIT:
+        wanted = min(max(1, groups // 2), max(1, -(-_TRIALS // size)))
+        chosen = np.unique(np.linspace(0, groups - 1, wanted).round().astype(int))
+        tried[np.isin(np.arange(count) // size, chosen)] = True
+    return tried
 
 
 def few_examples(found: Study) -> dict[str, Array]:
@@ -157,7 +171,7 @@ def _thin(inputs: Mapping[str, Array], wanted: int, batch: int) -> dict[str, Arr
 
 def unrefitted(site: Site, choice: Choice, found: Study) -> Replacement:
     """Factors for the inputs that a site has in the untouched network, with the bias taking up the mean."""
-    seen = found.moments[site.name]
+    seen = found.moments[site.name].whole
     kernel, bias = site.weights()
     factors = factorize(
         kernel.astype(site.dtype), choice.form, choice.rank, method=found.method, second_moment=seen.covariance

@@ -1,0 +1,112 @@
+"""What factors lose on patches that they were not made from.
+
+Notation as in `factorize`. Factors that are optimal in the norm of one second moment S are judged in another one, T, of
+patches that S has not seen. With few patches the two differ by far: the leading directions of S explain its own patches
+all too well, and what they promise on them is no promise. Curves of all ranks come from one factorisation of S and one
+of T, as those of `error_curves` come from S alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from onnx_pointwise.numerics.factorize import FORMS, Form, error_curves, nested_channels
+from onnx_pointwise.numerics.norm import Norm
+
+Array = NDArray[np.float64]
+
+
+def held_curves(kernel: NDArray[Any], norm: Norm, held: Norm, forms: Sequence[Form] = FORMS) -> dict[Form, Array]:
+    """Relative squared error on held-back patches that each rank leaves, by form.
+
+    `expand` is exact; `reduce` is that of the nested directions of `error_curve`; `reduce_expand` adds what both sides
+    lose more than they promise to its own curve.
+
+    Args:
+        kernel: W, [O, I, *k].
+        norm: S, which the factors are made for.
+        held: T, which they are judged by.
+        forms: The forms.
+
+    Returns:
+        As `error_curves`, not increasing; above its curves where S promises too much. Where T knows nothing, those of
+        S itself.
+    """
+    promised = error_curves(kernel, list(dict.fromkeys([*forms, "reduce", "expand"])), norm)
+    if held.moment is None or norm.moment is None:
+        return {form: promised[form] for form in forms}
+    weights = kernel.astype(np.float64).reshape(*kernel.shape[:2], -1)
+    weights = weights / max(float(np.abs(weights).max()), np.finfo(np.float64).tiny)
+    total = float(np.vdot(weights, held.apply(weights)))
+    if total <= 0.0:
+        return {form: promised[form] for form in forms}
+    sides: dict[Form, Array] = {
+        "expand": _falling(_behind(weights, norm, held) / total),
+        "reduce": _falling(_in_front(weights, norm, held) / total),
+    }
+    curves = {}
+    for form in forms:
+        if form in sides:
+            curves[form] = sides[form]
+        else:
+            excess = {side: np.maximum(sides[side] - promised[side], 0.0) for side in sides}
+            curves[form] = _falling(promised[form] + excess["reduce"][:, None] + excess["expand"][None, :])
+    return curves
+
+
+def _falling(curve: Array) -> Array:
+    """A curve over ranks that never rises, nowhere below the one given; nothing is lost at full rank."""
+    for axis in range(curve.ndim):
+        curve = np.flip(np.maximum.accumulate(np.flip(curve, axis), axis), axis)
+    curve[(-1,) * curve.ndim] = 0.0
+    return np.clip(curve, 0.0, 1.0)
+
+
+def _behind(weights: Array, norm: Norm, held: Norm) -> Array:
+    """Squared error in T of the leading output directions of S, [O + 1]."""
+    flat = weights.reshape(len(weights), -1)
+    gram = flat @ norm.apply_lifted(weights).reshape(len(weights), -1).T
+    vectors = np.linalg.eigh((gram + gram.T) * 0.5)[1][:, ::-1]
+    turned = vectors.T @ flat
+    kept = np.einsum("oi,oi->o", turned, held.apply(turned.reshape(weights.shape)).reshape(turned.shape))
+    return _tails(np.maximum(kept, 0.0))
+
+
+def _in_front(weights: Array, norm: Norm, held: Norm) -> Array:
+    """Squared error in T of the best kernels in S behind its leading channel directions, [I + 1].
+
+    In the basis of those directions, S = L L^T. What the kernel for the leading R leaves of W p is the trailing part of
+    W L applied to L^-1 p, so its energy in T is a sum over the trailing block of (W L)^T (W L) times L^-1 T L^-T.
+    """
+    _, inputs, taps = weights.shape
+    rows, triangle, explained = nested_channels(weights, norm)
+    flat = explained.reshape(len(explained), -1)
+    if norm.full and held.full:
+        assert held.moment is not None
+        problem = held.moment.reshape(inputs, taps * inputs * taps)
+        turned = (rows @ problem).reshape(inputs, taps, inputs, taps)
+        turned = np.einsum("sj,rtju->rtsu", rows, turned, optimize=True).reshape(inputs * taps, inputs * taps)
+        inner = flat.T @ flat
+    else:
+        channels = held.channels
+        assert channels is not None
+        turned = rows @ channels @ rows.T
+        inner = np.einsum("oit,ojt->ij", explained, explained)
+        if norm.full:  # T knows channels alone: its taps are taken to be apart
+            turned = np.kron(turned, np.eye(taps))
+            inner = flat.T @ flat
+    half = scipy.linalg.solve_triangular(triangle, turned, lower=True, check_finite=False)
+    seen = scipy.linalg.solve_triangular(triangle, half.T, lower=True, check_finite=False)
+    blocks = (inner * seen).reshape(inputs, len(seen) // inputs, inputs, -1).sum(axis=(1, 3))
+    below = np.flip(np.cumsum(np.cumsum(np.flip(blocks), axis=0), axis=1))
+    return np.append(np.maximum(np.diagonal(below), 0.0), 0.0)
+
+
+def _tails(values: Array) -> Array:
+    """Sums from each place to the end, and 0 behind it."""
+    return np.append(np.cumsum(values[::-1])[::-1], 0.0)
