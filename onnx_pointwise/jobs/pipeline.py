@@ -47,6 +47,7 @@ from onnx_pointwise.numerics import FORMS, Form, Method, is_exact
 from onnx_pointwise.planning import (
     NO_BUDGET,
     Budget,
+    Corrected,
     Options,
     Split,
     choose,
@@ -57,7 +58,7 @@ from onnx_pointwise.planning import (
     settle,
 )
 from onnx_pointwise.runtime import MEMORY, open_session, provider_info, require, resolve
-from onnx_pointwise.study import Progress, Study, study
+from onnx_pointwise.study import Effort, Progress, Study, study
 
 # Bisection steps of the search for the cheapest network within a limit: to within 1 % of the MACs.
 _SEARCH_STEPS = 7
@@ -408,9 +409,7 @@ class _Job:
                 forms=self.forms,
                 method=self.method,
                 measure=measure,
-                memory=self.memory,
-                seed=self.seed,
-                threads=self.jobs,
+                effort=Effort(memory=self.memory, seed=self.seed, threads=self.jobs),
                 progress=self.progress,
             )
 
@@ -443,6 +442,7 @@ class _Job:
         timed: NetworkLatency | None,
     ) -> Plan:
         """Choose forms and ranks under a budget; where latency is measured, see that the network keeps the promise."""
+        learned = Corrected(found.rehearsal) if found is not None and found.sensitivities else None
 
         def choose_for(budget: Budget) -> Plan:
             with self.blas:
@@ -453,7 +453,7 @@ class _Job:
                     listed,
                     self.before,
                     method=self.method,
-                    found=found,
+                    learned=learned,
                     timed=timed,
                     repair_seconds=self.repair_seconds,
                     progress=self.progress,

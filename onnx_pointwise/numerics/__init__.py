@@ -4,7 +4,7 @@ It knows neither ONNX nor the runtime.
 """
 
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
-from onnx_pointwise.numerics.drift import Drift, DriftMeter, relative_drift, weighted_drift
+from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, relative_drift, weighted_drift
 from onnx_pointwise.numerics.factorize import (
     FORMS,
     Factors,
@@ -54,6 +54,7 @@ __all__ = [
     "Window",
     "beside",
     "blended",
+    "centred",
     "compose",
     "cores",
     "error_curve",

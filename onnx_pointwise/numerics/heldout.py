@@ -86,11 +86,12 @@ def _in_front(weights: Array, norm: Norm, held: Norm) -> Array:
     _, inputs, taps = weights.shape
     rows, triangle, explained = nested_channels(weights, norm)
     flat = explained.reshape(len(explained), -1)
+    turned: NDArray[Any]
     if norm.full and held.full:
         assert held.moment is not None
         problem = held.moment.reshape(inputs, taps * inputs * taps)
-        turned = (rows @ problem).reshape(inputs, taps, inputs, taps)
-        turned = np.einsum("sj,rtju->rtsu", rows, turned, optimize=True).reshape(inputs * taps, inputs * taps)
+        half = (rows @ problem).reshape(inputs, taps, inputs, taps)
+        turned = np.einsum("sj,rtju->rtsu", rows, half, optimize=True).reshape(inputs * taps, inputs * taps)
         inner = flat.T @ flat
     else:
         channels = held.channels
@@ -100,8 +101,8 @@ def _in_front(weights: Array, norm: Norm, held: Norm) -> Array:
         if norm.full:  # T knows channels alone: its taps are taken to be apart
             turned = np.kron(turned, np.eye(taps))
             inner = flat.T @ flat
-    half = scipy.linalg.solve_triangular(triangle, turned, lower=True, check_finite=False)
-    seen = scipy.linalg.solve_triangular(triangle, half.T, lower=True, check_finite=False)
+    left = scipy.linalg.solve_triangular(triangle, turned, lower=True, check_finite=False)
+    seen = scipy.linalg.solve_triangular(triangle, left.T, lower=True, check_finite=False)
     blocks = (inner * seen).reshape(inputs, len(seen) // inputs, inputs, -1).sum(axis=(1, 3))
     below = np.flip(np.cumsum(np.cumsum(np.flip(blocks), axis=0), axis=1))
     return np.append(np.maximum(np.diagonal(below), 0.0), 0.0)

@@ -276,6 +276,11 @@ class Moments:
         self._products = np.zeros((patch, patch))
         self.clear_targets(targets)
 
+    @property
+    def outputs(self) -> int:
+        """Numbers in a target, O."""
+        return len(self._target_sum)
+
     def clear_targets(self, targets: int) -> None:
         """Forget the targets, to add others for the same patches."""
         self._target_count = 0

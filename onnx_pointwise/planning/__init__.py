@@ -4,12 +4,14 @@ It makes no weights.
 """
 
 from onnx_pointwise.planning.budget import NO_BUDGET, Budget, Split, choose, hand_made, options_of, settle
+from onnx_pointwise.planning.correction import Corrected
 from onnx_pointwise.planning.measured import faster, meeting
-from onnx_pointwise.planning.options import Options, predicted_drift
+from onnx_pointwise.planning.options import Options
 
 __all__ = [
     "NO_BUDGET",
     "Budget",
+    "Corrected",
     "Options",
     "Split",
     "choose",
@@ -17,6 +19,5 @@ __all__ = [
     "hand_made",
     "meeting",
     "options_of",
-    "predicted_drift",
     "settle",
 ]

@@ -13,6 +13,7 @@ from onnx_pointwise.graph import Choice, ModelCost, Plan, Refusal, Site, dense_c
 from onnx_pointwise.latency import Measured, NetworkLatency
 from onnx_pointwise.numerics import FORMS, Form, Method
 from onnx_pointwise.planning.candidates import COLUMNS, Resource, candidates
+from onnx_pointwise.planning.correction import Corrected
 from onnx_pointwise.planning.options import Options, options, share_out
 from onnx_pointwise.planning.repair import repaired
 from onnx_pointwise.study import Progress, Study
@@ -164,7 +165,7 @@ def choose(
     total: ModelCost,
     *,
     method: Method = "als",
-    found: Study | None = None,
+    learned: Corrected | None = None,
     timed: NetworkLatency | None = None,
     repair_seconds: float = 0.0,
     progress: Progress = lambda stage, what: None,
@@ -178,9 +179,9 @@ def choose(
         listed: What could be done to the sites that are open, from ``options_of``.
         total: Cost of the dense model.
         method: How the factors will be computed.
-        found: What example inputs told, for the repair.
+        learned: What plans that were rehearsed have taught; None without example inputs.
         timed: What the network takes on a provider, where the options come from that.
-        repair_seconds: Time to run variations of a plan for targets in, see ``repair``; takes ``found``.
+        repair_seconds: Time to run variations of a plan for targets in, see ``repair``; takes ``learned``.
         progress: Called with a stage and what is taken up in it.
 
     Returns:
@@ -199,12 +200,22 @@ def choose(
         chosen |= by_energy(listed, wanted.energy)
     elif wanted.targets and any(len(option.choices) > 1 for option in listed):
         limits = _limits(listed, wanted.targets, total, _fixed_savings(sites, split, timed), timed)
-        chosen |= share_out(listed, limits)
-        if found is not None and repair_seconds > 0:
-            columns = [COLUMNS[resource] for resource in limits]
-            chosen = repaired(
-                found, listed, list(limits.values()), columns, chosen, seconds=repair_seconds, progress=progress
-            )
+        if learned is None:
+            chosen |= share_out(listed, limits)
+        else:
+            progress("plan", "rehearsal")
+            chosen |= learned.share_out(listed, limits, split.fixed)
+            if repair_seconds > 0:
+                columns = [COLUMNS[resource] for resource in limits]
+                chosen = repaired(
+                    learned.rehearsal,
+                    listed,
+                    list(limits.values()),
+                    columns,
+                    chosen,
+                    seconds=repair_seconds,
+                    progress=progress,
+                )
     refusals = dict(split.refusals) | _left_dense(listed, chosen, wanted.resource, timed)
     order = [site.name for site in sites]
     return Plan(
@@ -252,7 +263,7 @@ def options_of(
 def _plain_options(site: Site, forms: Sequence[Form], resource: Resource, measured: Measured | None) -> Options:
     listed = candidates(site, forms=forms, resource=resource, measured=measured)
     losses = np.append(listed.error, 0.0)
-    return Options(site, (*listed.choices, None), np.vstack([listed.costs, listed.dense]), losses, measured)
+    return Options(site, (*listed.choices, None), np.vstack([listed.costs, listed.dense]), losses, losses, measured)
 
 
 def _fixed_savings(sites: Sequence[Site], split: Split, timed: NetworkLatency | None) -> dict[Resource, float]:

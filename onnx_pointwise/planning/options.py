@@ -24,6 +24,7 @@ class Options:
         choices: Form and rank of each candidate; None for the dense site.
         costs: [n, 3], MACs, parameters and seconds, see `candidates.COLUMNS`.
         losses: [n], predicted relative squared drift of the network.
+        errors: [n], predicted relative squared error of the site's output.
         measured: Its latency; None where that was not measured.
     """
 
@@ -31,7 +32,12 @@ class Options:
     choices: tuple[Choice | None, ...]
     costs: NDArray[np.float64]
     losses: NDArray[np.float64]
+    errors: NDArray[np.float64]
     measured: Measured | None = None
+
+    def with_losses(self, losses: NDArray[np.float64]) -> Options:
+        """The same with other losses, [n]."""
+        return replace(self, losses=losses)
 
 
 def options(
@@ -57,18 +63,11 @@ def options(
 
 def _options(site: Site, found: Study, forms: Sequence[Form], resource: Resource, measured: Measured | None) -> Options:
     known = found.sensitivities[site.name]
-    listed = candidates(site, forms=forms, resource=resource, curves=known.curves, measured=measured)
-    errors = np.array(
-        [
-            known.errors(choice.form, np.array([error]))[0]
-            for choice, error in zip(listed.choices, listed.error, strict=True)
-        ]
-    )
-    choices = [
-        replace(choice, error=float(np.sqrt(error))) for choice, error in zip(listed.choices, errors, strict=True)
-    ]
+    curves = {form: known.errors(form, curve) for form, curve in known.curves.items()}
+    listed = candidates(site, forms=forms, resource=resource, curves=curves, measured=measured)
+    errors = np.append(listed.error, 0.0)
     costs = np.vstack([listed.costs, listed.dense])
-    return Options(site, (*choices, None), costs, np.append(known.response(errors), 0.0), measured)
+    return Options(site, (*listed.choices, None), costs, known.response(errors), errors, measured)
 
 
 def share_out(listed: Sequence[Options], limits: Mapping[Resource, float]) -> dict[str, Choice]:
@@ -92,21 +91,3 @@ def share_out(listed: Sequence[Options], limits: Mapping[Resource, float]) -> di
 def _named(listed: Sequence[Options], picked: Sequence[int]) -> dict[str, Choice]:
     chosen = {one.site.name: one.choices[index] for one, index in zip(listed, picked, strict=True)}
     return {name: choice for name, choice in chosen.items() if choice is not None}
-
-
-def predicted_drift(found: Study, choices: Mapping[str, Choice]) -> float | None:
-    """Predict the relative L2 drift of the outputs, before any refit.
-
-    Args:
-        found: What the examples told.
-        choices: Form and rank by site name.
-
-    Returns:
-        The drift; None where a choice was made by hand or is replayed, so that its error was never estimated.
-    """
-    total = 0.0
-    for name, choice in choices.items():
-        if name not in found.sensitivities or choice.error is None:
-            return None
-        total += float(found.sensitivities[name].response(np.array([choice.error**2]))[0])
-    return float(np.sqrt(total))

@@ -3,18 +3,7 @@
 It chooses nothing and makes no weights that are handed over.
 """
 
-from onnx_pointwise.study.collect import PATCHES, named_seed, patch_count
-from onnx_pointwise.study.survey import Progress, Study, few_examples, study, unrefitted
-from onnx_pointwise.study.whole import WholeNetwork
+from onnx_pointwise.study.collect import named_seed, patch_count
+from onnx_pointwise.study.survey import Effort, Progress, Rehearsal, Study, study
 
-__all__ = [
-    "PATCHES",
-    "Progress",
-    "Study",
-    "WholeNetwork",
-    "few_examples",
-    "named_seed",
-    "patch_count",
-    "study",
-    "unrefitted",
-]
+__all__ = ["Effort", "Progress", "Rehearsal", "Study", "named_seed", "patch_count", "study"]

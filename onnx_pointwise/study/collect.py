@@ -166,7 +166,9 @@ def site_moments(
     found: dict[str, Seen] = {}
     for number, group in enumerate(groups := list(_groups(reachable, memory))):
         # Sites that read one value in the same way see the same.
-        shared = {_view(site): _Collector(site, seed, patch_limit) for site in group}
+        shared: dict[_View, _Collector] = {}
+        for site in group:
+            shared.setdefault(_view(site), _Collector(site, seed, patch_limit)).sites.append(site)
         names = list(dict.fromkeys(site.source for site in group))
         made = [name for name in names if name not in inputs]
         piece = Piece(model, list(inputs), made, threads=threads) if made else None
@@ -182,9 +184,8 @@ def site_moments(
             work = [(one, values[view[0]], chosen, start) for view, one in shared.items()]
             for _ in in_order(_add, work, workers(threads)):
                 pass
-        made_of = in_order(lambda one: one.moments(), list(shared.values()), workers(threads))
-        seen = dict(zip(shared, made_of, strict=True))
-        found.update({site.name: seen[_view(site)] for site in group})
+        for seen in in_order(lambda one: one.moments(), list(shared.values()), workers(threads)):
+            found.update(seen)
     return {site.name: found[site.name] for site in reachable}
 
 
@@ -215,10 +216,15 @@ def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
 
 
 class _Collector:
-    """Running sums of what a site sees, and every other one of the same view."""
+    """Running sums of what a site sees, and every other one of the same view.
+
+    Attributes:
+        sites: All these sites.
+    """
 
     def __init__(self, site: Site, seed: int, limit: int) -> None:
         self._site, self._seed, self._limit = site, seed, limit
+        self.sites: list[Site] = []
         self._kind = moment_kind(site)
         self._sums: list[Moments] | list[Stationary] = []
 
@@ -268,31 +274,37 @@ class _Collector:
                 assert isinstance(sums, Stationary)
                 sums.add(inputs[here == back])
 
-    def moments(self) -> Seen:
-        """What was collected; of the tried examples nothing may be known."""
+    def moments(self) -> dict[str, Seen]:
+        """What was collected, by site name; of the tried examples nothing may be known."""
         assert self._sums, "there are no examples"
         part, rest = self._sums
         if not rest.count or not part.count:
             whole = self._finished(part if part.count else rest, 0.0)
-            return Seen(whole, whole, None)
-        told = rest.covariance()
-        blend = self._blend(part, told)
-        small = self._finished(part, blend)
+            return {site.name: Seen(whole, whole, None) for site in self.sites}
+        both, told = _merged(part, rest), rest.covariance()
+        kept = told.astype(np.float32)
+        made: dict[float, Seen] = {}
+        found = {}
+        for site in self.sites:
+            blend = self._blend(site, part, told)
+            if blend not in made:
+                made[blend] = Seen(self._finished(both, blend), self._finished(part, blend), kept)
+            found[site.name] = made[blend]
         self._sums = []
-        return Seen(self._finished(part.merged(rest), blend), small, told.astype(np.float32))
+        return found
 
-    def _blend(self, part: Moments | Stationary, told: NDArray[np.float64]) -> float:
+    def _blend(self, site: Site, part: Moments | Stationary, told: NDArray[np.float64]) -> float:
         """The share of `blended` whose factors lose least on the patches that are tried on."""
         width = len(told)
-        if self._kind == "channels" or self._site.taps == 1 or part.count > _PLENTY * width:
+        if self._kind == "channels" or site.taps == 1 or part.count > _PLENTY * width:
             return 0.0
-        kernel = self._site.weights()[0].astype(np.float64)
+        kernel = site.weights()[0].astype(np.float64)
         rank = max(1, int(_BLENDED_AT * kernel.size / (kernel.shape[1] + kernel.size / kernel.shape[1])))
         covariance = part.covariance()
-        held = Norm.of(told, self._site.in_channels, self._site.taps)
+        held = Norm.of(told, site.in_channels, site.taps)
 
         def lost(share: float) -> float:
-            moment = shrunk(blended(covariance, self._site.taps, share), part.count)
+            moment = shrunk(blended(covariance, site.taps, share), part.count)
             factors = factorize(kernel, "reduce", rank, second_moment=moment, sweeps=1)
             return relative_error(kernel, compose(factors), held)
 
@@ -308,6 +320,13 @@ class _Collector:
             covariance = blended(covariance, taps, blend)
         kept = shrunk(covariance, sums.count).astype(np.float32)
         return SiteMoments(kept, mean, self._kind, sums.count, blend)
+
+
+def _merged(one: Moments | Stationary, other: Moments | Stationary) -> Moments | Stationary:
+    if isinstance(one, Moments) and isinstance(other, Moments):
+        return one.merged(other)
+    assert isinstance(one, Stationary) and isinstance(other, Stationary)
+    return one.merged(other)
 
 
 def _add(work: tuple[_Collector, Array, NDArray[np.bool_], int]) -> None:
