@@ -16,6 +16,7 @@ FLOORS = (
     "reports",
     "jobs",
     "check",
+    "settings",
     "fitting",
     "planning",
     "latency",
@@ -24,6 +25,7 @@ FLOORS = (
     "runtime",
     "graph",
     "numerics",
+    "schema",
     "errors",
 )
 #: The package's own ``__init__`` hands out what users call; the command line calls it as they do.
