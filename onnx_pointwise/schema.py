@@ -162,35 +162,34 @@ def _with_keywords(settings: Any, function: Callable[..., Any]) -> Any:
 
     @functools.wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
-        rest = arguments[len(models) :]
-        if rest and isinstance(rest[0], settings):
-            arguments, keywords = (*arguments[: len(models)], *rest[1:]), {"settings": rest[0]} | keywords
         _require_known(function.__name__, list(keywords), list(signature.parameters))
+        rest = arguments[len(models) :]
+        if "settings" in keywords or (rest and isinstance(rest[0], settings)):
+            beside = [name for name in keywords if name not in (*models, "settings")]
+            _require_alone(function.__name__, settings, keywords.get("settings", rest[0] if rest else None), beside)
+            return function(*arguments, **keywords)
         try:
             given = signature.bind(*arguments, **keywords).arguments
         except TypeError as error:
             raise TypeError(f"{function.__name__}(): {error}") from None
-        subjects = [given.pop(name) for name in models]
-        return function(*subjects, _settled(function.__name__, settings, given))
+        if "settings" in given:
+            _require_alone(function.__name__, settings, given["settings"], [])
+        return function(*(given.pop(name) for name in models), settings(**given))
 
     call.__signature__ = signature  # type: ignore[attr-defined]
     call.__doc__ = _documented(function.__doc__ or "", listed)
     return call
 
 
-def _settled(called: str, settings: type, given: dict[str, Any]) -> Any:
-    """The settings object given, or one made from keywords."""
-    whole = given.pop("settings", None)
-    if whole is None:
-        return settings(**given)
-    if not isinstance(whole, settings):
-        raise TypeError(f"{called}() takes a {settings.__name__} or keywords, not a {type(whole).__name__}")
-    if given:
+def _require_alone(called: str, settings: type, given: Any, beside: Sequence[str]) -> None:
+    """Refuse settings of another class, and keywords beside them."""
+    if not isinstance(given, settings):
+        raise TypeError(f"{called}() takes a {settings.__name__} or keywords, not a {type(given).__name__}")
+    if beside:
         raise TypeError(
-            f"{called}() takes a {settings.__name__} or keywords, not both: leave out {', '.join(given)}, or make "
+            f"{called}() takes a {settings.__name__} or keywords, not both: leave out {', '.join(beside)}, or make "
             "another one with dataclasses.replace"
         )
-    return whole
 
 
 def _signature(function: Callable[..., Any], settings: type, listed: Sequence[Option]) -> inspect.Signature:

@@ -110,7 +110,7 @@ class Examples:
 
     calibration: CalibrationSource = option(
         "auto",
-        "Example inputs: .npz, file.npz:key, .npy, a folder, synthetic, none; without, synthetic images for networks of images.",
+        "Example inputs: .npz, file.npz:key, .npy, a folder, synthetic, none; synthetic images if it takes any.",
         line=Line(metavar="SOURCE", syntax="source"),
     )
     calibration_limit: int | None = option(None, "Example inputs to use at most.", line=Line(least=1))
