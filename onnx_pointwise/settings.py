@@ -110,7 +110,7 @@ class Examples:
 
     calibration: CalibrationSource = option(
         "auto",
-        "Example inputs: .npz, file.npz:key, .npy, a folder, synthetic, none; synthetic images if it takes any.",
+        "Example inputs: .npz, file.npz:key, .npy, a folder, synthetic, none; auto draws images if it takes them.",
         line=Line(metavar="SOURCE", syntax="source"),
     )
     calibration_limit: int | None = option(None, "Example inputs to use at most.", line=Line(least=1))
@@ -389,7 +389,7 @@ class Settings(
 class Insertion:
     """Where to insert what."""
 
-    TITLE: ClassVar[str] = "Budget"
+    TITLE: ClassVar[str] = "Insertion"
 
     node: str = field(metadata=about("The convolution to put a 1x1 in front of."))
     feature_maps: int = field(metadata=about("Feature maps that the 1x1 puts out: fewer, as many, or more."))

@@ -8,8 +8,10 @@ import onnx_ir as ir
 
 from onnx_pointwise.check import CheckResult, Finding, check
 from onnx_pointwise.graph import ModelSource, runtime_source
+from onnx_pointwise.jobs.attempts import Attempt
 from onnx_pointwise.jobs.loading import Network
 from onnx_pointwise.jobs.looking import Evidence
+from onnx_pointwise.jobs.results import Score
 from onnx_pointwise.runtime import open_session
 from onnx_pointwise.settings import CheckSettings, Settings
 
@@ -38,7 +40,15 @@ def compared(net: Network, model: ir.Model, seen: Evidence, settings: Settings, 
     )
 
 
-def not_slower(verdict: CheckResult) -> CheckResult:
+def judged(net: Network, made: Attempt, seen: Evidence, settings: Settings) -> CheckResult | None:
+    """The check of what is handed over; ``None`` where none was asked for."""
+    if not settings.check:
+        return None
+    verdict = compared(net, made.model, seen, settings, latency=settings.latency)
+    return _not_slower(verdict) if seen.timed is not None and made.plan.choices else verdict
+
+
+def _not_slower(verdict: CheckResult) -> CheckResult:
     """A plan made from measurements that turns out slower all the same is not handed over as good."""
     timed = verdict.latency
     if timed is None or timed.verdict != "slower":
@@ -56,11 +66,15 @@ def scored(model: ModelSource, settings: Settings) -> float | None:
         return float(settings.evaluate(open_session(source, settings.runs_on, threads=settings.threads)))
 
 
+def scores_of(before: float | None, model: ir.Model, settings: Settings) -> Score | None:
+    """Both scores, where there are any; ``before`` is that of the source."""
+    after = scored(model, settings)
+    return None if before is None or after is None else Score(before, after, settings.max_loss)
+
+
 def keeps_limits(net: Network, model: ir.Model, seen: Evidence, score: float | None, settings: Settings) -> bool:
     """Whether a rewritten model keeps the limits on drift and loss; ``score`` is that of the source."""
     if not compared(net, model, seen, settings, latency=False).passed:
         return False
-    if score is None or settings.max_loss is None:
-        return True
-    after = scored(model, settings)
-    return after is not None and score - after <= settings.max_loss
+    scores = None if settings.max_loss is None else scores_of(score, model, settings)
+    return scores is None or scores.passed

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from onnx_pointwise.graph import ModelSource, Refusal, Site, dense_cost, model_cost
 from onnx_pointwise.jobs.attempts import Attempt, cheapest, fitted
-from onnx_pointwise.jobs.checking import compared, keeps_limits, not_slower, scored
+from onnx_pointwise.jobs.checking import judged, keeps_limits, scored, scores_of
 from onnx_pointwise.jobs.clock import Clock
 from onnx_pointwise.jobs.deciding import asked, planned
 from onnx_pointwise.jobs.loading import examples_for, network, read_plan
 from onnx_pointwise.jobs.looking import Evidence, not_measurable, studied
-from onnx_pointwise.jobs.results import RewriteResult, Score, SiteResult
+from onnx_pointwise.jobs.results import RewriteResult, SiteResult
 from onnx_pointwise.runtime import resolve
 from onnx_pointwise.schema import job
 from onnx_pointwise.settings import Settings
@@ -23,17 +23,14 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
     """Make a convolutional network cheaper, and check it.
 
     One of the budgets must be named: a target, a share for every site, ranks, or, alone, the largest drift or loss,
-    for which the cheapest network is searched. Ranks may stand beside the others: a number stands for the first of
-    ``forms`` that takes one rank, a pair ``(R_in, R_out)`` for ``reduce_expand``, and a ``Choice`` names its form.
-    A plan replays as it is, and gives the same bytes with the same example inputs.
+    for which the cheapest network is searched. Of ``ranks`` a number stands for the first of ``forms`` that takes one
+    rank, a pair for ``reduce_expand``, a ``Choice`` for itself. With the same examples a plan gives the same bytes.
 
     Form and rank are chosen by what is measured on the provider, and nothing slower is handed over. The provider
     ``none`` plans by arithmetic alone and checks on the CPU; so does, on itself, a provider whose device is emulated,
-    and so do ranks by hand and the replay of a plan. Drift is measured on ``inputs``, or else on examples held back
-    from the calibration, or else on random inputs. Without example inputs (``calibration=None``), and for a plan
-    without a rank below full, weights come from the kernels alone. What ``repair_seconds`` allows for may differ from
-    run to run; the plan that is saved does not. A model whose initializers are frozen is compared with its frozen
-    source.
+    and so do ranks by hand and the replay of a plan. Drift is measured on ``inputs``, else on examples held back from
+    the calibration, else on random inputs. With ``calibration=None``, and for a plan without a rank below full, weights
+    come from the kernels alone. A frozen model is compared with its frozen source.
 
     Args:
         model: Path, ``ModelProto`` or ``onnx_ir.Model``; it is left as it is.
@@ -71,19 +68,16 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
             made = fitted(net, planned(net, question, settings), seen.found, settings)
     clock.lap("weights")
 
-    sites = tuple(_report(site, made, seen.found) for site in net.sites)
     after = model_cost(made.model, resolve(made.model, net.shapes.inputs)) if made.plan.choices else net.cost
-    verdict = compared(net, made.model, seen, settings, latency=settings.latency) if settings.check else None
-    if verdict is not None and seen.timed is not None and made.plan.choices:
-        verdict = not_slower(verdict)
+    verdict = judged(net, made, seen, settings)
     clock.lap("check")
-    scores = _scores(score, scored(made.model, settings), settings)
+    scores = scores_of(score, made.model, settings)
     if scores is not None:
         clock.lap("evaluate")
     return RewriteResult(
         model=made.model,
         plan=made.plan,
-        sites=sites,
+        sites=tuple(_report(site, made, seen.found) for site in net.sites),
         before=net.cost,
         after=after,
         check=verdict,
@@ -95,11 +89,6 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
         unmeasured=seen.unmeasured,
         seconds=clock.seconds,
     )
-
-
-def _scores(before: float | None, after: float | None, settings: Settings) -> Score | None:
-    """Both scores, where there are any."""
-    return None if before is None or after is None else Score(before, after, settings.max_loss)
 
 
 def _report(site: Site, made: Attempt, found: Study | None) -> SiteResult:
