@@ -164,16 +164,18 @@ def _with_keywords(settings: Any, function: Callable[..., Any]) -> Any:
     def call(*arguments: Any, **keywords: Any) -> Any:
         _require_known(function.__name__, list(keywords), list(signature.parameters))
         rest = arguments[len(models) :]
-        if "settings" in keywords or (rest and isinstance(rest[0], settings)):
+        whole = keywords.get("settings", rest[0] if rest and isinstance(rest[0], settings) else None)
+        if whole is not None:
             beside = [name for name in keywords if name not in (*models, "settings")]
-            _require_alone(function.__name__, settings, keywords.get("settings", rest[0] if rest else None), beside)
+            _require_alone(function.__name__, settings, whole, beside)
             return function(*arguments, **keywords)
         try:
             given = signature.bind(*arguments, **keywords).arguments
         except TypeError as error:
             raise TypeError(f"{function.__name__}(): {error}") from None
-        if "settings" in given:
-            _require_alone(function.__name__, settings, given["settings"], [])
+        whole = given.pop("settings", None)
+        if whole is not None:
+            _require_alone(function.__name__, settings, whole, [])
         return function(*(given.pop(name) for name in models), settings(**given))
 
     call.__signature__ = signature  # type: ignore[attr-defined]

@@ -230,6 +230,7 @@ def shine(model: str, settings: More) -> tuple[str, More]:
 def test_a_new_field_is_a_keyword_by_declaration_alone() -> None:
     assert shine("a", brightness=0.7, target_macs=0.5) == ("a", More(brightness=0.7, target_macs=0.5))
     assert shine("a", More(glare=False)) == shine("a", glare=False) == shine(model="a", settings=More(glare=False))
+    assert shine("a", settings=None, glare=False) == shine("a", glare=False)
     assert inspect.signature(shine).parameters["brightness"].default == 0.5
     assert "brightness: How bright it shall be (lumen)." in (inspect.getdoc(shine) or "")
 
@@ -265,6 +266,7 @@ def test_unknown_keywords_are_named_with_the_nearest_known_one() -> None:
         (lambda: shine("a", More(), brightness=0.1), "not both: leave out brightness"),
         (lambda: shine("a", Extra()), "takes a More or keywords, not a Extra"),
         (lambda: shine("a", settings=Extra()), "takes a More or keywords, not a Extra"),
+        (lambda: shine("a", 3), "takes a More or keywords, not a int"),
         (lambda: shine(brightness=0.1), "missing a required argument: 'model'"),
         (lambda: shine("a", More(), "b"), "positional argument"),
         (lambda: onnx_pointwise.insert_pointwise("a", "conv"), "feature_maps"),
