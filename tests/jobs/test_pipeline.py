@@ -19,9 +19,10 @@ from onnx_pointwise.examples.calibration import Calibration
 from onnx_pointwise.graph.model_io import serialize
 from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import find_sites
-from onnx_pointwise.jobs import pipeline
-from onnx_pointwise.jobs.pipeline import require_other_file
+from onnx_pointwise.jobs import attempts, checking, loading, looking
+from onnx_pointwise.jobs.loading import require_other_file
 from onnx_pointwise.numerics.factorize import FORMS, Form
+from onnx_pointwise.settings import CheckSettings
 from tests.staircase import install
 
 DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits.onnx"
@@ -103,7 +104,7 @@ def test_example_inputs_are_looked_at_only_where_feature_maps_are_lost(
         asked.append(source)
         return Calibration({}, {"source": "none", "sentence": "Drawn."})
 
-    monkeypatch.setattr(pipeline, "calibrate", draw)
+    monkeypatch.setattr(loading, "calibrate", draw)
     results = [onnx_pointwise.insert_pointwise(DIGITS, "conv2", maps, check=False) for _ in range(2)]
     assert asked == (["auto", "auto"] if maps < 32 else [])
     assert ("kernels alone" in results[0].calibration["sentence"]) == (maps >= 32)
@@ -228,7 +229,7 @@ def test_calibration_keeps_the_accuracy_that_kernels_alone_lose(images: np.ndarr
 
 
 def test_the_cheapest_network_within_a_drift_limit(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_SEARCH_STEPS", 3)  # each one is a whole rewrite
+    monkeypatch.setattr(attempts, "_SEARCH_STEPS", 3)  # each one is a whole rewrite
     result = onnx_pointwise.rewrite(DIGITS, max_drift=0.02, calibration=images[:32], latency=False, provider="none")
     assert result.passed
     assert result.check is not None
@@ -238,7 +239,7 @@ def test_the_cheapest_network_within_a_drift_limit(images: np.ndarray, monkeypat
 
 
 def test_a_score_is_reported_and_limits_the_search(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_SEARCH_STEPS", 2)
+    monkeypatch.setattr(attempts, "_SEARCH_STEPS", 2)
     with np.load(DIGITS.with_suffix(".npz")) as data:
         x, y = data["x"][:200], data["y"][:200]
 
@@ -300,18 +301,18 @@ def test_threads_are_those_of_the_network_and_jobs_those_of_the_work(
     images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
-    look, compare = pipeline.study, pipeline.check_models
+    look, compare = looking.study, checking.check
 
     def studied(*arguments: Any, **options: Any) -> Any:
         seen["jobs"] = options["threads"]
         return look(*arguments, **options)
 
-    def compared(*arguments: Any, **options: Any) -> Any:
-        seen["threads"] = options["threads"]
-        return compare(*arguments, **options)
+    def compared(before: Any, after: Any, settings: CheckSettings) -> Any:
+        seen["threads"] = settings.threads
+        return compare(before, after, settings)
 
-    monkeypatch.setattr(pipeline, "study", studied)
-    monkeypatch.setattr(pipeline, "check_models", compared)
+    monkeypatch.setattr(looking, "study", studied)
+    monkeypatch.setattr(checking, "check", compared)
     made = {}
     for jobs in (1, 3):
         result = onnx_pointwise.rewrite(
@@ -385,14 +386,14 @@ def test_a_network_that_is_not_faster_in_the_end_comes_back_untouched(monkeypatc
 
 def test_a_network_that_is_slower_against_its_plan_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, 8)
-    plan_check = pipeline.check_models
+    compare = checking.check
 
-    def slower(*args: Any, **options: Any) -> Any:
-        made = plan_check(*args, **options | {"latency_seconds": 0.1})
+    def slower(before: Any, after: Any, settings: CheckSettings) -> Any:
+        made = compare(before, after, replace(settings, latency_seconds=0.1))
         timed = replace(made.latency, ratio=1.4, verdict="slower")
         return replace(made, providers=(replace(made.providers[0], latency=timed),))
 
-    monkeypatch.setattr(pipeline, "check_models", slower)
+    monkeypatch.setattr(checking, "check", slower)
     result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, calibration=None, cache=False)
     assert not result.passed
     assert result.check is not None
