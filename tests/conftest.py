@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from onnx_pointwise.latency.cache import FOLDER_VARIABLE
@@ -22,6 +24,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if not marks or collection_path.is_dir():
         return None
     return True if (collection_path.name in KERAS) != (marks == "keras") else None
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small network, ``small.onnx``, its examples, and the file that describes it to the tools."""
+    from tests import small
+
+    folder = tmp_path_factory.mktemp("small")
+    onnx.save(small.network(), folder / "small.onnx")
+    np.savez(folder / "small.npz", examples=small.examples(64))
+    (folder / "networks.py").write_text("from tests.small import NETWORKS, calibration, metric\n")
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
