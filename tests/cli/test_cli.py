@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from onnx_pointwise.cli.app import app
 from onnx_pointwise.graph.plan import Plan
+from tests.commands import invoke
 from tests.staircase import install
 
 DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits.onnx"
@@ -38,9 +39,7 @@ def run(*arguments: str | Path, columns: int = 80) -> Run:
         line += ["--calibration", "none"]
     if line[0] == "rewrite" and "--provider" not in line:
         line += ["--provider", "none"]
-    result = CliRunner().invoke(app, line, env={"COLUMNS": str(columns)})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
+    result = invoke(app, *line, columns=columns)
     return Run(result.exit_code, result.stdout, result.stderr)
 
 

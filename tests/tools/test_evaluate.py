@@ -8,9 +8,9 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import helper
-from typer.testing import CliRunner
 
 from onnx_pointwise.errors import InputError
+from tests.commands import invoke
 from tests.graphs import make_model, value
 from tools.evaluate import app
 from tools.measuring import load_networks
@@ -19,9 +19,7 @@ NETWORKS = Path(__file__).resolve().parents[2] / "models" / "networks.py"
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "100"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
+    result = invoke(app, *arguments)
     return result.exit_code, result.output
 
 

@@ -13,11 +13,11 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from typer.testing import CliRunner
 
 import onnx_pointwise
 from models import networks
 from tests import small
+from tests.commands import invoke
 from tests.graphs import relative
 from tools.quantize import app
 from tools.static_int8 import write_int8
@@ -26,9 +26,7 @@ NETWORKS = Path(__file__).resolve().parents[2] / "models" / "networks.py"
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "120"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
+    result = invoke(app, *arguments)
     return result.exit_code, result.output
 
 
