@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from threadpoolctl import threadpool_limits
 
 from onnx_pointwise.latency.cache import FOLDER_VARIABLE
 
@@ -43,4 +44,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep measurements of the tests apart from the user's, and what was measured before out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_blas_thread() -> Iterator[None]:
+    """Let linear algebra take one thread, as it does in every job: on a busy machine threads that spin take minutes."""
+    import scipy.linalg  # noqa: F401 (brings a pool of its own, which has to be there to be limited)
+
+    with threadpool_limits(1, user_api="blas"):
         yield
