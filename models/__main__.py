@@ -19,7 +19,7 @@ def write(name: str, folder: Path) -> Path:
         OnnxPointwiseError: the export failed or cannot be written.
     """
     from tools.export_keras import export
-    from tools.keras_runtime import runtime
+    from tools.keras_export.runtime import runtime
 
     keras = runtime().keras
     keras.backend.clear_session()

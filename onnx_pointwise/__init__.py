@@ -19,16 +19,22 @@ from onnx_pointwise.errors import (
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Refusal, Site, find_sites
 from onnx_pointwise.jobs import Benchmark, Inspection, RewriteResult, bench, insert_pointwise, inspect, rewrite
 from onnx_pointwise.latency import cache_info, clear_cache
-from onnx_pointwise.runtime import discover, node_times
+from onnx_pointwise.runtime import NodeTime, discover, node_times
+from onnx_pointwise.settings import BenchSettings, CheckSettings, InsertSettings, InspectSettings, Settings
 
 __all__ = [
+    "BenchSettings",
     "Benchmark",
     "BottleneckPass",
     "CheckResult",
+    "CheckSettings",
     "Choice",
     "InputError",
+    "InsertSettings",
+    "InspectSettings",
     "Inspection",
     "ModelError",
+    "NodeTime",
     "OnnxPointwiseError",
     "OutputError",
     "Plan",
@@ -36,6 +42,7 @@ __all__ = [
     "ProviderError",
     "Refusal",
     "RewriteResult",
+    "Settings",
     "Site",
     "TargetError",
     "bench",

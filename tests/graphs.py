@@ -209,6 +209,18 @@ def if_model(kernel: Array, *, ir_version: int | None = None) -> onnx.ModelProto
     )
 
 
+def if_model_of_two_sizes(kernel: Array) -> onnx.ModelProto:
+    """The same, with a stride in the second branch: a name used in both has another size in each."""
+    model = if_model(kernel)
+    for attribute in model.graph.node[0].attribute:
+        if attribute.name == "else_branch":
+            node = next(node for node in attribute.g.node if node.op_type == "Conv")
+            node.attribute.append(helper.make_attribute("strides", [2, 2]))
+            attribute.g.output[0].CopyFrom(value("inside", [1, len(kernel), 4, 4]))
+    model.graph.output[0].CopyFrom(value("y", [1, len(kernel), "h", "w"]))
+    return model
+
+
 def loop_model(kernel: Array, *, times: int = 3) -> onnx.ModelProto:
     """A model that runs a square convolution several times in a Loop, its kernel in the outer graph."""
     channels = len(kernel)

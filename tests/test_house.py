@@ -16,6 +16,7 @@ FLOORS = (
     "reports",
     "jobs",
     "check",
+    "settings",
     "fitting",
     "planning",
     "latency",
@@ -24,6 +25,7 @@ FLOORS = (
     "runtime",
     "graph",
     "numerics",
+    "schema",
     "errors",
 )
 #: The package's own ``__init__`` hands out what users call; the command line calls it as they do.
@@ -107,3 +109,36 @@ def test_what_may_be_imported() -> None:
 def test_every_wing_says_what_it_knows_and_what_not(wing: str) -> None:
     text = ast.get_docstring(ast.parse((PACKAGE / wing / "__init__.py").read_text(encoding="utf-8")))
     assert text is not None and len(text.split("\n\n")) == 2
+
+
+# --- how large a function may be --------------------------------------------------------------------------------------
+
+MOST_PARAMETERS, MOST_LINES = 12, 80
+
+
+def large(source: str) -> list[str]:
+    """Functions that take too much or are too long; what is generated from settings is in no source."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            given = node.args
+            count = len(given.posonlyargs) + len(given.args) + len(given.kwonlyargs)
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            name = getattr(node, "name", "lambda")
+            if count > MOST_PARAMETERS:
+                found.append(f"{name} takes {count} parameters")
+            if lines > MOST_LINES:
+                found.append(f"{name} is {lines} lines long")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_functions_stay_small(path: Path) -> None:
+    assert large(path.read_text(encoding="utf-8")) == []
+
+
+def test_large_functions_are_found() -> None:
+    many = ", ".join(f"p{number}" for number in range(13))
+    assert large(f"def f({many}): pass") == ["f takes 13 parameters"]
+    assert large("class A:\n    def f(self):\n" + "        pass\n" * 80) == ["f is 81 lines long"]
+    assert large("def f(a, *, b):\n    return a") == []

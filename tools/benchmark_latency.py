@@ -10,10 +10,9 @@ one beyond the noise floor, or where the predictions are off by more than 10 % i
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,10 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 import onnx_pointwise
-from onnx_pointwise.errors import OnnxPointwiseError, PlanError
-from onnx_pointwise.graph.model_io import require_writable, write_text
-from onnx_pointwise.runtime.timing import compare
+from onnx_pointwise.errors import PlanError
+from onnx_pointwise.runtime import compare
+from tools import measuring
 from tools.generated_networks import random_network, resnet18, vgg16
+from tools.measuring import Files, told
 
 #: Largest error of a prediction, as a share of what was measured: the median over the networks, and the worst.
 MEDIAN_ERROR, WORST_ERROR = 0.10, 0.25
@@ -114,9 +114,9 @@ def main(
     target_macs: Annotated[float | None, typer.Option(help="Share of the MACs to keep.")] = None,
     size: Annotated[int, typer.Option(help="Height and width where a network leaves them open.")] = 128,
     provider: Annotated[str, typer.Option(help="Execution provider.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="Threads inside one operator.")] = 1,
+    threads: measuring.Threads = 1,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure everything anew.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows as JSON.")] = None,
+    json_file: measuring.JsonFile = None,
 ) -> None:
     """Print the table; a target of 0.6 of the latency unless another one is named."""
     console = Console()
@@ -124,9 +124,9 @@ def main(
     budget: dict[str, Any] = {name: share for name, share in budgets.items() if share is not None} or {
         "target_latency": 0.6
     }
-    try:
-        if json_file is not None:
-            require_writable(json_file)
+    files = Files(json=json_file)
+    with told():
+        files.require_writable()
         rows = []
         networks: list[tuple[str, Any]] = [(path.stem, path) for path in file]
         if generated:
@@ -138,11 +138,7 @@ def main(
             rows.append(measure(name, model, budget, options))
             console.print(table(rows[-1:]), style="dim")
         console.print(table(rows))
-        if json_file is not None:
-            write_text(json_file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    except OnnxPointwiseError as error:
-        Console(stderr=True).print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        files.write(rows)
     errors = [row.error for row in rows if row.error is not None]
     slower = [row.network for row in rows if row.verdict == "slower"]
     off = bool(errors) and (statistics.median(errors) > MEDIAN_ERROR or max(errors) > WORST_ERROR)

@@ -9,31 +9,25 @@ network's, measured in turns, batch 1.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 import onnx_pointwise
 from onnx_pointwise.errors import InputError, OnnxPointwiseError
-from onnx_pointwise.graph.model_io import require_writable, write_text
 from onnx_pointwise.reports.terminal import percent, size
-from onnx_pointwise.runtime.timing import LatencyComparison, compare
-from tools.evaluate import load_networks, named_inputs, network_path, pick_networks
+from tools import measuring
+from tools.measuring import DENSE, Files, Networks, Timing, load_networks, terminal_table, told
 from tools.static_int8 import write_float16, write_int8
 
-DENSE, BOTTLENECK = "dense", "bottleneck"
+BOTTLENECK = "bottleneck"
 FLOAT32, FLOAT16, INT8 = "float32", "float16", "int8"
-
-Shapes = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -68,99 +62,95 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """How latency is measured: the shapes of inputs with open dimensions, threads, and seconds for a comparison."""
+class _Version:
+    """A float32 file that is measured as it is and in other numbers.
 
-    shapes: Shapes
-    threads: int
-    seconds: float
+    Attributes:
+        name: ``dense`` or ``bottleneck``.
+        file: The file.
+        macs: Share of the dense network's multiply-accumulates.
+        refused: Why there is no such network, where there is none.
+    """
+
+    name: str
+    file: Path
+    macs: float = 1.0
+    refused: str | None = None
 
 
 def measure(
-    module: ModuleType,
-    name: str,
-    *,
-    options: Mapping[str, Any],
-    calibration_limit: int | None,
-    metric_limit: int | None,
-    timing: Timing | None,
-    half: bool,
+    networks: Networks, name: str, *, options: Mapping[str, Any], timing: Timing | None, half: bool
 ) -> Iterator[Row]:
     """Measure one network in all versions.
 
     Args:
-        module: What `load_networks` gave.
-        name: One of its networks.
+        networks: What `load_networks` gave.
+        name: One of its networks; its calibration inputs serve the rewrite and int8.
         options: What `onnx_pointwise.rewrite` is asked for.
-        calibration_limit: Calibration inputs to use at most, for the rewrite and for int8.
-        metric_limit: Inputs of the metric to use at most.
         timing: How latency is measured; ``None`` leaves it out.
         half: Measure float16 versions too.
 
     Yields:
         One row after the other, as they are measured.
     """
-    path = network_path(module, name)
-    examples = named_inputs(path, module.calibration(name, calibration_limit))
-    with tempfile.TemporaryDirectory() as folder:
-        rewritten, share, refused = Path(folder) / "bottleneck.onnx", 1.0, None
-        try:
-            result = onnx_pointwise.rewrite(path, calibration=examples, check=False, **options)
-            result.save(rewritten)
-            share = result.after.macs / max(1, result.before.macs)
-        except OnnxPointwiseError as error:
-            refused = str(error)
-        sources = {DENSE: (path, 1.0, None), BOTTLENECK: (rewritten, share, refused)}
+    dense = _Version(DENSE, networks.path(name))
+    examples = networks.examples(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        versions = dense, _rewritten(dense.file, folder / "bottleneck.onnx", examples, options)
         for numbers in (FLOAT32, *((FLOAT16,) if half else ()), INT8):
-            for version, (source, macs, fault) in sources.items():
-                row = Row(name, version, numbers, refused=fault)
-                if fault is None:
-                    row = _row(module, row, path, source, examples, Path(folder), macs, metric_limit, timing)
-                yield row
+            for version in versions:
+                yield _row(networks, name, version, numbers, examples, folder, timing)
+
+
+def _rewritten(
+    source: Path, target: Path, examples: Mapping[str, NDArray[Any]], options: Mapping[str, Any]
+) -> _Version:
+    try:
+        result = onnx_pointwise.rewrite(source, calibration=examples, check=False, **options)
+    except OnnxPointwiseError as error:
+        return _Version(BOTTLENECK, target, refused=str(error))
+    result.save(target)
+    return _Version(BOTTLENECK, target, result.after.macs / max(1, result.before.macs))
 
 
 def _row(
-    module: ModuleType,
-    row: Row,
-    dense: Path,
-    source: Path,
+    networks: Networks,
+    name: str,
+    version: _Version,
+    numbers: str,
     examples: Mapping[str, NDArray[Any]],
     folder: Path,
-    macs: float,
-    limit: int | None,
     timing: Timing | None,
 ) -> Row:
-    """Convert a network to the numbers of a row and measure it."""
-    target = source
-    try:
-        if row.numbers != FLOAT32:
-            target = folder / f"{row.version}_{row.numbers}.onnx"
-        if row.numbers == INT8:
-            write_int8(source, target, examples)
-        elif row.numbers == FLOAT16:
-            write_float16(source, target)
-    except OnnxPointwiseError as error:
-        return Row(row.network, row.version, row.numbers, refused=str(error))
-    timed = None if timing is None or target == dense else _time(dense, target, timing)
+    """Convert a version to other numbers and measure it."""
+    refused = version.refused
+    target = version.file if numbers == FLOAT32 else folder / f"{version.name}_{numbers}.onnx"
+    if refused is None:
+        try:
+            if numbers == INT8:
+                write_int8(version.file, target, examples)
+            elif numbers == FLOAT16:
+                write_float16(version.file, target)
+        except OnnxPointwiseError as error:
+            refused = str(error)
+    if refused is not None:
+        return Row(name, version.name, numbers, refused=refused)
+    dense = networks.path(name)
+    timed = None if timing is None or target == dense else timing.compare(dense, target)
     first = folder / f"{DENSE}_{INT8}.onnx"
-    both = timing is not None and (row.version, row.numbers) == (BOTTLENECK, INT8) and first.is_file()
+    both = (version.name, numbers) == (BOTTLENECK, INT8) and first.is_file()
     return Row(
-        row.network,
-        row.version,
-        row.numbers,
-        module.metric(row.network, target, limit),
-        macs,
+        name,
+        version.name,
+        numbers,
+        networks.metric(name, target),
+        version.macs,
         (1.0 if target == dense else None) if timed is None else timed.ratio,
         None if timed is None else timed.interval,
         None if timed is None else timed.noise,
-        _time(first, target, timing).ratio if both and timing is not None else None,
+        timing.compare(first, target).ratio if both and timing is not None else None,
         target.stat().st_size,
-    )
-
-
-def _time(before: Path, after: Path, timing: Timing) -> LatencyComparison:
-    return compare(
-        before, after, input_shapes=timing.shapes or None, threads=timing.threads, max_seconds=timing.seconds
     )
 
 
@@ -187,78 +177,51 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Write all rows as a Markdown table."""
-    lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
-    return "\n".join([*lines, *("| " + " | ".join(cells(row)) + " |" for row in rows)]) + "\n"
-
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
-    file: Annotated[Path, typer.Argument(help="Python file that describes the networks.", show_default=False)],
-    network: Annotated[list[str], typer.Option(help="Only these networks.")] = [],  # noqa: B006
+    file: measuring.DescriptionFile,
+    network: measuring.Only = [],  # noqa: B006
     target_macs: Annotated[float, typer.Option(help="Share of the MACs to keep.")] = 0.5,
     plan: Annotated[Path | None, typer.Option(help="Replay this plan instead, for one network.")] = None,
-    calibration_limit: Annotated[int | None, typer.Option(min=1, help="Calibration inputs to use at most.")] = None,
-    metric_limit: Annotated[int | None, typer.Option(min=1, help="Inputs of the metric to use at most.")] = None,
+    calibration_limit: measuring.CalibrationLimit = None,
+    metric_limit: measuring.MetricLimit = None,
     input_shape: Annotated[
         list[str],
         typer.Option(metavar="NAME:1,3,224,224", help="Shape to time an input with open dimensions at."),
     ] = [],  # noqa: B006
-    provider: Annotated[
-        str, typer.Option(help="Provider whose latency ranks are chosen by; none plans by arithmetic.")
-    ] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="Threads that latency is measured with.")] = 1,
+    provider: measuring.PlanFor = "cpu",
+    threads: measuring.Threads = 1,
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of each comparison of latencies.")] = 10.0,
     float16: Annotated[bool, typer.Option("--float16", help="Measure float16 versions too.")] = False,
-    no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not time the networks.")] = False,
-    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table as Markdown.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows as JSON.")] = None,
+    no_latency: measuring.NoLatency = False,
+    markdown_file: measuring.MarkdownFile = None,
+    json_file: measuring.JsonFile = None,
 ) -> None:
     """Print the table of dense, rewritten, quantised, and rewritten then quantised."""
     console = Console()
-    try:
-        module = load_networks(file)
-        for target in (markdown_file, json_file):
-            if target is not None:
-                require_writable(target)
-        names = pick_networks(module, file, network)
-        if plan is not None and len(names) != 1:
+    with told():
+        networks = load_networks(file, network, calibration_limit=calibration_limit, metric_limit=metric_limit)
+        files = Files(markdown_file, json_file)
+        files.require_writable()
+        if plan is not None and len(networks.names) != 1:
             raise InputError(f"--plan {plan}: a plan is for one network; name it with --network.")
         if not 0 < target_macs <= 1:
             raise InputError(f"--target-macs {target_macs:g}: write a share above 0 and at most 1.")
-        timing = None if no_latency else Timing(_shapes(input_shape), threads, seconds)
+        shapes = _shapes(input_shape)
+        budget: dict[str, Any] = {"target_macs": target_macs} if plan is None else {"plan": plan}
+        options = budget | {"provider": provider, "threads": threads, "input_shapes": shapes or None}
+        timing = None if no_latency else Timing(threads, shapes, seconds)
         rows: list[Row] = []
-        table = Table(*HEADS, box=None, pad_edge=False, padding=(0, 1, 0, 0))
-        for name in names:
-            for row in measure(
-                module,
-                name,
-                options={
-                    **({"target_macs": target_macs} if plan is None else {"plan": plan}),
-                    "provider": provider,
-                    "threads": threads,
-                    "input_shapes": _shapes(input_shape) or None,
-                },
-                calibration_limit=calibration_limit,
-                metric_limit=metric_limit,
-                timing=timing,
-                half=float16,
-            ):
+        for name in networks.names:
+            for row in measure(networks, name, options=options, timing=timing, half=float16):
                 rows.append(row)
-                table.add_row(*cells(row))
                 console.print(f"{name} {row.version} {row.numbers}: {row.refused or row.metric}", style="dim")
-        console.print(table)
-        if markdown_file is not None:
-            write_text(markdown_file, markdown(rows))
-        if json_file is not None:
-            write_text(json_file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    except OnnxPointwiseError as error:
-        Console(stderr=True).print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        lines = [cells(row) for row in rows]
+        console.print(terminal_table(HEADS, lines))
+        files.write(rows, HEADS, lines)
 
 
 def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -29,7 +29,7 @@ from scipy import ndimage
 
 from onnx_pointwise.errors import OnnxPointwiseError
 from onnx_pointwise.graph.model_io import atomic_folder, require_writable
-from tools.keras_runtime import quiet, runtime
+from tools.keras_export.runtime import quiet, runtime
 
 SEED = 2024
 TEST = 600

@@ -48,6 +48,8 @@ from onnx_pointwise.runtime import (
     resolve,
     sentence,
 )
+from onnx_pointwise.schema import pair
+from onnx_pointwise.settings import CheckSettings
 
 
 @dataclass(frozen=True)
@@ -202,39 +204,17 @@ def _drift_dict(drift: Mapping[str, Drift] | None) -> dict[str, Any] | None:
     return None if drift is None else {name: value.to_dict() for name, value in drift.items()}
 
 
-def check(
-    before: ModelSource | bytes,
-    after: ModelSource | bytes,
-    *,
-    inputs: Mapping[str, Array] | None = None,
-    providers: Sequence[str] = ("cpu",),
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    batch_sizes: Sequence[int] = (1, 3),
-    max_drift: float | Mapping[str, float] | None = None,
-    latency: bool = True,
-    latency_seconds: float = 10.0,
-    threads: int | None = None,
-    optimization: str = "all",
-    freeze_initializers: bool = False,
-    seed: int = 0,
-) -> CheckResult:
+@pair(CheckSettings)
+def check(before: ModelSource | bytes, after: ModelSource | bytes, settings: CheckSettings) -> CheckResult:
     """Compare two networks on the same inputs.
+
+    Given inputs may be any number of examples, but a multiple of the batch size where the model fixes that; without,
+    random ones in the declared shapes are drawn. Latency is timed with one item a run.
 
     Args:
         before: The reference: path, serialised model, ``ModelProto`` or ``onnx_ir.Model``.
         after: The network compared with it.
-        inputs: Input name to array, [N, ...], N any multiple of the batch size where the model fixes that. Random
-            inputs in the declared shapes if None.
-        providers: Execution providers, as for ``providers.open_session``; the first one is the main one.
-        input_shapes: Shapes of random inputs by name, where the model leaves dimensions open.
-        batch_sizes: Batch sizes to try where the model leaves the batch dimension open.
-        max_drift: Largest relative L2 drift that is allowed, for every output or by output name. None allows any.
-        latency: Time both networks too, with one item a run.
-        latency_seconds: Seconds that takes on each provider.
-        threads: Threads inside one operator; None leaves the choice to the runtime.
-        optimization: Graph optimisation level.
-        freeze_initializers: Run both with initializers that are graph inputs too made constants, see ``freeze``.
-        seed: Seed of random inputs.
+        settings: What is asked for, in place of the keywords that follow.
 
     Returns:
         The verdict with all measurements.
@@ -244,11 +224,14 @@ def check(
         ModelError: A model cannot be read, or the first network does not run.
         ProviderError: A provider does not load, or cannot run one of the models.
     """
-    if freeze_initializers:
+    providers = settings.providers
+    if settings.freeze_initializers:
         before, after = frozen(before), frozen(after)
     model = as_model(before)
-    _require_arguments(model, providers, batch_sizes, max_drift)
-    batches = batches_of(model, input_specs(model), inputs, input_shapes, batch_sizes, seed)
+    _require_arguments(model, settings)
+    batches = batches_of(
+        model, input_specs(model), settings.inputs, settings.input_shapes, settings.batch_sizes, settings.seed
+    )
     signature = _signature(model)
     dense = _describe(before, model, batches[0].shapes)
     # Weights are needed for the descriptions alone, and graphs are cyclic: only a collection gives gigabytes back.
@@ -262,7 +245,6 @@ def check(
     findings = _declared_differences(dense, rewritten)
     results = []
     if takes_same_inputs:
-        settings = _Settings(threads, optimization, max_drift, latency_seconds if latency else None, seed)
         elsewhere = any(not _is_cpu(provider) for provider in providers)
         on_cpu = None
         if elsewhere:
@@ -279,7 +261,7 @@ def check(
         after=rewritten.cost,
         providers=tuple(results),
         machine=machine(),
-        max_drift=max_drift,
+        max_drift=settings.max_drift,
     )
 
 
@@ -306,15 +288,6 @@ def _describe(source: ModelSource | bytes, model: ir.Model, shapes: Shapes | Non
     )
 
 
-@dataclass(frozen=True)
-class _Settings:
-    threads: int | None
-    optimization: str
-    max_drift: float | Mapping[str, float] | None
-    latency_seconds: float | None
-    seed: int
-
-
 def _signature(model: ir.Model) -> list[tuple[str | None, ir.DataType | None]]:
     return [(value.name, value.dtype) for value in runtime_inputs(model)]
 
@@ -323,22 +296,18 @@ def _is_cpu(provider: str) -> bool:
     return provider_name(provider) == "cpu"
 
 
-def _require_arguments(
-    model: ir.Model,
-    wanted: Sequence[str],
-    batch_sizes: Sequence[int],
-    max_drift: float | Mapping[str, float] | None,
-) -> None:
+def _require_arguments(model: ir.Model, settings: CheckSettings) -> None:
     """Find faults of the arguments before any work is done."""
-    if not wanted:
+    if not settings.providers:
         raise InputError("Name at least one execution provider to check on.")
-    for provider in wanted:
+    for provider in settings.providers:
         require(provider)
-    for size in batch_sizes:
+    for size in settings.batch_sizes:
         if size < 1:
             raise InputError(f"A batch size must be at least 1, not {size}.")
     names = [str(value.name) for value in model.graph.outputs]
-    tolerances = max_drift if isinstance(max_drift, Mapping) else {"": max_drift}
+    limit = settings.max_drift
+    tolerances = limit if isinstance(limit, Mapping) else {"": limit}
     for name, tolerance in tolerances.items():
         if name and name not in names:
             raise InputError(
@@ -359,7 +328,7 @@ class _Run:
     nodes_off: tuple[AssignedNode, ...]
 
 
-def _run(source: ModelSource | bytes, batches: Sequence[Batch], provider: str, settings: _Settings) -> _Run:
+def _run(source: ModelSource | bytes, batches: Sequence[Batch], provider: str, settings: CheckSettings) -> _Run:
     outputs: list[dict[str, Array] | str] = []
     with runtime_source(source) as path:
         session = open_session(path, provider, threads=settings.threads, optimization=settings.optimization)
@@ -379,7 +348,7 @@ def _check_on(
     provider: str,
     batches: Sequence[Batch],
     on_cpu: tuple[_Run, _Run] | None,
-    settings: _Settings,
+    settings: CheckSettings,
 ) -> tuple[ProviderCheck, list[Finding]]:
     """Run both networks on one provider, one after the other, and compare."""
     info = provider_info(provider)
@@ -415,7 +384,7 @@ def _check_on(
         findings.extend(_provider_faults(provider, from_cpu["dense_from_cpu"], from_cpu["rewritten_from_cpu"]))
     equal = all(trial.shapes_equal is not False for trial in trials)
     timing = None
-    if settings.latency_seconds and equal and not info.software:
+    if settings.latency and settings.latency_seconds and equal and not info.software:
         timing = compare(
             before.source,
             after.source,
@@ -487,7 +456,7 @@ def _shape_faults(
     batch: Batch,
     first: Mapping[str, Array],
     second: Mapping[str, Array] | str,
-    settings: _Settings,
+    settings: CheckSettings,
 ) -> list[Finding]:
     """Compare shapes and element types of the outputs of one run; outputs that one side lacks are declared as such."""
     given = str(batch)
@@ -513,7 +482,7 @@ def _shape_faults(
 
 
 def _depends_on_data(
-    before: ModelSource | bytes, provider: str, batch: Batch, name: str, output: Array, settings: _Settings
+    before: ModelSource | bytes, provider: str, batch: Batch, name: str, output: Array, settings: CheckSettings
 ) -> bool:
     """Tell whether the first network's own output has another shape for other inputs of the same shape."""
     generator = np.random.default_rng(settings.seed + 1)

@@ -6,7 +6,8 @@ They call the wings below and decide nothing themselves.
 from onnx_pointwise.jobs.benchmark import Benchmark, bench
 from onnx_pointwise.jobs.insertion import insert_pointwise
 from onnx_pointwise.jobs.inspection import ENERGIES, Inspection, SiteView, inspect
-from onnx_pointwise.jobs.pipeline import require_other_file, rewrite
+from onnx_pointwise.jobs.loading import require_other_file
+from onnx_pointwise.jobs.pipeline import rewrite
 from onnx_pointwise.jobs.results import RewriteResult, SiteResult
 
 __all__ = [

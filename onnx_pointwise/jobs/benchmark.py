@@ -23,6 +23,8 @@ from onnx_pointwise.runtime import (
     peak_memory,
     provider_info,
 )
+from onnx_pointwise.schema import job
+from onnx_pointwise.settings import BenchSettings
 
 
 @dataclass(frozen=True)
@@ -83,38 +85,15 @@ class BenchmarkRow:
         }
 
 
-def bench(
-    model: ModelSource | bytes,
-    other: ModelSource | bytes | None = None,
-    *,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    batch_sizes: Sequence[int] = (),
-    thread_counts: Sequence[int | None] = (None,),
-    provider: str = "cpu",
-    optimization: str = "all",
-    runs: int = 100,
-    warmup: int = 10,
-    max_seconds: float = 10.0,
-    freeze_initializers: bool = False,
-    seed: int = 0,
-    memory: bool = False,
-) -> Benchmark:
+@job(BenchSettings)
+def bench(model: ModelSource | bytes, settings: BenchSettings) -> Benchmark:
     """Time a network, alone or against another, over batch sizes and thread counts.
+
+    Peak memory is measured at the first batch size and the first number of threads.
 
     Args:
         model: The network; the reference if there is another.
-        other: The network compared with it.
-        input_shapes: Shapes of the random inputs by name, where the model leaves dimensions open.
-        batch_sizes: First dimensions of the inputs that leave it open; none keeps the shapes as they are.
-        thread_counts: Threads inside one operator, each measured.
-        provider: Execution provider, as for ``providers.open_session``.
-        optimization: Graph optimisation level.
-        runs: Timed runs of each network and row, at most.
-        warmup: Untimed runs before them.
-        max_seconds: Seconds a row takes.
-        freeze_initializers: Run with initializers that are graph inputs too made constants, see ``freeze``.
-        seed: Of random inputs and of the bootstrap.
-        memory: Measure peak memory too, each network in a process of its own, at the first batch size.
+        settings: What is asked for, in place of the keywords that follow.
 
     Raises:
         ProviderError: The provider does not load, or cannot run one of the models.
@@ -122,52 +101,83 @@ def bench(
         InputError: The shapes or batch sizes do not fit the model.
         ValueError: A count or a time is not positive.
     """
-    if freeze_initializers:
+    other = settings.other
+    if settings.freeze_initializers:
         model, other = frozen(model), None if other is None else frozen(other)
     graph = as_model(model)
-    specs, shapes = input_specs(graph), concrete_inputs(graph, input_shapes)[0]
+    specs, shapes = input_specs(graph), concrete_inputs(graph, settings.input_shapes)[0]
     warnings = open_initializers(graph, model_name(model))
     del graph  # the sessions hold the weights from here on
     if other is not None:
         warnings += open_initializers(as_model(other), model_name(other))
-    settings: dict[str, Any] = {
-        "provider": provider,
-        "optimization": optimization,
-        "runs": runs,
-        "warmup": warmup,
-        "max_seconds": max_seconds,
-        "seed": seed,
+    sized = {
+        batch: shapes if batch is None else _with_batch(specs, shapes, batch)
+        for batch in settings.batch_sizes or (None,)
     }
-    rows = []
-    for batch in batch_sizes or (None,):
-        sized = shapes if batch is None else _with_batch(specs, shapes, batch)
-        for threads in thread_counts:
-            comparison = None
-            if other is None:
-                latency = measure(model, input_shapes=sized, threads=threads, **settings)
-            else:
-                comparison = compare(model, other, input_shapes=sized, threads=threads, **settings)
-                latency = comparison.before
-            rows.append(BenchmarkRow(batch, threads, latency, comparison))
-    used: dict[str, PeakMemory] = {}
-    if memory:
-        sized = _with_batch(specs, shapes, batch_sizes[0]) if batch_sizes else shapes
-        for role, source in {"model": model, "other": other}.items():
-            if source is not None:
-                used[role] = peak_memory(
-                    source, input_shapes=sized, provider=provider, threads=thread_counts[0], optimization=optimization
-                )
-    info = provider_info(provider)
+    rows = [
+        _row(model, other, batch, threads, input_shapes, settings)
+        for batch, input_shapes in sized.items()
+        for threads in settings.thread_counts
+    ]
+    memory = _memory(model, other, next(iter(sized.values())), settings) if settings.memory else {}
+    info = provider_info(settings.provider)
     if info.software:
-        warnings.append(f"{provider} runs on {info.device}, a device emulated on the CPU; its timings mean nothing.")
+        warnings.append(
+            f"{settings.provider} runs on {info.device}, a device emulated on the CPU; its timings mean nothing."
+        )
     return Benchmark(
         model=model_name(model),
         other=None if other is None else model_name(other),
         rows=tuple(rows),
-        memory=used,
+        memory=memory,
         machine=machine(),
         warnings=tuple(warnings),
     )
+
+
+def _row(
+    model: ModelSource | bytes,
+    other: ModelSource | bytes | None,
+    batch: int | None,
+    threads: int | None,
+    shapes: Mapping[str, Sequence[int]],
+    settings: BenchSettings,
+) -> BenchmarkRow:
+    """Time one batch size and thread count."""
+    timing: dict[str, Any] = {
+        "input_shapes": shapes,
+        "threads": threads,
+        "provider": settings.provider,
+        "optimization": settings.optimization,
+        "runs": settings.runs,
+        "warmup": settings.warmup,
+        "max_seconds": settings.max_seconds,
+        "seed": settings.seed,
+    }
+    if other is None:
+        return BenchmarkRow(batch, threads, measure(model, **timing), None)
+    comparison = compare(model, other, **timing)
+    return BenchmarkRow(batch, threads, comparison.before, comparison)
+
+
+def _memory(
+    model: ModelSource | bytes,
+    other: ModelSource | bytes | None,
+    shapes: Mapping[str, Sequence[int]],
+    settings: BenchSettings,
+) -> dict[str, PeakMemory]:
+    """Measure peak memory of each network, by its role."""
+    return {
+        role: peak_memory(
+            source,
+            input_shapes=shapes,
+            provider=settings.provider,
+            threads=settings.thread_counts[0],
+            optimization=settings.optimization,
+        )
+        for role, source in {"model": model, "other": other}.items()
+        if source is not None
+    }
 
 
 def _with_batch(

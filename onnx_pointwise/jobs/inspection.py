@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx_ir.passes.common import InlinePass
 
 from onnx_pointwise.graph import (
-    MIN_CHANNELS,
     ModelCost,
     ModelSource,
     Shape,
     Site,
     SiteCost,
     dense_cost,
-    file_bytes,
-    find_sites,
     load,
-    model_cost,
 )
+from onnx_pointwise.jobs.loading import cost_of, opened
 from onnx_pointwise.latency import LatencyCache, SiteLatency, site_latencies
 from onnx_pointwise.numerics import error_curve
-from onnx_pointwise.runtime import resolve
+from onnx_pointwise.schema import job
+from onnx_pointwise.settings import InspectSettings
 
 #: Shares of energy that the ranks of a site are given for.
 ENERGIES = (0.90, 0.95, 0.99)
@@ -104,44 +100,29 @@ class Inspection:
         }
 
 
-def inspect(
-    model: ModelSource,
-    *,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    min_channels: int = MIN_CHANNELS,
-    inline_functions: bool = False,
-    treads_on: str | None = None,
-    threads: int | None = None,
-    cache: bool = True,
-) -> Inspection:
+@job(InspectSettings)
+def inspect(model: ModelSource, settings: InspectSettings) -> Inspection:
     """Describe every convolution of a model.
 
     Args:
         model: Path, ``ModelProto`` or ``onnx_ir.Model``; it is left as it is.
-        input_shapes: Concrete shapes by input name, where the model leaves dimensions open.
-        min_channels: Sites with fewer input feature maps are refused.
-        inline_functions: Look into local functions.
-        treads_on: Execution provider on which to measure how the latency of each site that may be rewritten depends
-            on form and rank; ``None`` measures nothing.
-        threads: Threads of that measurement; the runtime's own choice if ``None``.
-        cache: Keep what was measured on disk and use what is there, see ``latency_cache``.
+        settings: What is asked for, in place of the keywords that follow.
 
     Raises:
         ModelError: The model cannot be read, described or run.
         InputError: The input shapes do not fit the model.
         ProviderError: The provider does not load.
     """
-    loaded = load(model)
-    if inline_functions and loaded.functions:
-        loaded = InlinePass()(loaded.clone()).model
-    shapes = resolve(loaded, input_shapes)
-    cost = model_cost(loaded, shapes, file_bytes=file_bytes(model, loaded) if isinstance(model, str | Path) else None)
-    sites = find_sites(loaded, shapes, min_channels=min_channels)
+    base, shapes, sites = opened(load(model), settings)
+    cost = cost_of(model, base, shapes)
     timed: dict[str, SiteLatency] = {}
-    if treads_on is not None:
-        open_sites = [site for site in sites if site.refusal is None]
-        kept = LatencyCache() if cache else None
-        timed = site_latencies(open_sites, provider=treads_on, threads=threads, cache=kept)
+    if settings.treads_on is not None:
+        timed = site_latencies(
+            [site for site in sites if site.refusal is None],
+            provider=settings.treads_on,
+            threads=settings.threads,
+            cache=LatencyCache() if settings.cache else None,
+        )
     views = tuple(replace(_view(site, cost), latency=timed.get(site.name)) for site in sites)
     return Inspection(cost, views, shapes.inputs, shapes.assumed)
 

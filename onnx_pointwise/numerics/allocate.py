@@ -23,9 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from onnx_pointwise.errors import PlanError
 
@@ -103,6 +101,10 @@ def knapsack(
 def _solve(
     losses: Sequence[Array], costs: Sequence[NDArray[Any]], limits: Sequence[float], seconds: float
 ) -> list[int]:
+    # Half of what importing the package took was the solver, which many a job never asks.
+    import scipy.sparse
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     counts = [len(loss) for loss in losses]
     starts = np.concatenate([[0], np.cumsum(counts)])
     owner = np.repeat(np.arange(len(counts)), counts)

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import numpy as np
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import ModelSource, runtime_source
 from onnx_pointwise.runtime import providers
-from onnx_pointwise.runtime.runner import Runner, feeds_for, model_name, require_positive
+from onnx_pointwise.runtime.runner import Runner
+from onnx_pointwise.runtime.running import Watching
+from onnx_pointwise.schema import job
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,13 @@ class PeakMemory:
         return asdict(self)
 
 
-def peak_memory(
-    model: ModelSource | bytes,
-    *,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    provider: str = "cpu",
-    threads: int | None = None,
-    optimization: str = "all",
-    runs: int = 3,
-    seed: int = 0,
-) -> PeakMemory:
+@job(Watching)
+def peak_memory(model: ModelSource | bytes, settings: Watching) -> PeakMemory:
     """Measure the peak of main memory while a fresh process loads and runs a model.
 
     Args:
         model: The network.
-        input_shapes: Shapes of the random inputs by name, where the model leaves dimensions open.
-        provider: Execution provider, as for ``providers.open_session``.
-        threads: Threads inside one operator; None leaves the choice to the runtime.
-        optimization: Graph optimisation level.
-        runs: Runs to watch.
-        seed: Of the random inputs.
+        settings: How it is run, in place of the keywords that follow.
 
     Raises:
         ProviderError: The provider does not load, or cannot run the model.
@@ -67,26 +56,23 @@ def peak_memory(
         InputError: The input shapes do not fit the model.
         ValueError: ``runs`` is not positive.
     """
-    require_positive(runs=runs)
-    feeds = feeds_for(model, None, input_shapes, seed)
+    feeds = settings.feeds(model)
     # The session here finds faults that a message from a dead process could not name.
     with runtime_source(model) as source, tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder:
-        Runner(
-            providers.open_session(source, provider, threads=threads), feeds, provider, model_name(model)
-        ).first_run()
+        settings.runner(source, feeds, model).first_run()
         path = Path(source) if isinstance(source, str) else Path(folder) / "model.onnx"
         if isinstance(source, bytes):
             path.write_bytes(source)
         np.savez(Path(folder) / "inputs.npz", allow_pickle=False, **feeds)
-        job = {
+        work = {
             "model": str(path.resolve()),
             "inputs": str(Path(folder) / "inputs.npz"),
-            "provider": provider,
-            "threads": threads,
-            "optimization": optimization,
-            "runs": runs,
+            "provider": settings.provider,
+            "threads": settings.threads,
+            "optimization": settings.optimization,
+            "runs": settings.runs,
         }
-        numbers = _in_fresh_process(job)
+        numbers = _in_fresh_process(work)
     return PeakMemory(loading=numbers[1] - numbers[0], running=numbers[2] - numbers[0], process=numbers[0])
 
 

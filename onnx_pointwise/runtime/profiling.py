@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from onnx_pointwise.graph import ModelSource, as_model, find_sites, frozen, runtime_source
 from onnx_pointwise.runtime import providers
-from onnx_pointwise.runtime.inputs import Array
-from onnx_pointwise.runtime.runner import Runner, feeds_for, model_name, require_positive
+from onnx_pointwise.runtime.running import Profiling
+from onnx_pointwise.schema import job
 
 
 @dataclass(frozen=True)
@@ -42,45 +42,34 @@ class NodeTime:
         return asdict(self)
 
 
-def node_times(
-    model: ModelSource | bytes,
-    *,
-    inputs: Mapping[str, Array] | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    provider: str = "cpu",
-    threads: int | None = None,
-    optimization: str = "all",
-    runs: int = 20,
-    warmup: int = 5,
-    freeze_initializers: bool = False,
-    seed: int = 0,
-) -> list[NodeTime]:
+@job(Profiling)
+def node_times(model: ModelSource | bytes, settings: Profiling) -> list[NodeTime]:
     """Time every kernel of a network from ONNX Runtime's profile, in the order in which they run.
 
     The profile itself costs time, a few microseconds a kernel: compare kernels with each other, not their sum with a
-    latency. Arguments and errors as for `compare`; `freeze_initializers` as for `bench`.
+    latency. Errors as for `compare`.
+
+    Args:
+        model: The network.
+        settings: How it is run, in place of the keywords that follow.
     """
-    require_positive(runs=runs, warmup=warmup)
-    if freeze_initializers:
+    if settings.freeze_initializers:
         model = frozen(model)
-    feeds = feeds_for(model, inputs, input_shapes, seed)
+    feeds = settings.feeds(model)
     graph = as_model(model)
     with (
         runtime_source(_named(graph) or model) as source,
         tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder,
     ):
-        session = providers.open_session(
-            source, provider, threads=threads, optimization=optimization, profile=Path(folder) / "profile"
-        )
-        runner = Runner(session, feeds, provider, model_name(model))
+        runner = settings.runner(source, feeds, model, profile=Path(folder) / "profile")
         runner.first_run()
-        for _ in range(warmup - 1 + runs):
+        for _ in range(settings.warmup - 1 + settings.runs):
             runner.run()
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        events = json.loads(Path(runner.session.end_profiling()).read_text(encoding="utf-8"))
     sites = _site_names(graph)
     return [
         NodeTime(name, op_type, providers.short_name(runtime_name), statistics.median(seconds), _site(name, sites))
-        for (name, op_type, runtime_name), seconds in _kernel_seconds(events, runs).items()
+        for (name, op_type, runtime_name), seconds in _kernel_seconds(events, settings.runs).items()
     ]
 
 

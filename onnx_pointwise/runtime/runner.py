@@ -59,7 +59,7 @@ class Runner:
     """A session with inputs and outputs bound where the provider works on them."""
 
     def __init__(self, session: ort.InferenceSession, feeds: Mapping[str, Array], provider: str, name: str) -> None:
-        self._session = session
+        self.session = session
         self._binding = session.io_binding()
         self._name = name
         self._arrays = dict(feeds)  # bound host memory must outlive the binding
@@ -79,9 +79,7 @@ class Runner:
         try:
             for key, array in self._arrays.items():
                 if kind == "webgpu":
-                    value = self._session.create_ortvalue_from_shape_and_type(
-                        array.shape, array.dtype.type, kind, index
-                    )
+                    value = self.session.create_ortvalue_from_shape_and_type(array.shape, array.dtype.type, kind, index)
                     value.update_inplace(array)
                 else:
                     value = ort.OrtValue.ortvalue_from_numpy(array, kind, index)
@@ -97,7 +95,7 @@ class Runner:
     def run(self) -> float:
         """Run once; give the seconds until the outputs are there."""
         start = time.perf_counter()
-        self._session.run_with_iobinding(self._binding)
+        self.session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
         return time.perf_counter() - start
 

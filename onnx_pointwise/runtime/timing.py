@@ -24,9 +24,11 @@ from typing import Any, Literal
 import numpy as np
 
 from onnx_pointwise.graph import ModelSource, runtime_source
-from onnx_pointwise.runtime import providers
 from onnx_pointwise.runtime.inputs import Array
-from onnx_pointwise.runtime.runner import Runner, feeds_for, model_name, require_positive
+from onnx_pointwise.runtime.providers import provider_info
+from onnx_pointwise.runtime.runner import Runner
+from onnx_pointwise.runtime.running import Timing
+from onnx_pointwise.schema import job, pair
 
 Verdict = Literal["faster", "slower", "no change"]
 
@@ -104,34 +106,14 @@ class LatencyComparison:
         return asdict(self) | {"interval": list(self.interval), "input_shapes": shapes}
 
 
-def compare(
-    before: ModelSource | bytes,
-    after: ModelSource | bytes,
-    *,
-    inputs: Mapping[str, Array] | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    provider: str = "cpu",
-    threads: int | None = None,
-    optimization: str = "all",
-    runs: int = 100,
-    warmup: int = 10,
-    max_seconds: float = 10.0,
-    seed: int = 0,
-) -> LatencyComparison:
+@pair(Timing)
+def compare(before: ModelSource | bytes, after: ModelSource | bytes, settings: Timing) -> LatencyComparison:
     """Time two networks against each other.
 
     Args:
         before: The reference: path, serialised model, ``ModelProto`` or ``onnx_ir.Model``.
         after: The network compared with it; it takes the same inputs.
-        inputs: Input name to array; random ones if None.
-        input_shapes: Shapes of random inputs by name, where the model leaves dimensions open.
-        provider: Execution provider, as for ``providers.open_session``.
-        threads: Threads inside one operator; None leaves the choice to the runtime.
-        optimization: Graph optimisation level.
-        runs: Timed runs of each network, at most.
-        warmup: Untimed runs of each network before the first timed one.
-        max_seconds: Seconds that warm-up and timed runs take in all; five rounds are always run.
-        seed: Of random inputs and of the bootstrap.
+        settings: How they are run, in place of the keywords that follow.
 
     Returns:
         Latencies, their ratio and the verdict.
@@ -142,18 +124,17 @@ def compare(
         InputError: The inputs do not fit the model.
         ValueError: A count or a time is not positive.
     """
-    require_positive(runs=runs, warmup=warmup, max_seconds=max_seconds)
-    feeds = feeds_for(before, inputs, input_shapes, seed)
+    feeds = settings.feeds(before)
     with contextlib.ExitStack() as stack:
         paths = [stack.enter_context(runtime_source(source)) for source in (before, after)]
-        runners = []
-        for path, source in ((paths[0], before), (paths[1], after), (paths[0], before)):
-            session = providers.open_session(path, provider, threads=threads, optimization=optimization, config=_CONFIG)
-            runners.append(Runner(session, feeds, provider, model_name(source)))
-        samples = _interleave(runners, runs, warmup, max_seconds)
+        runners = [
+            settings.runner(path, feeds, source, config=_CONFIG)
+            for path, source in ((paths[0], before), (paths[1], after), (paths[0], before))
+        ]
+        samples = _interleave(runners, settings.runs, settings.warmup, settings.max_seconds)
         bound = runners[0].bound
     first, second, again = (np.array([min(turn) for turn in turns]) for turns in samples)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(settings.seed)
     ratio, interval = _ratio(second / first, generator)
     _, self_interval = _ratio(again / first, generator)
     noise = max(_LEAST_NOISE, *(abs(end - 1) for end in self_interval))
@@ -166,34 +147,27 @@ def compare(
         noise=noise,
         verdict="faster" if interval[1] < 1 - noise else "slower" if interval[0] > 1 + noise else "no change",
         rounds=len(first),
-        provider=provider,
-        device=providers.provider_info(provider).device,
-        threads=threads,
-        optimization=optimization,
+        provider=settings.provider,
+        device=provider_info(settings.provider).device,
+        threads=settings.threads,
+        optimization=settings.optimization,
         bound=bound,
         input_shapes={name: tuple(array.shape) for name, array in feeds.items()},
     )
 
 
-def measure(
-    model: ModelSource | bytes,
-    *,
-    inputs: Mapping[str, Array] | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    provider: str = "cpu",
-    threads: int | None = None,
-    optimization: str = "all",
-    runs: int = 100,
-    warmup: int = 10,
-    max_seconds: float = 10.0,
-    seed: int = 0,
-) -> Latency:
-    """Time one network; arguments and errors as for `compare`. For the difference of two networks use `compare`."""
-    require_positive(runs=runs, warmup=warmup, max_seconds=max_seconds)
-    feeds = feeds_for(model, inputs, input_shapes, seed)
+@job(Timing)
+def measure(model: ModelSource | bytes, settings: Timing) -> Latency:
+    """Time one network; errors as for `compare`, which is for the difference of two networks.
+
+    Args:
+        model: The network.
+        settings: How it is run, in place of the keywords that follow.
+    """
+    feeds = settings.feeds(model)
     with runtime_source(model) as source:
-        session = providers.open_session(source, provider, threads=threads, optimization=optimization)
-        (turns,) = _interleave([Runner(session, feeds, provider, model_name(model))], runs, warmup, max_seconds)
+        runner = settings.runner(source, feeds, model)
+        (turns,) = _interleave([runner], settings.runs, settings.warmup, settings.max_seconds)
     return _latency(turns, _batch(feeds))
 
 

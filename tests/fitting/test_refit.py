@@ -169,7 +169,7 @@ def test_branches_are_refitted_beside_one_another(monkeypatch):
 
     def meet(kernel, *arguments, **options):
         if len(kernel) == 8 and kernel.shape[1] == CHANNELS:
-            both.wait(20)  # passes only where the other branch is under way
+            both.wait(100)  # passes only where the other branch is under way
         return done_with(kernel, *arguments, **options)
 
     monkeypatch.setattr(refitting, "workers", lambda threads: 2)

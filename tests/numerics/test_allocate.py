@@ -130,7 +130,7 @@ def test_the_solver_does_not_write_to_standard_output(capfd):
 
     costs, losses = problem(1, 4, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onnx_pointwise.numerics.allocate.milp", noisy)
+        patch.setattr("scipy.optimize.milp", noisy)
         knapsack(costs, losses, [0.7 * sum(cost[-1, 0] for cost in costs)])
     print("kept")
     libc.fflush(None)

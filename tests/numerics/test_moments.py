@@ -41,16 +41,22 @@ def convolutions(draw):
     return kernel, strides, dilations, pads, size
 
 
+def drawn(convolution, seed: int, *, examples: int, inputs: int, outputs: int):
+    """Inputs, weights and outputs of a convolution, and the window that it looks through."""
+    kernel, strides, dilations, pads, size = convolution
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((examples, inputs, *size)).astype(np.float32)
+    weights = rng.standard_normal((outputs, inputs, *kernel)).astype(np.float32)
+    given_pads = {"auto_pad": pads} if isinstance(pads, str) else {"pads": pads}
+    y = convolve(x, weights, strides=strides, dilations=dilations, kernel_shape=kernel, **given_pads)
+    return x, weights, y, make_window(kernel, strides, dilations, pads, size)
+
+
 @CHECKED
 @given(convolutions(), st.integers(0, 2**31))
 def test_patches_are_what_the_runtime_multiplies(convolution, seed):
-    kernel, strides, dilations, pads, size = convolution
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((2, 3, *size)).astype(np.float32)
-    weights = rng.standard_normal((4, 3, *kernel)).astype(np.float32)
-    given_pads = {"auto_pad": pads} if isinstance(pads, str) else {"pads": pads}
-    y = convolve(x, weights, strides=strides, dilations=dilations, kernel_shape=kernel, **given_pads)
-    window = make_window(kernel, strides, dilations, pads, size)
+    x, weights, y, window = drawn(convolution, seed, examples=2, inputs=3, outputs=4)
+    size = x.shape[2:]
     assert window.out_size(size) == y.shape[2:]
     unfolded = patches(x, window)
     assert unfolded.shape == (3 * window.taps, 2 * math.prod(y.shape[2:]))
@@ -64,13 +70,7 @@ def lattice_of_all(y: np.ndarray) -> Lattice:
 @CHECKED
 @given(convolutions(), st.integers(0, 2**31), st.integers(1, 60))
 def test_a_lattice_takes_the_same_positions_of_inputs_and_outputs(convolution, seed, limit):
-    kernel, strides, dilations, pads, size = convolution
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((5, 2, *size)).astype(np.float32)
-    weights = rng.standard_normal((3, 2, *kernel)).astype(np.float32)
-    given_pads = {"auto_pad": pads} if isinstance(pads, str) else {"pads": pads}
-    y = convolve(x, weights, strides=strides, dilations=dilations, kernel_shape=kernel, **given_pads)
-    window = make_window(kernel, strides, dilations, pads, size)
+    x, weights, y, window = drawn(convolution, seed, examples=5, inputs=2, outputs=3)
     examples = np.array([0, 2, 3, 4])
     blocks = lattices(examples, y.shape[2:], 2 * window.taps, limit=limit, seed=seed, block_bytes=4000)
     assert np.concatenate([block.examples for block in blocks]).tolist() == examples.tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -135,7 +136,7 @@ def test_without_a_bias_and_without_blocks_held_back():
 def test_wide_patches_take_the_other_way_to_the_ridge(monkeypatch):
     problem = Problem(5)
     narrow = reconstruct(problem.kernel, problem.bias, "reduce", 3, problem.blocks)
-    monkeypatch.setattr("onnx_pointwise.numerics.reconstruct._EIGEN_LIMIT", 4)
+    monkeypatch.setattr(sys.modules[reconstruct.__module__], "_EIGEN_LIMIT", 4)
     wide = reconstruct(problem.kernel, problem.bias, "reduce", 3, problem.blocks)
     assert wide.error == pytest.approx(narrow.error, rel=0.05)
 
@@ -150,7 +151,7 @@ def test_a_ridge_that_rounding_defeats_is_not_picked(monkeypatch):
         values[0] = -0.02 * values.mean()
         return (vectors * values) @ vectors.T
 
-    monkeypatch.setattr("onnx_pointwise.numerics.reconstruct._EIGEN_LIMIT", 4)
+    monkeypatch.setattr(sys.modules[reconstruct.__module__], "_EIGEN_LIMIT", 4)
     monkeypatch.setattr(Moments, "covariance", spoilt)
     done = reconstruct(problem.kernel, problem.bias, "reduce", 3, problem.blocks)
     assert done.ridge > 0.02

@@ -17,7 +17,18 @@ from onnx_pointwise.graph.shapes import ASSUMED_SIZE, concrete_inputs, runtime_i
 from onnx_pointwise.graph.sites import find_sites
 from onnx_pointwise.runtime import shape_inference as shapes_module
 from onnx_pointwise.runtime.shape_inference import resolve
-from tests.graphs import conv_model, function_model, if_model, loop_model, make_model, normal, run, value
+from tests.graphs import (
+    Array,
+    conv_model,
+    function_model,
+    if_model,
+    if_model_of_two_sizes,
+    loop_model,
+    make_model,
+    normal,
+    run,
+    value,
+)
 
 
 def declared(**inputs: Any) -> Any:
@@ -138,22 +149,28 @@ def test_stored_shapes_of_another_size_are_forgotten() -> None:
     assert (shapes["t0"], shapes["y"]) == ((1, 5, 10, 10), (1, 5, 10, 10))
 
 
-def computed_size(**inputs: Any) -> onnx.ModelProto:
-    """A convolution behind a Reshape to a shape that depends on the input's values: inference cannot follow it."""
+def reshaped_by_value(x: str) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
+    """A convolution x -> c behind a Reshape to a shape that depends on the values of x, and its weights."""
     nodes = [
-        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("ReduceMin", [x], ["least"], keepdims=0),
         helper.make_node("Cast", ["least"], ["count"], to=onnx.TensorProto.INT64),
         helper.make_node("Mul", ["count", "zero"], ["nothing"]),
         helper.make_node("Add", ["wanted", "nothing"], ["shape"]),
-        helper.make_node("Reshape", ["x", "shape"], ["image"]),
+        helper.make_node("Reshape", [x, "shape"], ["image"]),
         helper.make_node("Conv", ["image", "W"], ["c"], name="conv"),
-        helper.make_node("Relu", ["c"], ["y"]),
     ]
     weights = {
         "W": normal(6, 4, 3, 3),
         "zero": np.array(0, np.int64),
         "wanted": np.array([-1, 4, 8, 8], np.int64),
     }
+    return nodes, weights
+
+
+def computed_size(**inputs: Any) -> onnx.ModelProto:
+    """A network whose sizes inference cannot follow."""
+    nodes, weights = reshaped_by_value("x")
+    nodes.append(helper.make_node("Relu", ["c"], ["y"]))
     return make_model(nodes, [value("x", inputs.get("x", ["n", 256]))], [value("y", None)], weights)
 
 
@@ -230,33 +247,17 @@ def test_control_flow_is_looked_into() -> None:
 
 
 def test_a_name_used_in_both_branches_has_the_shape_both_agree_on() -> None:
-    model = if_model(normal(5, 4, 3, 3))
-    for attribute in model.graph.node[0].attribute:
-        if attribute.name == "else_branch":
-            node = next(node for node in attribute.g.node if node.op_type == "Conv")
-            node.attribute.append(helper.make_attribute("strides", [2, 2]))
-            attribute.g.output[0].CopyFrom(value("inside", [1, 5, 4, 4]))
-    model.graph.output[0].CopyFrom(value("y", [1, 5, "h", "w"]))
-    assert "inside" not in resolve(load(model)).shapes
+    assert "inside" not in resolve(load(if_model_of_two_sizes(normal(5, 4, 3, 3)))).shapes
 
 
 def test_element_types_other_than_float_can_be_run() -> None:
     """The run feeds zeros of whatever type an input has."""
+    behind, weights = reshaped_by_value("sum")
     nodes = [
         helper.make_node("Cast", ["mask"], ["m"], to=onnx.TensorProto.FLOAT),
         helper.make_node("Cast", ["half"], ["h"], to=onnx.TensorProto.FLOAT),
         helper.make_node("Add", ["m", "h"], ["sum"]),
-        helper.make_node("ReduceMin", ["sum"], ["least"], keepdims=0),
-        helper.make_node("Cast", ["least"], ["count"], to=onnx.TensorProto.INT64),
-        helper.make_node("Mul", ["count", "zero"], ["nothing"]),
-        helper.make_node("Add", ["wanted", "nothing"], ["shape"]),
-        helper.make_node("Reshape", ["sum", "shape"], ["image"]),
-        helper.make_node("Conv", ["image", "W"], ["y"], name="conv"),
+        *behind,
     ]
-    weights = {
-        "W": normal(6, 4, 3, 3),
-        "zero": np.array(0, np.int64),
-        "wanted": np.array([-1, 4, 8, 8], np.int64),
-    }
     inputs = [value("mask", ["n", 256], np.bool_), value("half", ["n", 256], np.float16)]
-    assert resolve(load(make_model(nodes, inputs, [value("y", None)], weights))).shapes["y"] == (1, 6, 6, 6)
+    assert resolve(load(make_model(nodes, inputs, [value("c", None)], weights))).shapes["c"] == (1, 6, 6, 6)

@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
-from typer.testing import CliRunner
+from onnx import helper
 
+from onnx_pointwise.errors import InputError
+from tests.commands import invoke
+from tests.graphs import make_model, value
 from tools.evaluate import app
+from tools.measuring import load_networks
 
 NETWORKS = Path(__file__).resolve().parents[2] / "models" / "networks.py"
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "100"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
+    result = invoke(app, *arguments)
     return result.exit_code, result.output
 
 
-def test_the_table_holds_dense_and_every_method_and_budget(tmp_path: Path) -> None:
+def test_the_table_holds_dense_and_every_method_and_budget(small_folder: Path, tmp_path: Path) -> None:
     code, _ = run(
-        NETWORKS, "--target-macs", "0.6,0.0001", "--method", "als", "--calibration-limit", "24",
+        small_folder / "networks.py", "--target-macs", "0.6,0.0001", "--method", "als", "--calibration-limit", "24",
         "--metric-limit", "100", "--no-latency", "--json", tmp_path / "rows.json", "--markdown", tmp_path / "rows.md",
     )  # fmt: skip
     assert code == 0
@@ -58,3 +61,23 @@ def test_files_that_do_not_describe_networks_are_refused(tmp_path: Path) -> None
     (tmp_path / "broken.py").write_text("raise ValueError('no')\n")
     assert "defines no calibration" in run(tmp_path / "half.py")[1]
     assert "ValueError: no" in run(tmp_path / "broken.py")[1]
+
+
+def test_networks_their_examples_and_their_metric_come_from_the_file() -> None:
+    networks = load_networks(NETWORKS, calibration_limit=3, metric_limit=100)
+    assert networks.names == ("digits",)
+    assert networks.path("digits") == NETWORKS.with_name("digits.onnx")
+    assert {name: array.shape for name, array in networks.examples("digits").items()} == {"image": (3, 16, 16, 1)}
+    assert networks.metric("digits", networks.path("digits")) > 0.9
+
+
+def test_a_network_with_several_inputs_takes_arrays_by_name(tmp_path: Path) -> None:
+    node = helper.make_node("Add", ["a", "b"], ["y"], name="add")
+    onnx.save(make_model([node], [value("a", [1, 2]), value("b", [1, 2])], [value("y", [1, 2])]), tmp_path / "sum.onnx")
+    file = tmp_path / "networks.py"
+    head = "import numpy as np\nNETWORKS = ['sum']\nmetric = None\none = np.zeros((1, 2), np.float32)\n"
+    file.write_text(head + "calibration = lambda name, limit: one\n")
+    with pytest.raises(InputError, match=r"has 2 inputs; calibration\(\) must return arrays by name"):
+        load_networks(file).examples("sum")
+    file.write_text(head + "calibration = lambda name, limit: {'a': one, 'b': one}\n")
+    assert set(load_networks(file).examples("sum")) == {"a", "b"}

@@ -34,8 +34,9 @@ from tests.keras_models import (
     small,
     tf,
 )
-from tools import export_keras, keras_check, keras_convert, keras_runtime
-from tools.export_keras import ExportError, VerificationError, app, export, parse_input_shape
+from tools.export_keras import ExportError, ExportResult, VerificationError, app, export, parse_input_shape
+from tools.keras_export import check, convert, runtime
+from tools.keras_export import export as exporting
 
 # TensorFlow and a software GPU driver bring an LLVM each, and crash one another in one process.
 pytestmark = pytest.mark.keras
@@ -49,7 +50,7 @@ def fresh_layer_names() -> None:
     keras.backend.clear_session()
 
 
-def agrees(model: Any, result: export_keras.ExportResult, *inputs: np.ndarray) -> None:
+def agrees(model: Any, result: ExportResult, *inputs: np.ndarray) -> None:
     """Compare with Keras once more, independently of the exporter's own check."""
     session = onnxruntime.InferenceSession(result.model.SerializeToString(), providers=["CPUExecutionProvider"])
     feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
@@ -153,11 +154,9 @@ def test_kinds_of_convolution(layer: Any, kernels: dict[str, list[int]]) -> None
     model = of_layers(layer())
     result = export(model)
     agrees(model, result, images())
-    found = {
-        node.input[1]: shapes(result.model)[node.input[1]] for node in nodes(result.model, *keras_check.CONVOLUTIONS)
-    }
+    found = {node.input[1]: shapes(result.model)[node.input[1]] for node in nodes(result.model, *check.CONVOLUTIONS)}
     assert found == kernels
-    assert {node.name.split("/")[0] for node in nodes(result.model, *keras_check.CONVOLUTIONS)} == {"x"}
+    assert {node.name.split("/")[0] for node in nodes(result.model, *check.CONVOLUTIONS)} == {"x"}
     assert result.keras_parameters == result.onnx_parameters
 
 
@@ -394,18 +393,18 @@ def test_opsets_that_cannot(opset: int) -> None:
 
 def test_too_little_memory_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExportError, match=r"553 MB of weights takes about 13\.\d GiB of memory, but 8\.0 GiB"):
-        keras_convert.check_memory(553_000_000, "vgg16", available=8 * 2**30)
-    keras_convert.check_memory(102_000_000, "resnet50", available=6 * 2**30)
-    monkeypatch.setattr(keras_convert, "available_bytes", lambda: 2**20)
+        convert.check_memory(553_000_000, "vgg16", available=8 * 2**30)
+    convert.check_memory(102_000_000, "resnet50", available=6 * 2**30)
+    monkeypatch.setattr(convert, "available_bytes", lambda: 2**20)
     with pytest.raises(ExportError, match=r"model: converting .*include_top=False.*--ignore-memory"):
         export(small())
     assert export(small(), ignore_memory=True).max_error < 1e-5
 
 
 def test_more_than_a_file_can_hold_is_refused() -> None:
-    keras_convert.check_size(2_000_000_000, "large")
+    convert.check_size(2_000_000_000, "large")
     with pytest.raises(ExportError, match=r"large: its 2\.2 GB of weights exceed the 2 GiB"):
-        keras_convert.check_size(2_200_000_000, "large")
+        convert.check_size(2_200_000_000, "large")
 
 
 def test_inputs_that_cannot_be_drawn_are_refused() -> None:
@@ -414,11 +413,11 @@ def test_inputs_that_cannot_be_drawn_are_refused() -> None:
     with pytest.raises(ExportError, match="input 'words' holds strings; export the part behind it"):
         export(model)
     with pytest.raises(ExportError, match="input 'any' declares no shape"):
-        keras_check.check_inputs([tf.TensorSpec(None, tf.float32, name="any")], "model")
+        check.check_inputs([tf.TensorSpec(None, tf.float32, name="any")], "model")
 
 
 def test_available_memory_is_known_here() -> None:
-    assert 2**20 < (keras_convert.available_bytes() or 2**30) < 2**50
+    assert 2**20 < (convert.available_bytes() or 2**30) < 2**50
 
 
 # Files
@@ -824,7 +823,7 @@ def test_another_keras_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_errors_belong_to_the_packages_tree() -> None:
     assert issubclass(VerificationError, ExportError)
     assert issubclass(ExportError, OnnxPointwiseError)
-    assert ExportError is keras_runtime.ExportError
+    assert ExportError is runtime.ExportError
 
 
 # The converter is not trusted
@@ -878,14 +877,14 @@ def spoil_shape(model: onnx.ModelProto) -> None:
 def test_a_spoilt_conversion_fails_loudly(
     spoil: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert = export_keras.to_onnx
+    converted = exporting.to_onnx
 
     def spoilt(*args: Any, **options: Any) -> onnx.ModelProto:
-        model = convert(*args, **options)
+        model = converted(*args, **options)
         spoil(model)
         return model
 
-    monkeypatch.setattr(export_keras, "to_onnx", spoilt)
+    monkeypatch.setattr(exporting, "to_onnx", spoilt)
     with pytest.raises(VerificationError, match=message):
         export(small(), tmp_path / "out.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -13,10 +13,11 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from typer.testing import CliRunner
 
 import onnx_pointwise
 from models import networks
+from tests import small
+from tests.commands import invoke
 from tests.graphs import relative
 from tools.quantize import app
 from tools.static_int8 import write_int8
@@ -25,9 +26,7 @@ NETWORKS = Path(__file__).resolve().parents[2] / "models" / "networks.py"
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "120"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
+    result = invoke(app, *arguments)
     return result.exit_code, result.output
 
 
@@ -87,10 +86,11 @@ def test_int8_versions_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert {onnx.TensorProto.INT8, onnx.TensorProto.UINT8} <= types
 
 
-def test_the_table_holds_every_version(tmp_path: Path) -> None:
+def test_the_table_holds_every_version(small_folder: Path, tmp_path: Path) -> None:
     code, _ = run(
-        NETWORKS, "--target-macs", "0.6", "--calibration-limit", "24", "--metric-limit", "100", "--float16",
-        "--seconds", "0.1", "--provider", "none", "--json", tmp_path / "rows.json", "--markdown", tmp_path / "rows.md",
+        small_folder / "networks.py", "--target-macs", "0.6", "--calibration-limit", "24", "--metric-limit", "100",
+        "--float16", "--seconds", "0.1", "--provider", "none", "--json", tmp_path / "rows.json",
+        "--markdown", tmp_path / "rows.md",
     )  # fmt: skip
     assert code == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -106,10 +106,10 @@ def test_the_table_holds_every_version(tmp_path: Path) -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_what_cannot_be_rewritten_is_said_in_its_rows(tmp_path: Path) -> None:
+def test_what_cannot_be_rewritten_is_said_in_its_rows(small_folder: Path, tmp_path: Path) -> None:
     code, _ = run(
-        NETWORKS, "--target-macs", "0.0001", "--calibration-limit", "8", "--metric-limit", "10", "--no-latency",
-        "--provider", "none", "--json", tmp_path / "rows.json",
+        small_folder / "networks.py", "--target-macs", "0.0001", "--calibration-limit", "8", "--metric-limit", "10",
+        "--no-latency", "--provider", "none", "--json", tmp_path / "rows.json",
     )  # fmt: skip
     assert code == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -133,13 +133,15 @@ def test_bad_arguments_are_refused(arguments: list[str | Path], words: str) -> N
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "synthetic"])
 def test_a_float16_network_stays_one(kind: str) -> None:
-    half = convert_float_to_float16(onnx.load(networks.path("digits")))
-    calibration = kind if kind == "synthetic" else networks.calibration("digits", 64).astype(kind)
-    result = onnx_pointwise.rewrite(half, target_macs=0.4, calibration=calibration, check=False, provider="none")
+    half = convert_float_to_float16(small.network())
+    calibration = kind if kind == "synthetic" else small.examples(64).astype(kind)
+    result = onnx_pointwise.rewrite(
+        half, target_macs=0.4, calibration=calibration, calibration_limit=64, check=False, provider="none"
+    )
     after = ir.to_proto(result.model)
     floats = {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}
     assert {item.data_type for item in after.graph.initializer} <= floats
-    images = networks.calibration("digits", 192)[64:].astype(np.float16)
+    images = small.images(128, seed=1)[0].astype(np.float16)
     dense, cheap = output(half, images), output(after, images)
     assert cheap.dtype == np.float16
     assert relative(dense.astype(np.float64), cheap.astype(np.float64)) < 0.05

@@ -1,0 +1,23 @@
+"""``onnx-pointwise cache``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import onnx_pointwise as api
+from onnx_pointwise.cli.output import PANEL, Json, Output
+from onnx_pointwise.reports import terminal as report
+
+Clear = Annotated[bool, typer.Option("--clear", help="Forget all measurements.", rich_help_panel=PANEL)]
+
+
+def cache(clear: Clear = False, json_file: Json = None) -> None:
+    """Show where measured latencies are kept, or forget them."""
+    output = Output(json_file)
+    info = api.cache_info()
+    if clear:
+        api.clear_cache()
+    output.show(report.cache(info, cleared=clear))
+    output.save(info.to_dict() | {"cleared": clear})

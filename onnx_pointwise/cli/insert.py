@@ -1,0 +1,27 @@
+"""``onnx-pointwise insert``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_pointwise as api
+from onnx_pointwise.cli.options import with_options
+from onnx_pointwise.cli.output import External, Force, Json, Source, Target
+from onnx_pointwise.cli.writing import finish, prepare
+from onnx_pointwise.settings import InsertSettings
+
+
+@with_options(InsertSettings)
+def insert(
+    source: Source,
+    target: Target,
+    settings: InsertSettings,
+    force: Force = False,
+    external_data: External = None,
+    json_file: Json = None,
+) -> None:
+    """Put one 1x1 convolution in front of one convolution, whatever it costs."""
+    output = prepare(source, target, json_file)
+    with output.progress() as progress:
+        result = api.insert_pointwise(source, replace(settings, progress=progress))
+    finish(output, result, target, force=force, external_data=external_data)

@@ -1,0 +1,125 @@
+"""Options of a command, made from the settings that its job takes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from onnx_pointwise.cli.parsing import SYNTAXES
+from onnx_pointwise.schema import Line, Option, options
+
+_Settings = TypeVar("_Settings")
+
+
+def with_options(settings: type[_Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command take the options of a settings class in the place of its parameter ``settings``."""
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        plain = inspect.signature(command, eval_str=True)
+        made = list(_parameters(settings))
+        names = set(plain.parameters) - {"settings"}
+
+        @functools.wraps(command)
+        def call(**texts: Any) -> None:
+            mine = {name: value for name, value in texts.items() if name in names}
+            command(**mine, settings=read(settings, texts))
+
+        parameters = [
+            part.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, item in plain.parameters.items()
+            for part in (made if name == "settings" else [item])
+        ]
+        call.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {item.name: item.annotation for item in parameters} | {"return": None}
+        del call.__wrapped__  # it takes the settings, which typer must not see
+        return call
+
+    return wrap
+
+
+def read(settings: type[_Settings], texts: Mapping[str, Any]) -> _Settings:
+    """Make settings from what the command line read; what was not given keeps the default of its field.
+
+    Raises:
+        InputError: A text does not say what it should.
+        PlanError: The same of a rank, a form, a shape or a tolerance.
+    """
+    return settings(**_values(settings, texts))
+
+
+def _values(settings: type, texts: Mapping[str, Any]) -> dict[str, Any]:
+    values = {}
+    for item in options(settings):
+        line = item.line
+        if line is None:
+            continue
+        if line.parts is not None:
+            parts = _values(line.parts, texts)
+            if parts:
+                values[item.name] = line.parts(**parts).value()
+            continue
+        text = texts[item.name]
+        if text is None or text == []:
+            continue
+        if line.syntax:
+            values[item.name] = SYNTAXES[line.syntax].parse(_name(item, line), text)
+        elif item.default is True:
+            values[item.name] = not text
+        else:
+            values[item.name] = tuple(text) if isinstance(text, list) else text
+    return values
+
+
+def _name(item: Option, line: Line) -> str:
+    """How the option is written."""
+    dashed = item.name.replace("_", "-")
+    return line.name or (f"--no-{dashed}" if item.default is True else f"--{dashed}")
+
+
+def _parameters(settings: type, panel: str = "") -> Iterator[inspect.Parameter]:
+    hints = get_type_hints(settings)
+    for item in options(settings):
+        if item.line is None:
+            continue
+        if item.line.parts is not None:
+            yield from _parameters(item.line.parts, item.topic)
+            continue
+        annotation, default = _typed(item, item.line, hints[item.name])
+        negated = item.default is True
+        about = typer.Option(
+            _name(item, item.line),
+            help=item.line.without if negated else item.sentence if item.line.syntax else item.text,
+            metavar=item.line.metavar,
+            min=item.line.least,
+            rich_help_panel=panel or item.topic or None,
+        )
+        yield inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if default is MISSING else default,
+            annotation=Annotated[annotation, about],
+        )
+
+
+def _typed(item: Option, line: Line, hint: Any) -> tuple[Any, Any]:
+    """What the command line reads for an option, and the default that it shows."""
+    if line.syntax:
+        syntax = SYNTAXES[line.syntax]
+        several = get_origin(syntax.annotation) is list
+        return syntax.annotation, [] if several else syntax.written(item.default)
+    if item.default is True:
+        return bool, False
+    if get_origin(hint) is not None and get_origin(hint) not in (Union, types.UnionType) and _is_sequence(hint):
+        return list[get_args(hint)[0]], list(item.default)  # type: ignore[misc]
+    return hint, item.default
+
+
+def _is_sequence(hint: Any) -> bool:
+    origin = get_origin(hint)
+    return isinstance(origin, type) and issubclass(origin, Sequence)

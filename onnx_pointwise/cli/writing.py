@@ -1,0 +1,37 @@
+"""How the commands that write a model begin and end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+import onnx_pointwise as api
+from onnx_pointwise.cli.output import CHECK_FAILED, Output
+from onnx_pointwise.graph import require_writable
+from onnx_pointwise.jobs import require_other_file
+from onnx_pointwise.reports import terminal as report
+
+
+def prepare(source: Path, target: Path, json_file: str | None, save_plan: Path | None = None) -> Output:
+    """See that everything can be written before any work is done."""
+    require_other_file(source, target)
+    require_writable(target)
+    if save_plan is not None:
+        require_writable(save_plan)
+    return Output(json_file)
+
+
+def finish(output: Output, result: api.RewriteResult, target: Path, *, force: bool, external_data: bool | None) -> None:
+    """Write the model if its check passed, say what happened, and exit accordingly."""
+    written = result.passed or force
+    if written:
+        result.save(target, use_external_data_format=external_data)
+    output.show(report.rewrite(result))
+    output.save(result.to_dict())
+    if written:
+        output.show(f"Wrote {target} in {result.seconds['total']:.1f} s.")
+    else:
+        output.show(f"[bold red]The check failed; {target} was not written. --force writes it all the same.")
+    if not result.passed:
+        raise typer.Exit(CHECK_FAILED)

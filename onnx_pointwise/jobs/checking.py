@@ -1,0 +1,80 @@
+"""What a rewritten network is held to: the check, the clock, the user's own score."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from onnx_pointwise.check import CheckResult, Finding, check
+from onnx_pointwise.graph import ModelSource, runtime_source
+from onnx_pointwise.jobs.attempts import Attempt
+from onnx_pointwise.jobs.loading import Network
+from onnx_pointwise.jobs.looking import Evidence
+from onnx_pointwise.jobs.results import Score
+from onnx_pointwise.runtime import open_session
+from onnx_pointwise.settings import CheckSettings, Settings
+
+# Seconds of timing both networks after a rewrite; `bench` takes longer over it.
+_LATENCY_SECONDS = 4.0
+
+
+def compared(net: Network, model: ir.Model, seen: Evidence, settings: Settings, *, latency: bool) -> CheckResult:
+    """Compare a rewritten model with its source: on the inputs given, on examples held back, or on random ones."""
+    inputs = settings.inputs
+    if inputs is None and seen.found is not None and seen.found.held:
+        inputs = seen.found.held
+    return check(
+        net.source,
+        model,
+        CheckSettings(
+            inputs=inputs,
+            input_shapes=settings.input_shapes if inputs is None else None,
+            providers=(settings.runs_on,),
+            max_drift=settings.max_drift,
+            latency=latency,
+            latency_seconds=_LATENCY_SECONDS,
+            threads=settings.threads,
+            seed=settings.seed,
+        ),
+    )
+
+
+def judged(net: Network, made: Attempt, seen: Evidence, settings: Settings) -> CheckResult | None:
+    """The check of what is handed over; ``None`` where none was asked for."""
+    if not settings.check:
+        return None
+    verdict = compared(net, made.model, seen, settings, latency=settings.latency)
+    return _not_slower(verdict) if seen.timed is not None and made.plan.choices else verdict
+
+
+def _not_slower(verdict: CheckResult) -> CheckResult:
+    """A plan made from measurements that turns out slower all the same is not handed over as good."""
+    timed = verdict.latency
+    if timed is None or timed.verdict != "slower":
+        return verdict
+    text = f"On {timed.provider} the rewritten network takes {timed.ratio:.2f} times as long, against its plan."
+    finding = Finding("slower", text, {"provider": timed.provider, "ratio": timed.ratio, "noise": timed.noise})
+    return replace(verdict, passed=False, findings=(*verdict.findings, finding))
+
+
+def scored(model: ModelSource, settings: Settings) -> float | None:
+    """The user's own score of a network; ``None`` without one."""
+    if settings.evaluate is None:
+        return None
+    with runtime_source(model) as source:
+        return float(settings.evaluate(open_session(source, settings.runs_on, threads=settings.threads)))
+
+
+def scores_of(before: float | None, model: ir.Model, settings: Settings) -> Score | None:
+    """Both scores, where there are any; ``before`` is that of the source."""
+    after = scored(model, settings)
+    return None if before is None or after is None else Score(before, after, settings.max_loss)
+
+
+def keeps_limits(net: Network, model: ir.Model, seen: Evidence, score: float | None, settings: Settings) -> bool:
+    """Whether a rewritten model keeps the limits on drift and loss; ``score`` is that of the source."""
+    if not compared(net, model, seen, settings, latency=False).passed:
+        return False
+    scores = None if settings.max_loss is None else scores_of(score, model, settings)
+    return scores is None or scores.passed

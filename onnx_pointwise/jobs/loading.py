@@ -1,0 +1,150 @@
+"""What a job starts from: the model and its convolutions, a plan to replay, example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from onnx_pointwise.errors import OutputError, PlanError
+from onnx_pointwise.examples import Calibration, calibrate
+from onnx_pointwise.graph import (
+    ModelCost,
+    ModelSource,
+    Plan,
+    ResolvedShapes,
+    Site,
+    file_bytes,
+    find_sites,
+    frozen,
+    load,
+    model_cost,
+    require_sites,
+)
+from onnx_pointwise.numerics import is_exact
+from onnx_pointwise.runtime import resolve
+from onnx_pointwise.settings import Opening, Settings
+
+_EXACT = "No rank is below full, so weights come from the kernels alone; example inputs are not needed."
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as a rewrite starts from it.
+
+    Attributes:
+        source: What both networks are compared and scored with: the path, or the model.
+        base: The model that is rewritten, its functions inlined where that was asked for.
+        shapes: Its shapes.
+        sites: Its convolutions, in graph order.
+        cost: Cost of the source.
+    """
+
+    source: ModelSource
+    base: ir.Model
+    shapes: ResolvedShapes
+    sites: Sequence[Site]
+    cost: ModelCost
+
+    @property
+    def by_name(self) -> dict[str, Site]:
+        """The convolutions by name."""
+        return {site.name: site for site in self.sites}
+
+
+def opened(model: ir.Model, settings: Opening) -> tuple[ir.Model, ResolvedShapes, list[Site]]:
+    """Give a working copy of a model with its shapes and convolutions.
+
+    Raises:
+        ModelError: The model cannot be described or run.
+        InputError: The input shapes do not fit the model.
+    """
+    base = model.clone()
+    if settings.inline_functions and base.functions:
+        base = InlinePass()(base).model
+    shapes = resolve(base, settings.input_shapes)
+    return base, shapes, find_sites(base, shapes, min_channels=settings.min_channels)
+
+
+def cost_of(source: ModelSource, model: ir.Model, shapes: ResolvedShapes) -> ModelCost:
+    """Count what a model costs; the bytes of its file where it comes from one."""
+    size = file_bytes(source, model) if isinstance(source, str | Path) else None
+    return model_cost(model, shapes, file_bytes=size)
+
+
+def network(model: ModelSource, settings: Settings) -> Network:
+    """Read what is to be rewritten.
+
+    Raises:
+        ModelError: The model cannot be read, described or run.
+        InputError: The input shapes do not fit the model.
+    """
+    if settings.freeze_initializers:
+        model = frozen(model)
+    dense = load(model)
+    base, shapes, sites = opened(dense, settings)
+    source = model if isinstance(model, str | Path) else dense
+    return Network(source, base, shapes, sites, cost_of(model, dense, shapes))
+
+
+def read_plan(plan: Plan | str | Path) -> Plan:
+    """Give a plan, from its file if need be.
+
+    Raises:
+        PlanError: The file cannot be read as a plan.
+    """
+    if isinstance(plan, Plan):
+        return plan
+    path = Path(plan)
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"), where=str(path))
+    except FileNotFoundError as error:
+        raise PlanError(f"{path}: no such file.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot be read as a plan: {error}.") from error
+
+
+def examples_for(net: Network, replay: Plan | None, settings: Settings) -> Calibration:
+    """Get the example inputs that a rewrite takes, none for a plan that has no question to them.
+
+    Raises:
+        PlanError: The plan to replay does not fit the network.
+        InputError: The examples do not fit the network.
+    """
+    if replay is not None:
+        require_sites(replay, net.by_name)
+        if _keeps_the_function(replay, net):
+            return Calibration({}, {"source": "none", "sentence": _EXACT})
+    return calibrate(
+        net.base,
+        settings.calibration,
+        net.shapes,
+        macs=net.cost.macs,
+        limit=settings.calibration_limit,
+        preprocessing=settings.preprocessing,
+        layout=settings.layout,
+        seed=settings.seed,
+    )
+
+
+def _keeps_the_function(plan: Plan, net: Network) -> bool:
+    """Whether a plan only projects and expands, so that example inputs have nothing to say."""
+    sites = net.by_name
+    return all(
+        is_exact(choice.form, choice.rank, sites[name].in_channels, sites[name].out_channels)
+        for name, choice in plan.choices.items()
+    )
+
+
+def require_other_file(source: str | Path, target: str | Path) -> None:
+    """Check that an output would not overwrite its input.
+
+    Raises:
+        OutputError: Both are the same file.
+    """
+    source, target = Path(source), Path(target)
+    if source.resolve() == target.resolve() or (target.exists() and source.exists() and source.samefile(target)):
+        raise OutputError(f"{target}: is the input itself; name another file to write.")

@@ -1,0 +1,106 @@
+"""What is learned of a network before anything is chosen: from example inputs, and from the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from threadpoolctl import threadpool_limits
+
+from onnx_pointwise.errors import PlanError
+from onnx_pointwise.examples import Calibration
+from onnx_pointwise.jobs.loading import Network
+from onnx_pointwise.latency import LatencyCache, NetworkLatency, network_latency
+from onnx_pointwise.planning import Split
+from onnx_pointwise.runtime import provider_info, require
+from onnx_pointwise.settings import PLAN_ONLY, Settings
+from onnx_pointwise.study import Effort, Study, study
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was learned of a network.
+
+    Attributes:
+        found: What example inputs told; ``None`` without any.
+        timed: What it takes on the provider; ``None`` where nothing was measured.
+        unmeasured: Why nothing was measured though there was something to plan.
+    """
+
+    found: Study | None
+    timed: NetworkLatency | None = None
+    unmeasured: str | None = None
+
+
+def one_thread_of_blas() -> AbstractContextManager[object]:
+    """Limit linear algebra to one thread; `parallel` does several independent pieces of it at a time.
+
+    Two pools of threads that wait by spinning, the runtime's and this one, slow each other down many times over as
+    soon as anything else runs; and the sums of one thread do not depend on the number of cores.
+    """
+    limits: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
+    return limits
+
+
+def not_measurable(settings: Settings) -> str | None:
+    """Why a plan is not made from what is measured on the provider; None where it is.
+
+    Raises:
+        PlanError: A target for the latency was given, and it is not.
+        ProviderError: The provider does not load.
+    """
+    if settings.provider != PLAN_ONLY:
+        require(settings.provider)
+        info = provider_info(settings.provider)
+        if not info.software:
+            return None
+        reason = f"{settings.provider} runs on {info.device}, emulated on the CPU, whose timings mean nothing"
+    else:
+        reason = f"the provider {PLAN_ONLY} measures nothing"
+    if settings.target_latency is not None:
+        raise PlanError(f"A target for the latency needs measurements, but {reason}; name another provider.")
+    return reason
+
+
+def studied(
+    net: Network, names: Collection[str], examples: Calibration, settings: Settings, *, measure: bool
+) -> Study | None:
+    """Look at sites with the example inputs, where there are any.
+
+    Args:
+        net: The network.
+        names: The sites to look at.
+        examples: The example inputs.
+        settings: What was asked for.
+        measure: Measure what errors at the sites do to the outputs, too.
+    """
+    if not examples.inputs or not names:
+        return None
+    with one_thread_of_blas():
+        return study(
+            net.base,
+            net.shapes,
+            [site for site in net.sites if site.name in names],
+            examples.inputs,
+            forms=tuple(settings.forms),
+            method=settings.method,
+            measure=measure,
+            effort=Effort(memory=settings.memory, seed=settings.seed, threads=settings.jobs),
+            progress=settings.tell,
+        )
+
+
+def timed(net: Network, split: Split, settings: Settings) -> NetworkLatency:
+    """Measure the network and those of its sites that a budget concerns, on the provider."""
+    return network_latency(
+        net.base,
+        net.shapes,
+        [site for site in net.sites if site.name in split.fixed or site in split.open],
+        forms=tuple(settings.forms),
+        asked=split.fixed,
+        provider=settings.runs_on,
+        threads=settings.threads,
+        cache=LatencyCache() if settings.cache else None,
+        progress=lambda what: settings.tell("latency", what),
+    )

@@ -1,0 +1,466 @@
+"""What can be asked for, once: each option with its default, its unit and its sentence.
+
+A class is a topic; the settings of a job inherit the topics that it takes. Keywords of the Python API, options of the
+commands and the documentation of both derive from these fields, see `schema`: a new option is one more field here, and
+the place that uses it.
+"""
+# ruff: noqa: RUF009 (`option` gives a field, not a value)
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnx_pointwise.errors import PlanError
+from onnx_pointwise.examples import (
+    PRESETS,
+    CalibrationSource,
+    ChannelOrder,
+    Layout,
+    Preprocessing,
+    preprocessing_of,
+)
+from onnx_pointwise.graph import MIN_CHANNELS, Choice, ModelSource, Plan
+from onnx_pointwise.numerics import FORMS, Form, Method
+from onnx_pointwise.planning import NO_BUDGET
+from onnx_pointwise.runtime import MEMORY
+from onnx_pointwise.schema import Line, about, option
+from onnx_pointwise.study import Progress
+
+#: The provider that stands for planning by arithmetic alone.
+PLAN_ONLY = "none"
+
+_SHARE = "above 0, at most 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """How far to go; one of them, or a limit on drift or loss, must be named."""
+
+    TITLE: ClassVar[str] = "Budget"
+
+    target_macs: float | None = option(None, "Share of the whole model's MACs to keep.", unit=_SHARE)
+    target_params: float | None = option(
+        None, "Share of the whole model's parameters to keep; targets may be combined.", unit=_SHARE
+    )
+    target_latency: float | None = option(
+        None, "Share of the whole model's latency on the provider to keep.", unit=_SHARE
+    )
+    ratio: float | None = option(None, "Share of its own MACs that every convolution keeps.", unit=_SHARE)
+    energy: float | None = option(None, "Share of its output's energy that every convolution keeps.", unit=_SHARE)
+    ranks: Mapping[str, int | tuple[int, int] | Choice] | None = option(
+        None,
+        "Rank of a convolution chosen by hand, R_in,R_out for reduce_expand; may stand beside the others.",
+        line=Line("--rank", metavar="NODE=[FORM:]R", syntax="ranks"),
+    )
+    plan: Plan | str | Path | None = option(
+        None, "A saved plan to replay instead of any budget.", line=Line(syntax="path")
+    )
+
+    def shares(self) -> dict[str, float | None]:
+        """The budgets that are a share, by name."""
+        return {
+            "ratio": self.ratio,
+            "energy": self.energy,
+            "target_macs": self.target_macs,
+            "target_params": self.target_params,
+            "target_latency": self.target_latency,
+        }
+
+    def has_budget(self) -> bool:
+        """Whether anything but a plan says how far to go."""
+        return bool(self.ranks) or any(value is not None for value in self.shares().values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelRange:
+    """What a person says about the value range of images on the command line; it makes a `Preprocessing`."""
+
+    preset: str | None = option(None, f"Value range of images: {', '.join(PRESETS)}; found out otherwise.")
+    mean: Sequence[float] = option(
+        (), "Mean of each channel after scaling, comma-separated.", line=Line(syntax="numbers")
+    )
+    std: Sequence[float] = option(
+        (), "Standard deviation of each channel, comma-separated.", line=Line(syntax="numbers")
+    )
+    scale: float | None = option(None, "Factor of pixels from 0 to 255.")
+    channel_order: ChannelOrder | None = option(None, "Order of colours that the model takes.")
+
+    def value(self) -> Preprocessing | str | None:
+        """The preprocessing, the name of a preset, or ``None`` where nothing was said.
+
+        Raises:
+            InputError: There is no such preset, or a number makes no sense.
+        """
+        return preprocessing_of(
+            self.preset, mean=self.mean, std=self.std, scale=self.scale, channel_order=self.channel_order
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Unlabelled example inputs that plan and weights are made from."""
+
+    TITLE: ClassVar[str] = "Example inputs"
+
+    calibration: CalibrationSource = option(
+        "auto",
+        "Example inputs: .npz, file.npz:key, .npy, a folder, synthetic, none; auto draws images if it takes them.",
+        line=Line(metavar="SOURCE", syntax="source"),
+    )
+    calibration_limit: int | None = option(None, "Example inputs to use at most.", line=Line(least=1))
+    preprocessing: Preprocessing | str | None = option(
+        None,
+        "What pixels are mapped to, or the name of a preset; found out where the model tells, else assumed.",
+        line=Line(parts=PixelRange),
+    )
+    layout: Layout | None = option(None, "Layout of given arrays, if not the model's.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factoring:
+    """How weights are computed."""
+
+    TITLE: ClassVar[str] = "Method"
+
+    method: Method = option("als", "How the weights are computed.")
+    refit: bool = option(
+        True,
+        "Let every site make up for what the sites before it have changed.",
+        line=Line(without="Do not let sites make up for one another."),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smallest:
+    """Which convolutions are too thin to be looked at."""
+
+    TITLE: ClassVar[str] = "Method"
+
+    min_channels: int = option(
+        MIN_CHANNELS, "Leave convolutions with fewer input feature maps dense.", line=Line(least=1)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choosing:
+    """What may be chosen for which convolution."""
+
+    TITLE: ClassVar[str] = "Method"
+
+    forms: Sequence[Form] = option(
+        FORMS, "Forms that compete; all of them otherwise.", line=Line("--form", metavar="FORM", syntax="forms")
+    )
+    nodes_to_exclude: Sequence[str] = option(
+        (), "Convolutions to leave dense, by name.", line=Line("--exclude", metavar="NODE")
+    )
+    repair_seconds: float = option(
+        0.0,
+        "Time to run variations of a plan for targets in, and keep what measures better.",
+        unit="seconds",
+        line=Line(least=0.0),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What the network runs on."""
+
+    TITLE: ClassVar[str] = "Target"
+
+    provider: str = option("cpu", "Execution provider that the network runs on.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threads:
+    """How the network runs."""
+
+    TITLE: ClassVar[str] = "Target"
+
+    threads: int | None = option(
+        None, "Threads that the network runs with; the runtime's choice otherwise.", line=Line(least=1)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caching:
+    """What becomes of measured latencies."""
+
+    TITLE: ClassVar[str] = "Target"
+
+    cache: bool = option(
+        True,
+        "Keep measured latencies on disk, and use what is there.",
+        line=Line(without="Measure latencies anew and do not keep them."),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimising:
+    """What the runtime makes of the network."""
+
+    TITLE: ClassVar[str] = "Target"
+
+    optimization: str = option("all", "Graph optimisation level of the runtime.", line=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Working:
+    """What the work itself may take, beside what the network runs with."""
+
+    TITLE: ClassVar[str] = "Target"
+
+    jobs: int | None = option(None, "Processors to compute plan and weights on; all otherwise.", line=Line(least=1))
+    memory: int = option(
+        MEMORY,
+        "Memory for activations and moments, about; what does not fit lies in files.",
+        unit="bytes",
+        line=Line(metavar="2G|500M", syntax="bytes"),
+    )
+    progress: Progress | None = option(None, "Called with a stage and what is taken up in it.", line=None)
+
+    def tell(self, stage: str, what: str) -> None:
+        """Say what is taken up, where anybody wants to know."""
+        if self.progress is not None:
+            self.progress(stage, what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparing:
+    """What both networks are compared on, and how far they may differ."""
+
+    TITLE: ClassVar[str] = "Check"
+
+    inputs: Mapping[str, NDArray[Any]] | None = option(
+        None,
+        "Inputs to check with, by name; examples held back, or random ones, otherwise.",
+        unit="[N, ...] each",
+        line=Line(metavar="FILE.npz", syntax="npz"),
+    )
+    max_drift: float | Mapping[str, float] | None = option(
+        None,
+        "Fail where the relative L2 drift of an output is larger; for all outputs or by name.",
+        unit="0 or above",
+        line=Line(metavar="[OUTPUT:]X", syntax="tolerances"),
+    )
+    latency: bool = option(True, "Time both networks too.", line=Line(without="Compare outputs and cost only."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trying:
+    """More on how two networks are compared."""
+
+    TITLE: ClassVar[str] = "Check"
+
+    batch_sizes: Sequence[int] = option(
+        (1, 3), "Batch sizes to try where the model leaves the batch dimension open.", line=None
+    )
+    latency_seconds: float = option(10.0, "Time that the latency takes on each provider.", unit="seconds", line=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checking:
+    """Whether the result is compared with the source."""
+
+    TITLE: ClassVar[str] = "Check"
+
+    check: bool = option(
+        True, "Compare both models in ONNX Runtime.", line=Line(without="Write the model without running it.")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """The user's own score of a network."""
+
+    TITLE: ClassVar[str] = "Check"
+
+    evaluate: Callable[[ort.InferenceSession], float] | None = option(
+        None,
+        "Your own score of a session, higher is better.",
+        line=Line(metavar="MODULE:FUNCTION", syntax="function"),
+    )
+    max_loss: float | None = option(None, "How far the score may fall.", unit="in its own unit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Sizes that a model leaves open."""
+
+    TITLE: ClassVar[str] = "Model"
+
+    input_shapes: Mapping[str, Sequence[int]] | None = option(
+        None,
+        "Concrete shapes by name, of inputs with open dimensions.",
+        line=Line("--input-shape", metavar="NAME:1,3,224,224", syntax="shapes"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inlining:
+    """What becomes of local functions."""
+
+    TITLE: ClassVar[str] = "Model"
+
+    inline_functions: bool = option(False, "Inline local functions first, so that convolutions in them are seen.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freezing:
+    """What becomes of initializers that are inputs too."""
+
+    TITLE: ClassVar[str] = "Model"
+
+    freeze_initializers: bool = option(
+        False, "Make constants of initializers that are graph inputs too; the runtime then optimises fully."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What is drawn."""
+
+    TITLE: ClassVar[str] = "Model"
+
+    seed: int = option(0, "Seed of everything that is drawn.")
+
+
+# --- what each job takes ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening(Shapes, Inlining, Smallest):
+    """What a model is opened with, to look at its convolutions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(
+    Budgets,
+    Examples,
+    Factoring,
+    Choosing,
+    Device,
+    Threads,
+    Caching,
+    Working,
+    Checking,
+    Comparing,
+    Scoring,
+    Opening,
+    Freezing,
+    Drawing,
+):
+    """What `rewrite` can be asked for."""
+
+    provider: str = option("cpu", "Execution provider to plan for and check on; none plans by arithmetic alone.")
+
+    @property
+    def runs_on(self) -> str:
+        """The provider that networks are run on: planning by arithmetic alone leaves the CPU."""
+        return "cpu" if self.provider == PLAN_ONLY else self.provider
+
+    @property
+    def searches(self) -> bool:
+        """Whether nothing but a limit says how far to go, so that the cheapest network within it is wanted."""
+        return self.plan is None and not self.has_budget()
+
+    def require_consistent(self) -> None:
+        """Refuse what contradicts itself, before any work is done.
+
+        Raises:
+            PlanError: There is no budget, or one beside a plan, or a limit that nothing measures.
+        """
+        if self.plan is not None and self.has_budget():
+            raise PlanError("A plan replays as it is; leave out every budget beside it, or edit the plan.")
+        if self.searches and self.max_drift is None and self.max_loss is None:
+            raise PlanError(NO_BUDGET)
+        if self.max_loss is not None and self.evaluate is None:
+            raise PlanError("max_loss needs a score: name a function with evaluate.")
+        if self.searches and not self.check:
+            raise PlanError("Searching for the cheapest network within a limit takes the check; leave it on.")
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """Where to insert what."""
+
+    TITLE: ClassVar[str] = "Insertion"
+
+    node: str = field(metadata=about("The convolution to put a 1x1 in front of."))
+    feature_maps: int = field(metadata=about("Feature maps that the 1x1 puts out: fewer, as many, or more."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsertSettings(
+    Insertion,
+    Examples,
+    Factoring,
+    Device,
+    Threads,
+    Working,
+    Checking,
+    Comparing,
+    Shapes,
+    Inlining,
+    Freezing,
+    Drawing,
+):
+    """What `insert_pointwise` can be asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings(Threads, Optimising, Comparing, Trying, Shapes, Freezing, Drawing):
+    """What `check` can be asked for."""
+
+    TITLE: ClassVar[str] = "Target"
+
+    providers: Sequence[str] = option(
+        ("cpu",), "Execution providers to check on, the first one the main one.", line=Line("--provider")
+    )
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """What a network is timed against."""
+
+    TITLE: ClassVar[str] = "Timing"
+
+    other: ModelSource | bytes | None = option(None, "Another network to compare with.", line=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings(Opponent, Device, Optimising, Shapes, Freezing, Drawing):
+    """What `bench` can be asked for."""
+
+    TITLE: ClassVar[str] = "Timing"
+
+    batch_sizes: Sequence[int] = option(
+        (),
+        "Batch sizes of inputs that leave theirs open; as the shapes are otherwise.",
+        line=Line("--batch", least=1),
+    )
+    thread_counts: Sequence[int | None] = option(
+        (None,), "Threads inside one operator, each measured.", line=Line("--threads", least=1, syntax="counts")
+    )
+    runs: int = option(100, "Timed runs of each network and row, at most.", line=Line(least=1))
+    warmup: int = option(10, "Untimed runs before them.", line=Line(least=1))
+    max_seconds: float = option(10.0, "Time that a row may take.", unit="seconds", line=Line(least=0.01))
+    memory: bool = option(False, "Measure peak memory too, each network in a process of its own.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings(Opening, Threads, Caching):
+    """What `inspect` can be asked for."""
+
+    TITLE: ClassVar[str] = "Target"
+
+    treads_on: str | None = option(
+        None,
+        "Execution provider to measure latency over forms and ranks on: cpu, ...",
+        line=Line("--treads", metavar="PROVIDER"),
+    )
