@@ -55,7 +55,9 @@ def test_sites_beside_one_another_get_the_weights_they_get_alone(name, monkeypat
 
     def kernels(workers: int) -> list[bytes]:
         monkeypatch.setattr(refitting, "workers", lambda threads: workers)
-        done = refit(shapes.model, sites, halved(sites), examples(24), batch=8, effort=Effort(patch_limit=3000, threads=1))
+        done = refit(
+            shapes.model, sites, halved(sites), examples(24), batch=8, effort=Effort(patch_limit=3000, threads=1)
+        )
         assert list(done) == [site.name for site in sites]
         return [item.replacement.factors.kernel.tobytes() + item.replacement.bias.tobytes() for item in done.values()]
 

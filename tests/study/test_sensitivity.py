@@ -59,7 +59,7 @@ def test_curves_of_examples_that_factors_do_not_know_promise_less():
         for form, curve in unknown[site.name].curves.items():
             for axis in range(curve.ndim):
                 assert (np.diff(curve, axis=axis) <= 1e-12).all()
-            assert 0.0 <= curve.min() and curve.max() <= 1.0
+            assert curve.min() >= 0.0 and curve.max() <= 1.0
             assert curve.sum() > known[site.name].curves[form].sum()
         for point in unknown[site.name].points:
             assert 0.5 < point.error / point.bound < 1.3
