@@ -1,0 +1,153 @@
+"""What is known of a forward graph at one size of its inputs: shapes, types, and numbers that no example changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_pointwise.graph import Shape, constant
+from onnx_pointwise.runtime import Piece, reads, resolve, without_shapes
+
+Array = NDArray[Any]
+
+FLOATS = frozenset(
+    kind.numpy() for kind in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+)
+# What these give depends on the size of what they read only.
+_SIZES = {"Shape", "Size"}
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+
+
+class Facts:
+    """What is known of a forward graph at one size of its inputs.
+
+    Args:
+        model: The model; it is left as it is.
+        inputs: One batch of example inputs by name.
+
+    Attributes:
+        model: A copy of it with shapes inferred, to which outputs may be added.
+        opset: Version of the ONNX operators.
+    """
+
+    def __init__(self, model: ir.Model, inputs: Mapping[str, Array]) -> None:
+        self.model = resolve(model, {name: array.shape for name, array in inputs.items()}).model
+        self.opset = self.model.graph.opset_imports.get("", self.model.graph.opset_imports.get("ai.onnx", 1))
+        self.values = ir.convenience.create_value_mapping(self.model.graph, include_subgraphs=False)
+        self._inputs = inputs
+        self._fixed = _fixed(self.model.graph)
+        self._shapes: dict[str, Shape] = {}
+        self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._known: dict[str, Array] = {}
+        for name, value in self.values.items():
+            if value.shape is not None and value.shape.is_static():
+                self._shapes[name] = tuple(value.shape.numpy())
+            if value.dtype is not None:
+                self._dtypes[name] = value.dtype.numpy()
+
+    def may_carry(self, value: ir.Value) -> bool:
+        """Whether a value can have a gradient, as far as its type is known."""
+        dtype = self._dtypes.get(str(value.name))
+        return dtype is None or dtype in FLOATS
+
+    def shape(self, value: ir.Value) -> Shape:
+        """The shape of a value."""
+        return self._shapes[str(value.name)]
+
+    def dtype(self, value: ir.Value) -> np.dtype[Any]:
+        """The type of a value."""
+        return self._dtypes[str(value.name)]
+
+    def gradient_dtype(self, value: ir.Value) -> np.dtype[Any]:
+        """The type of a value's gradient: half precision is too coarse for one."""
+        return np.dtype(np.float64 if self.dtype(value) == np.float64 else np.float32)
+
+    def constant(self, value: ir.Value) -> Array | None:
+        """The array that the model stores for a value, if any."""
+        tensor = constant(value)
+        return None if tensor is None else tensor.numpy()
+
+    def known(self, value: ir.Value) -> Array | None:
+        """The numbers of a value if no example changes them; None if they do."""
+        stored = self.constant(value)
+        return self._known.get(str(value.name)) if stored is None else stored
+
+    def second_output(self, node: ir.Node, kind: ir.DataType, shape: Shape) -> ir.Value:
+        """Have a node give its second output, too."""
+        node.resize_outputs(max(2, len(node.outputs)))
+        value = node.outputs[1]
+        if not value.name:
+            value.name = f"{node.outputs[0].name}/second"
+            self.values[value.name] = value
+        value.type, value.shape = ir.TensorType(kind), ir.Shape(shape)
+        self._shapes[value.name], self._dtypes[value.name] = shape, kind.numpy()
+        return value
+
+    def learn(self, nodes: Sequence[ir.Node]) -> None:
+        """Find by one run what inference does not know of what nodes read and write.
+
+        Raises:
+            ModelError: The model does not run on the inputs.
+        """
+        wanted: dict[str, None] = {}
+        for value in _ends(nodes):
+            name = str(value.name)
+            if name in self._fixed and self.constant(value) is None and name not in self._known:
+                wanted[name] = None
+            elif name not in self._shapes or name not in self._dtypes:
+                wanted[name] = None
+        names = [name for name in wanted if name in self.values and name not in self._inputs]
+        if not names:
+            return
+        results = Piece(without_shapes(self.model), sorted(self._inputs), names).run(self._inputs)
+        for name, array in zip(names, results, strict=True):
+            self._shapes[name], self._dtypes[name] = array.shape, array.dtype
+            if name in self._fixed:
+                self._known[name] = array
+
+
+def between(facts: Facts, starts: Iterable[str], ends: Iterable[str], stops: set[str]) -> tuple[list[ir.Node], set[str]]:
+    """Find what lies between values: nodes on a path of floats, and names of the floats on one.
+
+    Args:
+        facts: What is known of the graph.
+        starts: Names of the values to start from.
+        ends: Names of the values to end at.
+        stops: Operators that no path leads through.
+    """
+    below, above = set(starts), set(ends)
+    nodes = []
+    for node in facts.model.graph:
+        if node.op_type not in stops and below.intersection(reads(node)):
+            nodes.append(node)
+            below.update(str(value.name) for value in node.outputs if value.name and facts.may_carry(value))
+    found = []
+    for node in reversed(nodes):
+        if above.intersection(str(value.name) for value in node.outputs):
+            found.append(node)
+            above.update(below.intersection(reads(node)))
+    return found[::-1], below & above
+
+
+def _ends(nodes: Sequence[ir.Node]) -> Iterable[ir.Value]:
+    for node in nodes:
+        yield from (value for value in node.inputs if value is not None and value.name)
+        yield from (value for value in node.outputs if value.name)
+
+
+def _fixed(graph: ir.Graph) -> set[str]:
+    """Names of computed values that depend on the sizes of the inputs only."""
+    fixed = {str(name) for name in graph.initializers}
+    made = set()
+    for node in graph:
+        if node.op_type in _RANDOM:
+            continue
+        if node.op_type in _SIZES or all(name in fixed for name in reads(node)):
+            names = {str(value.name) for value in node.outputs if value.name}
+            fixed |= names
+            made |= names
+    return made
