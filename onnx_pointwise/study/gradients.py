@@ -211,10 +211,10 @@ class _Pair:
             return {}
         feeds = dict(saved)
         for head, place in self._probes.items():
-            dtype = self._facts.gradient_dtype(self._facts.values[head])
-            probe = np.zeros(values[head].shape, dtype) if head not in probes else probes[head].astype(dtype, copy=False)
-            if probe.shape != values[head].shape:
-                raise ValueError(f"the probe of {head} has the shape {probe.shape}, its value {values[head].shape}")
+            dtype, shape = self._facts.gradient_dtype(self._facts.values[head]), values[head].shape
+            probe = probes[head].astype(dtype, copy=False) if head in probes else np.zeros(shape, dtype)
+            if probe.shape != shape:
+                raise ValueError(f"the probe of {head} has the shape {probe.shape}, its value {shape}")
             feeds[place] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(probe))
         names = list(dict.fromkeys(self._results.values()))
         results = _run(self._backward, [f"gradient/{name}" for name in names], feeds)

@@ -70,7 +70,7 @@ class Draft:
             return self._shared[key]
         name = self._fresh("c")
         tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         self._initializers.append(value)
         if key is not None:
             self._shared[key] = value
@@ -229,7 +229,7 @@ class Call:
 
     def axis(self, default: int, rank: int | None = None) -> int:
         """The attribute `axis`, not negative."""
-        axis = self.int("axis", default)
+        axis = self.integer("axis", default)
         return axis + (len(self.shape()) if rank is None else rank) if axis < 0 else axis
 
     def known(self, index: int, attribute: str | None = None) -> Array | None:
@@ -251,17 +251,17 @@ class Call:
             raise RefusedError(f"input {index} depends on the examples")
         return array
 
-    def int(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int) -> int:
         """An integer attribute."""
         attribute = self.node.attributes.get(name)
         return default if attribute is None else attribute.as_int()
 
-    def ints(self, name: str, default: Sequence[int]) -> list[int]:
+    def integers(self, name: str, default: Sequence[int]) -> list[int]:
         """An attribute of integers."""
         attribute = self.node.attributes.get(name)
         return list(default if attribute is None else attribute.as_ints())
 
-    def float(self, name: str, default: float) -> float:
+    def real(self, name: str, default: float) -> float:
         """A float attribute."""
         attribute = self.node.attributes.get(name)
         return default if attribute is None else attribute.as_float()

@@ -40,7 +40,7 @@ def _two_slopes(call: Call, below: float) -> ir.Value:
 
 
 def _leaky_relu(call: Call) -> ir.Value:
-    return _two_slopes(call, call.float("alpha", 0.01))
+    return _two_slopes(call, call.real("alpha", 0.01))
 
 
 def _prelu(call: Call) -> dict[int, ir.Value]:
@@ -52,18 +52,18 @@ def _prelu(call: Call) -> dict[int, ir.Value]:
 
 def _elu(call: Call) -> ir.Value:
     # Below zero y = alpha (exp(x) - 1), so y' = y + alpha.
-    alpha = call.float("alpha", 1.0)
+    alpha = call.real("alpha", 1.0)
     return _piece(call, call.x(), 1.0, call.add(call.y, alpha))
 
 
 def _celu(call: Call) -> ir.Value:
     # Below zero y = alpha (exp(x / alpha) - 1), so y' = y / alpha + 1.
-    alpha = call.float("alpha", 1.0)
+    alpha = call.real("alpha", 1.0)
     return _piece(call, call.x(), 1.0, call.add(call.mul(call.y, 1.0 / alpha), 1.0))
 
 
 def _selu(call: Call) -> ir.Value:
-    alpha, gamma = call.float("alpha", _SELU_ALPHA), call.float("gamma", _SELU_GAMMA)
+    alpha, gamma = call.real("alpha", _SELU_ALPHA), call.real("gamma", _SELU_GAMMA)
     return _piece(call, call.x(), gamma, call.add(call.y, alpha * gamma))
 
 
@@ -73,7 +73,7 @@ def _piece(call: Call, x: ir.Value, above: ir.Value | float, below: ir.Value | f
 
 
 def _thresholded_relu(call: Call) -> ir.Value:
-    return call.mask("Greater", call.x(), call.float("alpha", 1.0))
+    return call.mask("Greater", call.x(), call.real("alpha", 1.0))
 
 
 def _sigmoid(call: Call) -> ir.Value:
@@ -81,7 +81,7 @@ def _sigmoid(call: Call) -> ir.Value:
 
 
 def _hard_sigmoid(call: Call) -> ir.Value:
-    alpha = call.float("alpha", 0.2)
+    alpha = call.real("alpha", 0.2)
     return call.mul(_inside(call, call.y, 0.0, 1.0), alpha)
 
 
@@ -117,7 +117,7 @@ def _mish(call: Call) -> ir.Value:
 
 def _swish(call: Call) -> ir.Value:
     # y = x sigmoid(alpha x), so y' = s + alpha y (1 - s).
-    alpha = call.float("alpha", 1.0)
+    alpha = call.real("alpha", 1.0)
     s = call.op("Sigmoid", call.mul(call.x(), alpha))
     return call.add(s, call.mul(call.mul(call.y, alpha), call.sub(1.0, s)))
 
@@ -180,8 +180,8 @@ def _reciprocal(call: Call) -> ir.Value:
 
 def _clip(call: Call) -> dict[int, ir.Value]:
     x, kept = call.x(), call.g
-    low = call.value(call.float("min", 0.0)) if "min" in call.node.attributes else call.x(1) if call.given(1) else None
-    high = call.value(call.float("max", 0.0)) if "max" in call.node.attributes else call.x(2) if call.given(2) else None
+    low = call.value(call.real("min", 0.0)) if "min" in call.node.attributes else call.x(1) if call.given(1) else None
+    high = call.value(call.real("max", 0.0)) if "max" in call.node.attributes else call.x(2) if call.given(2) else None
     if low is not None:
         kept = call.mul(kept, call.mask("GreaterOrEqual", x, low))
     if high is not None:

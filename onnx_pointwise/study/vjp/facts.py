@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,9 +96,8 @@ class Facts:
         wanted: dict[str, None] = {}
         for value in _ends(nodes):
             name = str(value.name)
-            if name in self._fixed and self.constant(value) is None and name not in self._known:
-                wanted[name] = None
-            elif name not in self._shapes or name not in self._dtypes:
+            number = name in self._fixed and self.constant(value) is None and name not in self._known
+            if number or name not in self._shapes or name not in self._dtypes:
                 wanted[name] = None
         names = [name for name in wanted if name in self.values and name not in self._inputs]
         if not names:
@@ -110,7 +109,9 @@ class Facts:
                 self._known[name] = array
 
 
-def between(facts: Facts, starts: Iterable[str], ends: Iterable[str], stops: set[str]) -> tuple[list[ir.Node], set[str]]:
+def between(
+    facts: Facts, starts: Iterable[str], ends: Iterable[str], stops: Collection[str]
+) -> tuple[list[ir.Node], set[str]]:
     """Find what lies between values: nodes on a path of floats, and names of the floats on one.
 
     Args:

@@ -24,7 +24,7 @@ def _reshape(call: Call) -> dict[int, ir.Value]:
 
 
 def _transpose(call: Call) -> dict[int, ir.Value]:
-    order = call.ints("perm", list(range(len(call.shape())))[::-1])
+    order = call.integers("perm", list(range(len(call.shape())))[::-1])
     return {0: call.draft.op("Transpose", call.g, perm=[order.index(axis) for axis in range(len(order))])}
 
 
@@ -155,7 +155,7 @@ def _times(call: Call, g: ir.Value, matrix: Array, axis: int) -> ir.Value:
 
 
 def _depth_to_space(call: Call) -> dict[int, ir.Value]:
-    block = call.int("blocksize", 1)
+    block = call.integer("blocksize", 1)
     if call.text("mode", "DCR") == "DCR":
         return {0: call.draft.op("SpaceToDepth", call.g, blocksize=block)}
     batch, channels, height, width = call.shape()
@@ -164,7 +164,7 @@ def _depth_to_space(call: Call) -> dict[int, ir.Value]:
 
 
 def _space_to_depth(call: Call) -> dict[int, ir.Value]:
-    return {0: call.draft.op("DepthToSpace", call.g, blocksize=call.int("blocksize", 1), mode="DCR")}
+    return {0: call.draft.op("DepthToSpace", call.g, blocksize=call.integer("blocksize", 1), mode="DCR")}
 
 
 def _resize(call: Call) -> dict[int, ir.Value]:
@@ -207,7 +207,7 @@ def _interpolation(call: Call, axis: int) -> Array:
             raise RefusedError("it keeps the aspect ratio")
     else:
         scales = call.known(1 if node.op_type == "Upsample" or call.opset < 11 else 2)
-    axes: Sequence[int] = call.ints("axes", range(rank))
+    axes: Sequence[int] = call.integers("axes", range(rank))
     axes = [number % rank for number in axes]
     inputs: list[ir.Value | None]
     if scales is not None and scales.size:
@@ -237,7 +237,7 @@ def _interpolation(call: Call, axis: int) -> Array:
 
 def _stored(name: str, array: Array) -> ir.Value:
     tensor = ir.tensor(array, name=name)
-    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
 
 
 RULES: dict[str, Rule] = {

@@ -9,9 +9,9 @@ from onnx_pointwise.study.vjp.draft import Call, Rule
 
 
 def _gemm(call: Call) -> dict[int, ir.Value]:
-    """y = alpha A' B' + beta C, where A' and B' may be transposed."""
+    """From y = alpha A' B' + beta C, where A' and B' may be transposed."""
     found: dict[int, ir.Value] = {}
-    alpha, across, along = call.float("alpha", 1.0), call.int("transA", 0), call.int("transB", 0)
+    alpha, across, along = call.real("alpha", 1.0), call.integer("transA", 0), call.integer("transB", 0)
     if call.wanted[0]:
         first, second = (call.x(1), call.g) if across else (call.g, call.x(1))
         turns = {"transA": along, "transB": 1} if across else {"transB": 1 - along}
@@ -21,12 +21,12 @@ def _gemm(call: Call) -> dict[int, ir.Value]:
         turns = {"transA": 1, "transB": across} if along else {"transA": 1 - across}
         found[1] = call.draft.op("Gemm", first, second, alpha=alpha, **turns)
     if len(call.wanted) > 2 and call.wanted[2]:
-        found |= call.reduced(2, call.mul(call.g, call.float("beta", 1.0)))
+        found |= call.reduced(2, call.mul(call.g, call.real("beta", 1.0)))
     return found
 
 
 def _matmul(call: Call) -> dict[int, ir.Value]:
-    """y = A B over the last two axes; vectors count as a row in front and a column behind."""
+    """From y = A B over the last two axes; vectors count as a row in front and a column behind."""
     found: dict[int, ir.Value] = {}
     draft, first, second = call.draft, call.shape(0), call.shape(1)
     left = first if len(first) > 1 else (1, *first)

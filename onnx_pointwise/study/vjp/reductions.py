@@ -16,7 +16,7 @@ def _axes(call: Call) -> list[int]:
     rank = len(call.shape())
     given = call.known(1, "axes")
     if given is None or not given.size:
-        return [] if call.int("noop_with_empty_axes", 0) else list(range(rank))
+        return [] if call.integer("noop_with_empty_axes", 0) else list(range(rank))
     return sorted(int(axis) % rank for axis in given)
 
 
@@ -71,14 +71,14 @@ def _reduce_log_sum_exp(call: Call) -> dict[int, ir.Value]:
 
 
 def _softmax(call: Call) -> dict[int, ir.Value]:
-    """dx = y (g - sum of g y)."""
+    """The product is dx = y (g - sum of g y)."""
     y, g, axis = _rows(call, call.y), _rows(call, call.g), _row_axis(call)
     found = call.mul(y, call.sub(g, call.sum(call.mul(g, y), [axis])))
     return {0: found if call.opset >= 13 else call.draft.reshape(found, call.shape())}
 
 
 def _log_softmax(call: Call) -> dict[int, ir.Value]:
-    """dx = g - exp(y) (sum of g)."""
+    """The product is dx = g - exp(y) (sum of g)."""
     y, g, axis = _rows(call, call.y), _rows(call, call.g), _row_axis(call)
     found = call.sub(g, call.mul(call.op("Exp", y), call.sum(g, [axis])))
     return {0: found if call.opset >= 13 else call.draft.reshape(found, call.shape())}
@@ -97,10 +97,10 @@ def _row_axis(call: Call) -> int:
 
 
 def _batch_normalization(call: Call) -> dict[int, ir.Value]:
-    """y = scale (x - mean) / sqrt(variance + epsilon) + bias, all by channel and none of them computed from x."""
-    if call.int("training_mode", 0) or any(value.name for value in call.node.outputs[1:]):
+    """From y = scale (x - mean) / sqrt(variance + epsilon) + bias, all by channel and none of them computed from x."""
+    if call.integer("training_mode", 0) or any(value.name for value in call.node.outputs[1:]):
         raise RefusedError("it is in training mode")
-    deviation = call.op("Sqrt", call.add(call.x(4), call.float("epsilon", 1e-5)))
+    deviation = call.op("Sqrt", call.add(call.x(4), call.real("epsilon", 1e-5)))
     factor = call.div(call.x(1), deviation)
     return {0: call.mul(call.g, _column(call, factor))}
 
@@ -126,37 +126,37 @@ def _standardised(call: Call, x: ir.Value, g: ir.Value, axes: Sequence[int], eps
 def _instance_normalization(call: Call) -> dict[int, ir.Value]:
     g = call.mul(call.g, _column(call, call.x(1)))
     axes = range(2, len(call.shape()))
-    return {0: _standardised(call, call.x(), g, axes, call.float("epsilon", 1e-5))}
+    return {0: _standardised(call, call.x(), g, axes, call.real("epsilon", 1e-5))}
 
 
 def _group_normalization(call: Call) -> dict[int, ir.Value]:
     """The scale is by group in opset 18 to 20, by channel from 21 on."""
-    draft, shape, groups = call.draft, call.shape(), call.int("num_groups", 1)
+    draft, shape, groups = call.draft, call.shape(), call.integer("num_groups", 1)
     grouped = (shape[0], groups, size_of(shape[1:]) // groups)
     scale = call.x(1)
     if call.shape(1) == (groups,) and groups != shape[1]:
         spread = draft.op("Expand", draft.reshape(scale, (groups, 1)), draft.ints([groups, shape[1] // groups]))
         scale = draft.reshape(spread, (shape[1],))
     g = draft.reshape(call.mul(call.g, _column(call, scale)), grouped)
-    back = _standardised(call, draft.reshape(call.x(), grouped), g, [2], call.float("epsilon", 1e-5))
+    back = _standardised(call, draft.reshape(call.x(), grouped), g, [2], call.real("epsilon", 1e-5))
     return {0: draft.reshape(back, shape)}
 
 
 def _layer_normalization(call: Call) -> dict[int, ir.Value]:
     axes = range(call.axis(-1), len(call.shape()))
     g = call.mul(call.g, call.x(1))
-    return {0: _standardised(call, call.x(), g, axes, call.float("epsilon", 1e-5))}
+    return {0: _standardised(call, call.x(), g, axes, call.real("epsilon", 1e-5))}
 
 
 def _mean_variance_normalization(call: Call) -> dict[int, ir.Value]:
-    axes = [axis % len(call.shape()) for axis in call.ints("axes", [0, 2, 3])]
+    axes = [axis % len(call.shape()) for axis in call.integers("axes", [0, 2, 3])]
     return {0: _standardised(call, call.x(), call.g, axes, 1e-9)}
 
 
 def _lp_normalization(call: Call) -> dict[int, ir.Value]:
-    """y = x / n: dx = (g - (sum of g y) n') / n, with n' = sign(x) for p = 1 and y for p = 2."""
+    """From y = x / n: dx = (g - (sum of g y) n') / n, with n' = sign(x) for p = 1 and y for p = 2."""
     axes, x = [call.axis(-1)], call.x()
-    if call.int("p", 2) == 1:
+    if call.integer("p", 2) == 1:
         norm, slope = call.sum(call.op("Abs", x), axes), call.op("Sign", x)
     else:
         norm, slope = call.op("Sqrt", call.sum(call.mul(x, x), axes)), call.y

@@ -50,9 +50,7 @@ class _Windows:
         """From the end of the input to the end of the last window; negative where windows end inside."""
         return tuple(
             s * (m - 1) + span + 1 - p - n
-            for s, m, span, p, n in zip(
-                self.strides, self.outside, self.spans, self.begins, self.inside, strict=True
-            )
+            for s, m, span, p, n in zip(self.strides, self.outside, self.spans, self.begins, self.inside, strict=True)
         )
 
     @property
@@ -82,8 +80,8 @@ class _Windows:
 def _windows(call: Call, kernel: Shape, inside: Shape, outside: Shape) -> _Windows:
     """Read attributes; padding in front is that which `auto_pad` leads to."""
     rank = len(kernel)
-    strides, dilations = tuple(call.ints("strides", [1] * rank)), tuple(call.ints("dilations", [1] * rank))
-    begins = tuple(call.ints("pads", [0] * (2 * rank))[:rank])
+    strides, dilations = tuple(call.integers("strides", [1] * rank)), tuple(call.integers("dilations", [1] * rank))
+    begins = tuple(call.integers("pads", [0] * (2 * rank))[:rank])
     auto = call.text("auto_pad", "NOTSET")
     if auto == "VALID":
         begins = (0,) * rank
@@ -99,7 +97,7 @@ def _windows(call: Call, kernel: Shape, inside: Shape, outside: Shape) -> _Windo
 def _conv(call: Call) -> dict[int, ir.Value]:
     """The transposed convolution, written as a plain one where the stride is 1: that runs in blocked kernels."""
     shape = call.shape(1)
-    group = call.int("group", 1)
+    group = call.integer("group", 1)
     windows = _windows(call, shape[2:], call.shape()[2:], call.out_shape[2:])
     kernel = call.draft.facts.constant(call.input(1))
     if kernel is not None and windows.by_convolution:
@@ -121,11 +119,11 @@ def _conv_transpose(call: Call) -> dict[int, ir.Value]:
     """A convolution whose windows lie on the output."""
     shape = call.shape(1)
     rank = len(shape) - 2
-    strides, dilations = call.ints("strides", [1] * rank), call.ints("dilations", [1] * rank)
+    strides, dilations = call.integers("strides", [1] * rank), call.integers("dilations", [1] * rank)
     inside, outside = call.shape()[2:], call.out_shape[2:]
     begins, ends = [], []
-    auto, given = call.text("auto_pad", "NOTSET"), call.ints("pads", [0] * (2 * rank))
-    extra = call.ints("output_padding", [0] * rank)
+    auto, given = call.text("auto_pad", "NOTSET"), call.integers("pads", [0] * (2 * rank))
+    extra = call.integers("output_padding", [0] * rank)
     for axis in range(rank):
         reach = strides[axis] * (inside[axis] - 1) + dilations[axis] * (shape[2 + axis] - 1) + 1
         total = reach + extra[axis] - outside[axis]
@@ -141,12 +139,12 @@ def _conv_transpose(call: Call) -> dict[int, ir.Value]:
     if any(number > 0 for number in crop):
         raise RefusedError("its output is larger than its windows")
     plain = {"strides": strides, "dilations": dilations, "pads": [*begins, *(max(0, end) for end in ends)]}
-    return {0: call.draft.op("Conv", g, call.x(1), group=call.int("group", 1), **plain)}
+    return {0: call.draft.op("Conv", g, call.x(1), group=call.integer("group", 1), **plain)}
 
 
 def _max_pool(call: Call) -> dict[int, ir.Value]:
     """To where the maximum was: the runtime's own indices count through the whole input."""
-    if call.int("storage_order", 0):
+    if call.integer("storage_order", 0):
         raise RefusedError("its indices are stored by columns")
     draft, shape = call.draft, call.shape()
     indices = draft.facts.second_output(call.node, ir.DataType.INT64, call.out_shape)
@@ -157,7 +155,7 @@ def _max_pool(call: Call) -> dict[int, ir.Value]:
 
 
 def _average_pool(call: Call) -> dict[int, ir.Value]:
-    kernel = tuple(call.ints("kernel_shape", []))
+    kernel = tuple(call.integers("kernel_shape", []))
     windows = _windows(call, kernel, call.shape()[2:], call.out_shape[2:])
     counts = np.ones(())
     for axis in windows.axes:
@@ -171,7 +169,7 @@ def _counts(call: Call, windows: _Windows, axis: int) -> Array:
     starts = np.arange(windows.outside[axis]) * windows.strides[axis] - windows.begins[axis]
     positions = starts[:, None] + np.arange(windows.kernel[axis]) * windows.dilations[axis]
     low, high = 0, windows.inside[axis]
-    if call.int("count_include_pad", 0):
+    if call.integer("count_include_pad", 0):
         # Padding counts, but not what a window that was rounded up reaches beyond it.
         low -= windows.begins[axis]
         high += _end_pad(call, windows, axis)
@@ -182,7 +180,7 @@ def _counts(call: Call, windows: _Windows, axis: int) -> Array:
 def _end_pad(call: Call, windows: _Windows, axis: int) -> int:
     rank = len(windows.kernel)
     if call.text("auto_pad", "NOTSET") == "NOTSET":
-        return call.ints("pads", [0] * (2 * rank))[rank + axis]
+        return call.integers("pads", [0] * (2 * rank))[rank + axis]
     return max(0, windows.behind[axis])
 
 
@@ -217,12 +215,12 @@ def _global_max_pool(call: Call) -> dict[int, ir.Value]:
 
 
 def _lrn(call: Call) -> dict[int, ir.Value]:
-    """y = x d^-b, d = k + (a / n) sum of x^2 over a window of n channels.
+    """From y = x d^-b, d = k + (a / n) sum of x^2 over a window of n channels.
 
     dx = g d^-b - 2 a b / n x (transposed window sum of g x d^(-b - 1)).
     """
-    size, beta = call.int("size", 1), call.float("beta", 0.75)
-    alpha, bias = call.float("alpha", 1e-4), call.float("bias", 1.0)
+    size, beta = call.integer("size", 1), call.real("beta", 0.75)
+    alpha, bias = call.real("alpha", 1e-4), call.real("bias", 1.0)
     front = (size - 1) // 2
     x, shape = call.x(), call.shape()
     sums = _channel_sums(call, call.mul(x, x), shape, front, size)
