@@ -181,7 +181,8 @@ class _Pair:
             key: tuple(sorted(walk.blocked[name])) for key, name in points.items() if walk.blocked.get(name)
         }
         self.unreached = [key for key in points if key not in self._results and key not in self.unsupported]
-        backward = walk.draft.model({f"gradient/{name}": walk.reached[name] for name in set(self._results.values())})
+        ends = {name: self._facts.gradient_dtype(self._facts.values[name]) for name in self._results.values()}
+        backward = walk.draft.model({f"gradient/{name}": (walk.reached[name], kind) for name, kind in ends.items()})
         taken = {str(value.name) for value in backward.graph.inputs}
         self._probes = {head: str(value.name) for head, value in walk.probes.items() if str(value.name) in taken}
         self._saved = {
@@ -197,7 +198,7 @@ class _Pair:
 
     def forward(self, inputs: Mapping[str, Array]) -> Forward:
         """Run the network."""
-        fed = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        fed = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C")) for name, array in inputs.items()}
         results = _run(self._forward, self._computed, {name: fed[name] for name in self._fed})
         values = dict(zip(self._computed, results, strict=True)) | fed
         shown = {name: values[name].numpy() for name in dict.fromkeys([*self._heads, *self._keep])}
@@ -215,7 +216,7 @@ class _Pair:
             probe = probes[head].astype(dtype, copy=False) if head in probes else np.zeros(shape, dtype)
             if probe.shape != shape:
                 raise ValueError(f"the probe of {head} has the shape {probe.shape}, its value {shape}")
-            feeds[place] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(probe))
+            feeds[place] = ort.OrtValue.ortvalue_from_numpy(np.asarray(probe, order="C"))
         names = list(dict.fromkeys(self._results.values()))
         results = _run(self._backward, [f"gradient/{name}" for name in names], feeds)
         found = {name: result.numpy() for name, result in zip(names, results, strict=True)}

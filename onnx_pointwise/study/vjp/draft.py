@@ -64,7 +64,7 @@ class Draft:
 
     def constant(self, array: Array) -> ir.Value:
         """Store an array."""
-        array = np.ascontiguousarray(array).reshape(array.shape)
+        array = np.asarray(array, order="C")
         key = (array.dtype.str, array.shape, array.tobytes()) if array.nbytes <= _SMALL else None
         if key is not None and key in self._shared:
             return self._shared[key]
@@ -133,13 +133,13 @@ class Draft:
         """Add values of one shape."""
         return values[0] if len(values) == 1 else self.op("Sum", *values)
 
-    def model(self, outputs: Mapping[str, ir.Value]) -> ir.Model:
-        """Make the model that computes values under the given names, of the nodes that they need."""
+    def model(self, outputs: Mapping[str, tuple[ir.Value, np.dtype[Any]]]) -> ir.Model:
+        """Make the model that computes values of known types under the given names, of the nodes that they need."""
         ends = []
-        for name, value in outputs.items():
+        for name, (value, dtype) in outputs.items():
             end = self.op("Identity", value)
             end.name = name
-            end.type = ir.TensorType(ir.DataType.FLOAT) if value.type is None else value.type
+            end.type = ir.TensorType(ir.DataType.from_numpy(dtype))
             ends.append(end)
         used: set[ir.Value | None] = set(ends)
         nodes: list[ir.Node] = []

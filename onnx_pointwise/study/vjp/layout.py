@@ -220,7 +220,10 @@ def _interpolation(call: Call, axis: int) -> Array:
         sizes = list(shape)
         sizes[axis] = call.out_shape[axis]
         held = _stored("sizes", np.array(sizes, np.int64))
-        inputs = [x, None, None, held]
+        # Opset 11 wants the two others, if only empty.
+        inputs = [x, *(_stored(name, np.zeros(0, np.float32)) for name in ("roi", "scales")), held]
+        if call.opset >= 13:
+            inputs[1:3] = [None, None]
     attributes = [attribute for attribute in node.attributes.values() if attribute.name != "axes"]
     copy = ir.Node("", node.op_type, inputs, attributes, outputs=[ir.Value(name="y", type=x.type)])
     graph = ir.Graph([x], copy.outputs, nodes=[copy], opset_imports={"": call.opset}, name="axis")
