@@ -197,9 +197,7 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
             attributes["dilations"] = dilations = [1] * rank
     else:
         attributes["pads"] = draw(st.lists(st.integers(0, 3), min_size=2 * rank, max_size=2 * rank))
-    size = [
-        draw(st.integers(d * (k - 1) + 1, d * (k - 1) + 5)) for k, d in zip(kernel, dilations, strict=True)
-    ]
+    size = [draw(st.integers(d * (k - 1) + 1, d * (k - 1) + 5)) for k, d in zip(kernel, dilations, strict=True)]
     return {
         "shape": (draw(st.integers(1, 2)), inputs, *size),
         "kernel": (outputs, inputs // group, *kernel),
@@ -312,7 +310,9 @@ def pools(draw: st.DrawFn, dilated: bool) -> dict[str, Any]:
 @given(case=pools(dilated=True), opset=st.sampled_from([10, 12, 22]))
 @some
 def test_max_pool(case: dict[str, Any], opset: int) -> None:
-    assert_gradients(node("MaxPool", ["x"], **case["attributes"]), {"x": apart(case["shape"], case["seed"])}, opset=opset)
+    assert_gradients(
+        node("MaxPool", ["x"], **case["attributes"]), {"x": apart(case["shape"], case["seed"])}, opset=opset
+    )
 
 
 @given(case=pools(dilated=False), inside=st.integers(0, 1), opset=st.sampled_from([10, 11, 19, 22]))
@@ -336,9 +336,7 @@ def test_global_pools(op_type: str, shape: tuple[int, ...], seed: int) -> None:
     assert_gradients(node(op_type, ["x"]), {"x": apart(shape, seed)})
 
 
-@given(
-    shape=hnp.array_shapes(min_dims=4, max_dims=4, max_side=5), size=st.sampled_from([1, 3, 5]), seed=seeds
-)
+@given(shape=hnp.array_shapes(min_dims=4, max_dims=4, max_side=5), size=st.sampled_from([1, 3, 5]), seed=seeds)
 @few
 def test_lrn(shape: tuple[int, ...], size: int, seed: int) -> None:
     attributes = {"size": size, "alpha": 0.5, "beta": 0.8, "bias": 1.2}
@@ -350,9 +348,7 @@ def test_lrn(shape: tuple[int, ...], size: int, seed: int) -> None:
 def test_batch_normalization(shape: tuple[int, ...], opset: int, seed: int) -> None:
     stored = {name: positive((shape[1],), seed + index) for index, name in enumerate("sbmv")}
     inputs = ["x", *"sbmv"]
-    assert_gradients(
-        node("BatchNormalization", inputs, epsilon=1e-3), {"x": away(shape, seed)}, stored, opset=opset
-    )
+    assert_gradients(node("BatchNormalization", inputs, epsilon=1e-3), {"x": away(shape, seed)}, stored, opset=opset)
 
 
 @given(shape=hnp.array_shapes(min_dims=3, max_dims=5, min_side=3, max_side=4), seed=seeds)
@@ -374,7 +370,9 @@ def test_group_normalization(groups: int, each: int, size: list[int], opset: int
     count = groups if opset < 21 else groups * each
     stored = {name: positive((count,), seed + index) for index, name in enumerate("sb")}
     x = spread((2, groups * each, *size), seed)
-    assert_gradients(node("GroupNormalization", ["x", "s", "b"], num_groups=groups), {"x": x}, stored, opset=opset, step=1e-2)
+    assert_gradients(
+        node("GroupNormalization", ["x", "s", "b"], num_groups=groups), {"x": x}, stored, opset=opset, step=1e-2
+    )
 
 
 @given(shape=hnp.array_shapes(min_dims=2, max_dims=4, min_side=3, max_side=4), data=st.data(), seed=seeds)
@@ -384,18 +382,27 @@ def test_layer_normalization(shape: tuple[int, ...], data: st.DataObject, seed: 
     stored = {name: positive(shape[axis % len(shape) :], seed + index) for index, name in enumerate("sb")}
     names = ["x", "s", *data.draw(st.sampled_from([[], ["b"]]))]
     assert_gradients(
-        node("LayerNormalization", names, axis=axis), {"x": spread(shape, seed)}, {name: stored[name] for name in names[1:]}
+        node("LayerNormalization", names, axis=axis),
+        {"x": spread(shape, seed)},
+        {name: stored[name] for name in names[1:]},
     )
 
 
-@given(shape=hnp.array_shapes(min_dims=1, max_dims=4, min_side=2, max_side=4), p=st.integers(1, 2), data=st.data(), seed=seeds)
+@given(
+    shape=hnp.array_shapes(min_dims=1, max_dims=4, min_side=2, max_side=4),
+    p=st.integers(1, 2),
+    data=st.data(),
+    seed=seeds,
+)
 @few
 def test_lp_normalization(shape: tuple[int, ...], p: int, data: st.DataObject, seed: int) -> None:
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
     assert_gradients(node("LpNormalization", ["x"], axis=axis, p=p), {"x": away(shape, seed)})
 
 
-@given(shape=hnp.array_shapes(min_dims=4, max_dims=4, min_side=2, max_side=3), opset=st.sampled_from([9, 13]), seed=seeds)
+@given(
+    shape=hnp.array_shapes(min_dims=4, max_dims=4, min_side=2, max_side=3), opset=st.sampled_from([9, 13]), seed=seeds
+)
 @few
 def test_mean_variance_normalization(shape: tuple[int, ...], opset: int, seed: int) -> None:
     assert_gradients(node("MeanVarianceNormalization", ["x"]), {"x": spread(shape, seed)}, opset=opset)
@@ -433,9 +440,7 @@ def test_reductions(kind: str, shape: tuple[int, ...], opset: int, keep: int, da
 
 def test_reduction_of_nothing() -> None:
     stored = {"axes": np.zeros(0, np.int64)}
-    assert_gradients(
-        node("ReduceSum", ["x", "axes"], noop_with_empty_axes=1), {"x": away((2, 3), 0)}, stored, opset=13
-    )
+    assert_gradients(node("ReduceSum", ["x", "axes"], noop_with_empty_axes=1), {"x": away((2, 3), 0)}, stored, opset=13)
 
 
 _TRANSFORMS = ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"]
@@ -499,9 +504,7 @@ def test_resize_of_channels_and_chosen_axes() -> None:
     assert_gradients(node("Resize", ["x", "", "float32_scales"]), {"x": away((2, 2, 3, 3), 0)}, stored, opset=13)
     stored = {"sizes": np.array([7, 5], np.int64)}
     names = ["x", "", "", "sizes"]
-    assert_gradients(
-        node("Resize", names, axes=[3, 2], mode="linear"), {"x": away((2, 2, 3, 3), 0)}, stored, opset=18
-    )
+    assert_gradients(node("Resize", names, axes=[3, 2], mode="linear"), {"x": away((2, 2, 3, 3), 0)}, stored, opset=18)
 
 
 @given(
@@ -513,9 +516,7 @@ def test_resize_of_channels_and_chosen_axes() -> None:
 @few
 def test_early_resizes(op: tuple[str, int], mode: str, scales: tuple[float, float], seed: int) -> None:
     stored = {"float32_s": np.array([1.0, 1.0, *scales], np.float32)}
-    assert_gradients(
-        node(op[0], ["x", "float32_s"], mode=mode), {"x": away((1, 2, 3, 4), seed)}, stored, opset=op[1]
-    )
+    assert_gradients(node(op[0], ["x", "float32_s"], mode=mode), {"x": away((1, 2, 3, 4), seed)}, stored, opset=op[1])
 
 
 @given(shape=shapes, count=st.integers(1, 3), data=st.data(), seed=seeds)
@@ -532,8 +533,11 @@ def test_concat(shape: tuple[int, ...], count: int, data: st.DataObject, seed: i
 
 
 @given(
-    sizes=st.lists(st.integers(1, 3), min_size=2, max_size=3), used=st.integers(0, 2), opset=st.sampled_from([9, 13]),
-    axis=st.sampled_from([0, 1, -1]), seed=seeds,
+    sizes=st.lists(st.integers(1, 3), min_size=2, max_size=3),
+    used=st.integers(0, 2),
+    opset=st.sampled_from([9, 13]),
+    axis=st.sampled_from([0, 1, -1]),
+    seed=seeds,
 )
 @few
 def test_split(sizes: list[int], used: int, opset: int, axis: int, seed: int) -> None:
@@ -551,8 +555,10 @@ def test_split(sizes: list[int], used: int, opset: int, axis: int, seed: int) ->
 
 
 @given(
-    shape=hnp.array_shapes(min_dims=1, max_dims=4, min_side=2, max_side=7), opset=st.sampled_from([9, 10, 13]),
-    data=st.data(), seed=seeds,
+    shape=hnp.array_shapes(min_dims=1, max_dims=4, min_side=2, max_side=7),
+    opset=st.sampled_from([9, 10, 13]),
+    data=st.data(),
+    seed=seeds,
 )
 @settings(some, max_examples=50)
 def test_slice(shape: tuple[int, ...], opset: int, data: st.DataObject, seed: int) -> None:
@@ -591,8 +597,10 @@ def test_gather(shape: tuple[int, ...], data: st.DataObject, seed: int) -> None:
 
 @pytest.mark.parametrize("mode", ["constant", "reflect", "edge", "wrap"])
 @given(
-    shape=hnp.array_shapes(min_dims=1, max_dims=4, min_side=3, max_side=4), opset=st.sampled_from([10, 11, 18]),
-    data=st.data(), seed=seeds,
+    shape=hnp.array_shapes(min_dims=1, max_dims=4, min_side=3, max_side=4),
+    opset=st.sampled_from([10, 11, 18]),
+    data=st.data(),
+    seed=seeds,
 )
 @few
 def test_pad(mode: str, shape: tuple[int, ...], opset: int, data: st.DataObject, seed: int) -> None:
@@ -649,7 +657,9 @@ def test_tile(shape: tuple[int, ...], data: st.DataObject, seed: int) -> None:
     assert_gradients(node("Tile", ["x", "r"]), {"x": away(shape, seed)}, {"r": np.array(repeats, np.int64)})
 
 
-@given(block=st.integers(1, 3), sizes=st.tuples(*[st.integers(1, 2)] * 4), mode=st.sampled_from(["DCR", "CRD"]), seed=seeds)
+@given(
+    block=st.integers(1, 3), sizes=st.tuples(*[st.integers(1, 2)] * 4), mode=st.sampled_from(["DCR", "CRD"]), seed=seeds
+)
 @few
 def test_depth_to_space_and_back(block: int, sizes: tuple[int, ...], mode: str, seed: int) -> None:
     batch, channels, height, width = sizes

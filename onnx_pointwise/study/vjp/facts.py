@@ -35,7 +35,8 @@ class Facts:
     """
 
     def __init__(self, model: ir.Model, inputs: Mapping[str, Array]) -> None:
-        self.model = resolve(model, {name: array.shape for name, array in inputs.items()}).model
+        # The inputs' shapes may have been fixed for other examples.
+        self.model = resolve(without_shapes(model), {name: array.shape for name, array in inputs.items()}).model
         self.opset = self.model.graph.opset_imports.get("", self.model.graph.opset_imports.get("ai.onnx", 1))
         self.values = ir.convenience.create_value_mapping(self.model.graph, include_subgraphs=False)
         self._inputs = inputs
