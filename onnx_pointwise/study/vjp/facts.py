@@ -89,6 +89,21 @@ class Facts:
         self._shapes[value.name], self._dtypes[value.name] = shape, kind.numpy()
         return value
 
+    def positive(self, value: ir.Value) -> ir.Value:
+        """Have the forward graph say where a value is above zero: a byte an element instead of the value."""
+        name = f"{value.name}/positive"
+        if name not in self.values:
+            dtype = self.dtype(value)
+            tensor = ir.tensor(np.zeros((), dtype), name=f"{name}/zero")
+            zero = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(()), const_value=tensor)
+            self.model.graph.register_initializer(zero)
+            node = ir.node("Greater", [value, zero], name=name)
+            result = node.outputs[0]
+            result.name, result.type = name, ir.TensorType(ir.DataType.BOOL)
+            self.model.graph.append(node)
+            self.values[name], self._shapes[name], self._dtypes[name] = result, self.shape(value), np.dtype(np.bool_)
+        return self.values[name]
+
     def learn(self, nodes: Sequence[ir.Node]) -> None:
         """Find by one run what inference does not know of what nodes read and write.
 
