@@ -4,19 +4,25 @@ It chooses nothing and makes no weights that are handed over.
 """
 
 from onnx_pointwise.study.collect import PATCHES, named_seed, patch_count
+from onnx_pointwise.study.gradients import Backward, Forward, Probes, Unsupported, site_outputs
 from onnx_pointwise.study.sensitivity import measured_outputs
 from onnx_pointwise.study.survey import Progress, Study, few_examples, study, unrefitted
 from onnx_pointwise.study.whole import WholeNetwork
 
 __all__ = [
     "PATCHES",
+    "Backward",
+    "Forward",
+    "Probes",
     "Progress",
     "Study",
+    "Unsupported",
     "WholeNetwork",
     "few_examples",
     "measured_outputs",
     "named_seed",
     "patch_count",
+    "site_outputs",
     "study",
     "unrefitted",
 ]

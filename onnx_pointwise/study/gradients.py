@@ -219,7 +219,9 @@ class _Pair:
             feeds[place] = ort.OrtValue.ortvalue_from_numpy(np.asarray(probe, order="C"))
         names = list(dict.fromkeys(self._results.values()))
         results = _run(self._backward, [f"gradient/{name}" for name in names], feeds)
-        found = {name: result.numpy() for name, result in zip(names, results, strict=True)}
+        found = {}
+        for name in reversed(names):  # one copy at a time
+            found[name] = results.pop().numpy()
         return {key: found[name] for key, name in self._results.items()}
 
 
@@ -302,9 +304,8 @@ def _session(model: ir.Model, threads: int | None) -> ort.InferenceSession:
 
 def _run(
     session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, ort.OrtValue]
-) -> Sequence[ort.OrtValue]:
+) -> list[ort.OrtValue]:
     try:
-        found: Sequence[ort.OrtValue] = session.run_with_ort_values(list(outputs), dict(feeds))
+        return list(session.run_with_ort_values(list(outputs), dict(feeds)))
     except Exception as error:  # the runtime's exceptions share no base class
         raise ModelError(f"The model does not run on the calibration inputs: {sentence(error)}.") from error
-    return found

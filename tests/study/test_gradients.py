@@ -264,6 +264,32 @@ def test_a_rule_may_refuse() -> None:
     assert "columns" in fault.reason
 
 
+@pytest.mark.parametrize(
+    ("op_type", "inputs", "attributes", "reason"),
+    [
+        ("Dropout", ["first", "", "yes"], {}, "training"),
+        ("BatchNormalization", ["first", *["ones"] * 4], {"training_mode": 1}, "training"),
+        ("Resize", ["first", "", "", "sizes"], {"keep_aspect_ratio_policy": "not_larger"}, "aspect ratio"),
+        ("Resize", ["first", "box", "scales"], {"coordinate_transformation_mode": "tf_crop_and_resize"}, "crops"),
+        ("Pad", ["first", "pads"], {"mode": "reflect"}, "takes away"),
+    ],
+)
+def test_what_rules_refuse(op_type: str, inputs: list[str], attributes: dict[str, Any], reason: str) -> None:
+    model = tail_model(
+        helper.make_node(op_type, inputs, ["y"], name="tail", **attributes),
+        opset=18,
+        yes=np.array(True),
+        ones=np.ones(4, np.float32),
+        sizes=np.array([2, 4, 3, 3], np.int64),
+        box=np.array([0, 0, 0, 0, 1, 1, 0.5, 0.5], np.float32),
+        scales=np.ones(4, np.float32),
+        pads=np.array([0, 0, 1, 0, 0, 0, -1, 0], np.int64),
+    )
+    ((fault,),) = Backward(model, ["y", "z"], POINTS, {"x": X}).unsupported.values()
+    assert (fault.op_type, fault.node) == (op_type, "tail")
+    assert reason in fault.reason
+
+
 def test_a_kernel_that_depends_on_a_site_is_refused() -> None:
     model = tail_model(
         helper.make_node("Slice", ["first", "starts", "ends"], ["some"]),

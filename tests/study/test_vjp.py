@@ -75,7 +75,7 @@ SMOOTH: list[tuple[str, dict[str, Any], int, tuple[float, ...]]] = [
     ("Sigmoid", {}, 13, ()),
     ("Sin", {}, 9, ()),
     ("Softplus", {}, 9, ()),
-    ("Softsign", {}, 9, ()),
+    ("Softsign", {}, 9, (0.0,)),
     ("Tanh", {}, 13, ()),
     ("ThresholdedRelu", {"alpha": 0.5}, 10, (0.5,)),
     ("Dropout", {}, 9, ()),

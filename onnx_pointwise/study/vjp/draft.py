@@ -211,6 +211,11 @@ class Call:
         return gradient
 
     @property
+    def op_type(self) -> str:
+        """The operator."""
+        return self.node.op_type
+
+    @property
     def opset(self) -> int:
         """The forward graph's opset."""
         return self.draft.facts.opset

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnx_pointwise.study.vjp.draft import Call, Rule
+from onnx_pointwise.study.vjp.draft import Call, RefusedError, Rule
 
 # Constants of the ONNX operator Selu.
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
@@ -276,7 +276,7 @@ def _dropout(call: Call) -> dict[int, ir.Value]:
     """It passes everything on unless it is told to train."""
     training = call.known(2)
     if training is not None and bool(np.any(training)):
-        return {}
+        raise RefusedError("it is in training mode")
     return {0: call.g}
 
 
