@@ -39,7 +39,6 @@ class Facts:
         self.model = resolve(without_shapes(model), {name: array.shape for name, array in inputs.items()}).model
         self.opset = self.model.graph.opset_imports.get("", self.model.graph.opset_imports.get("ai.onnx", 1))
         self.values = ir.convenience.create_value_mapping(self.model.graph, include_subgraphs=False)
-        self._inputs = inputs
         self._fixed = _fixed(self.model.graph)
         self._shapes: dict[str, Shape] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
@@ -104,17 +103,21 @@ class Facts:
             self.values[name], self._shapes[name], self._dtypes[name] = result, self.shape(value), np.dtype(np.bool_)
         return self.values[name]
 
-    def learn(self, nodes: Sequence[ir.Node]) -> None:
-        """Find by one run what inference does not know of what nodes read and write.
+    def learn(self, values: Iterable[ir.Value], inputs: Mapping[str, Array]) -> None:
+        """Find by one run what inference does not know.
+
+        Args:
+            values: Values whose shape and type are needed, and whose numbers if no example changes them.
+            inputs: The example inputs.
 
         Raises:
             ModelError: The model does not run on the inputs.
         """
         names: set[str] = set()
         shapes: set[str] = set()
-        for value in _ends(nodes):
+        for value in values:
             name = str(value.name)
-            if name not in self.values or name in self._inputs:
+            if name not in self.values or name in inputs:
                 continue
             number = name in self._fixed and self.constant(value) is None and name not in self._known
             if number or name not in self._dtypes:
@@ -131,7 +134,7 @@ class Facts:
             node.outputs[0].name = size
             model.graph.append(node)
         asked = [*sorted(names), *measured]
-        results = Piece(model, sorted(self._inputs), asked).run(self._inputs)
+        results = Piece(model, sorted(inputs), asked).run(inputs)
         for name, array in zip(asked, results, strict=True):
             if name in measured:
                 self._shapes[measured[name]] = tuple(array.tolist())
@@ -166,7 +169,8 @@ def between(
     return found[::-1], below & above
 
 
-def _ends(nodes: Sequence[ir.Node]) -> Iterable[ir.Value]:
+def ends(nodes: Sequence[ir.Node]) -> Iterable[ir.Value]:
+    """Yield what nodes read and write."""
     for node in nodes:
         yield from (value for value in node.inputs if value is not None and value.name)
         yield from (value for value in node.outputs if value.name)
