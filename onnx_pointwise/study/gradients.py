@@ -25,11 +25,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import Shape, Site, runtime_source
 from onnx_pointwise.runtime import open_waiting, reads, sentence
-<<<<<<< HEAD
-from onnx_pointwise.study.vjp import FLAT, RULES, Call, Draft, Facts, RefusedError, between
-=======
 from onnx_pointwise.study.vjp import FLAT, RULES, Call, Draft, Facts, RefusedError, between, ends, size_of
->>>>>>> gradients
 
 Array = NDArray[Any]
 
@@ -71,11 +67,8 @@ class Backward:
     Attributes:
         unsupported: By the key of a point, what cuts it off from a head; such points get no gradient.
         unreached: Keys of the points that no head depends on; their gradient is zero and is not given.
-<<<<<<< HEAD
-=======
         held: Bytes of forward values and gradients that a batch like the example holds until its results are dropped;
             the runtime needs about as much again while it works.
->>>>>>> gradients
 
     Raises:
         ModelError: A value is missing, or the model does not run on the inputs.
@@ -97,10 +90,7 @@ class Backward:
         first = self._pair(inputs)
         self.unsupported: Mapping[str, tuple[Unsupported, ...]] = first.unsupported
         self.unreached: Sequence[str] = first.unreached
-<<<<<<< HEAD
-=======
         self.held: int = first.held
->>>>>>> gradients
 
     def forward(self, inputs: Mapping[str, Array]) -> Forward:
         """Run the network on a batch.
@@ -188,23 +178,15 @@ class _Pair:
         for name in (*heads, *keep):
             if name not in self._facts.values:
                 raise ModelError(f"The model has no value '{name}' outside of its subgraphs.")
-<<<<<<< HEAD
-        walk = _Walk(self._facts, heads, set(points.values()))
-=======
         self._facts.learn([self._facts.values[name] for name in (*heads, *keep)], inputs)
         walk = _Walk(self._facts, heads, set(points.values()), inputs)
->>>>>>> gradients
         self._results = {key: name for key, name in points.items() if name in walk.reached}
         self.unsupported = {
             key: tuple(sorted(walk.blocked[name])) for key, name in points.items() if walk.blocked.get(name)
         }
         self.unreached = [key for key in points if key not in self._results and key not in self.unsupported]
-<<<<<<< HEAD
-        backward = walk.draft.model({f"gradient/{name}": walk.reached[name] for name in set(self._results.values())})
-=======
         kinds = {name: self._facts.gradient_dtype(self._facts.values[name]) for name in self._results.values()}
         backward = walk.draft.model({f"gradient/{name}": (walk.reached[name], kind) for name, kind in kinds.items()})
->>>>>>> gradients
         taken = {str(value.name) for value in backward.graph.inputs}
         self._probes = {head: str(value.name) for head, value in walk.probes.items() if str(value.name) in taken}
         self._saved = {
@@ -218,11 +200,6 @@ class _Pair:
         self._forward = _session(ir.Model(graph, ir_version=self._facts.model.ir_version), threads)
         self._fed = {value.name for value in self._forward.get_inputs()}
 
-<<<<<<< HEAD
-    def forward(self, inputs: Mapping[str, Array]) -> Forward:
-        """Run the network."""
-        fed = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-=======
     @property
     def held(self) -> int:
         """Bytes of forward values and gradients of a batch."""
@@ -234,7 +211,6 @@ class _Pair:
     def forward(self, inputs: Mapping[str, Array]) -> Forward:
         """Run the network."""
         fed = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C")) for name, array in inputs.items()}
->>>>>>> gradients
         results = _run(self._forward, self._computed, {name: fed[name] for name in self._fed})
         values = dict(zip(self._computed, results, strict=True)) | fed
         shown = {name: values[name].numpy() for name in dict.fromkeys([*self._heads, *self._keep])}
@@ -252,19 +228,12 @@ class _Pair:
             probe = probes[head].astype(dtype, copy=False) if head in probes else np.zeros(shape, dtype)
             if probe.shape != shape:
                 raise ValueError(f"the probe of {head} has the shape {probe.shape}, its value {shape}")
-<<<<<<< HEAD
-            feeds[place] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(probe))
-        names = list(dict.fromkeys(self._results.values()))
-        results = _run(self._backward, [f"gradient/{name}" for name in names], feeds)
-        found = {name: result.numpy() for name, result in zip(names, results, strict=True)}
-=======
             feeds[place] = ort.OrtValue.ortvalue_from_numpy(np.asarray(probe, order="C"))
         names = list(dict.fromkeys(self._results.values()))
         results = _run(self._backward, [f"gradient/{name}" for name in names], feeds)
         found = {}
         for name in reversed(names):  # one copy at a time
             found[name] = results.pop().numpy()
->>>>>>> gradients
         return {key: found[name] for key, name in self._results.items()}
 
 
@@ -278,17 +247,10 @@ class _Walk:
         blocked: What cuts values off from a head, by their names.
     """
 
-<<<<<<< HEAD
-    def __init__(self, facts: Facts, heads: Sequence[str], points: set[str]) -> None:
-        known = {name for name in points if name in facts.values}
-        nodes, _ = between(facts, known, heads, FLAT)
-        facts.learn(nodes)
-=======
     def __init__(self, facts: Facts, heads: Sequence[str], points: set[str], inputs: Mapping[str, Array]) -> None:
         known = {name for name in points if name in facts.values}
         nodes, _ = between(facts, known, heads, FLAT)
         facts.learn(ends(nodes), inputs)
->>>>>>> gradients
         # Types that inference did not know are known now.
         nodes, self._path = between(facts, known, heads, FLAT)
         self.draft = Draft(facts)
@@ -354,17 +316,8 @@ def _session(model: ir.Model, threads: int | None) -> ort.InferenceSession:
 
 def _run(
     session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, ort.OrtValue]
-<<<<<<< HEAD
-) -> Sequence[ort.OrtValue]:
-    try:
-        found: Sequence[ort.OrtValue] = session.run_with_ort_values(list(outputs), dict(feeds))
-    except Exception as error:  # the runtime's exceptions share no base class
-        raise ModelError(f"The model does not run on the calibration inputs: {sentence(error)}.") from error
-    return found
-=======
 ) -> list[ort.OrtValue]:
     try:
         return list(session.run_with_ort_values(list(outputs), dict(feeds)))
     except Exception as error:  # the runtime's exceptions share no base class
         raise ModelError(f"The model does not run on the calibration inputs: {sentence(error)}.") from error
->>>>>>> gradients

@@ -26,11 +26,8 @@ OPSET = 18
 _IR_VERSION = 8
 # Constants up to this size are stored once however often they are used.
 _SMALL = 4096
-<<<<<<< HEAD
-=======
 # What costs less to compute again than to keep, if only its input is kept anyway.
 _CHEAP = {"Erf", "HardSigmoid", "Sigmoid", "Softplus", "Tanh"}
->>>>>>> gradients
 
 
 class RefusedError(Exception):
@@ -69,11 +66,7 @@ class Draft:
 
     def constant(self, array: Array) -> ir.Value:
         """Store an array."""
-<<<<<<< HEAD
-        array = np.ascontiguousarray(array).reshape(array.shape)
-=======
         array = np.asarray(array, order="C")
->>>>>>> gradients
         key = (array.dtype.str, array.shape, array.tobytes()) if array.nbytes <= _SMALL else None
         if key is not None and key in self._shared:
             return self._shared[key]
@@ -101,13 +94,10 @@ class Draft:
         name = str(value.name)
         if name in self._cast:
             return self._cast[name]
-<<<<<<< HEAD
-=======
         again = self._again(value)
         if again is not None:
             self._cast[name] = again
             return again
->>>>>>> gradients
         stored = self.facts.constant(value)
         wanted = self.facts.gradient_dtype(value) if self.facts.may_carry(value) else None
         if stored is not None:
@@ -121,8 +111,6 @@ class Draft:
         self._cast[name] = taken
         return taken
 
-<<<<<<< HEAD
-=======
     def _again(self, value: ir.Value) -> ir.Value | None:
         """Compute a forward value again where it is a gate: half of what SiLU and Mish would keep."""
         node, chain = value.producer(), []
@@ -139,7 +127,6 @@ class Draft:
             node = source.producer()
         return None
 
->>>>>>> gradients
     def reshape(self, value: ir.Value, shape: Shape) -> ir.Value:
         """Give a value another shape."""
         return self.op("Reshape", value, self.ints(shape), allowzero=1)
@@ -168,15 +155,6 @@ class Draft:
         """Add values of one shape."""
         return values[0] if len(values) == 1 else self.op("Sum", *values)
 
-<<<<<<< HEAD
-    def model(self, outputs: Mapping[str, ir.Value]) -> ir.Model:
-        """Make the model that computes values under the given names, of the nodes that they need."""
-        ends = []
-        for name, value in outputs.items():
-            end = self.op("Identity", value)
-            end.name = name
-            end.type = ir.TensorType(ir.DataType.FLOAT) if value.type is None else value.type
-=======
     def model(self, outputs: Mapping[str, tuple[ir.Value, np.dtype[Any]]]) -> ir.Model:
         """Make the model that computes values of known types under the given names, of the nodes that they need."""
         ends = []
@@ -184,7 +162,6 @@ class Draft:
             end = self.op("Identity", value)
             end.name = name
             end.type = ir.TensorType(ir.DataType.from_numpy(dtype))
->>>>>>> gradients
             ends.append(end)
         used: set[ir.Value | None] = set(ends)
         nodes: list[ir.Node] = []
@@ -234,14 +211,11 @@ class Call:
         return gradient
 
     @property
-<<<<<<< HEAD
-=======
     def op_type(self) -> str:
         """The operator."""
         return self.node.op_type
 
     @property
->>>>>>> gradients
     def opset(self) -> int:
         """The forward graph's opset."""
         return self.draft.facts.opset
@@ -351,14 +325,11 @@ class Call:
         """Divide."""
         return self.op("Div", first, second)
 
-<<<<<<< HEAD
-=======
     def positive(self, value: ir.Value) -> ir.Value:
         """1 where a forward value is above zero, else 0."""
         mask = self.draft.saved(self.draft.facts.positive(value))
         return self.draft.op("Cast", mask, to=ir.DataType.from_numpy(self.dtype).value)
 
->>>>>>> gradients
     def mask(self, comparison: str, first: Operand, second: Operand) -> ir.Value:
         """Compare; 1 where it holds, else 0."""
         return self.draft.op("Cast", self.op(comparison, first, second), to=ir.DataType.from_numpy(self.dtype).value)

@@ -11,11 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-<<<<<<< HEAD
-from onnx_pointwise.study.vjp.draft import Call, Rule
-=======
 from onnx_pointwise.study.vjp.draft import Call, RefusedError, Rule
->>>>>>> gradients
 
 # Constants of the ONNX operator Selu.
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
@@ -35,18 +31,6 @@ def _negate(call: Call) -> dict[int, ir.Value]:
 
 
 def _relu(call: Call) -> ir.Value:
-<<<<<<< HEAD
-    return call.op("Sign", call.y)
-
-
-def _two_slopes(call: Call, below: float) -> ir.Value:
-    """1 where x > 0, else `below`."""
-    return call.add(call.mul(call.mask("Greater", call.x(), 0.0), 1.0 - below), below)
-
-
-def _leaky_relu(call: Call) -> ir.Value:
-    return _two_slopes(call, call.real("alpha", 0.01))
-=======
     return call.positive(call.node.outputs[0])
 
 
@@ -55,21 +39,14 @@ def _leaky_relu(call: Call) -> ir.Value:
     # The output has the input's sign, and asking for it leaves the runtime free to fuse.
     value = call.node.outputs[0] if below > 0.0 else call.input(0)
     return call.add(call.mul(call.positive(value), 1.0 - below), below)
->>>>>>> gradients
 
 
 def _prelu(call: Call) -> dict[int, ir.Value]:
     # The slope broadcasts towards x only, so x has the output's shape.
-<<<<<<< HEAD
-    positive = call.mask("Greater", call.x(), 0.0)
-    slope = call.x(1)
-    return {0: call.mul(call.g, call.add(positive, call.mul(call.sub(1.0, positive), slope)))}
-=======
     slope = call.draft.facts.constant(call.input(1))
     positive = call.positive(call.node.outputs[0] if slope is not None and (slope > 0).all() else call.input(0))
     below = call.x(1)
     return {0: call.mul(call.g, call.add(call.mul(positive, call.sub(1.0, below)), below))}
->>>>>>> gradients
 
 
 def _elu(call: Call) -> ir.Value:
@@ -299,11 +276,7 @@ def _dropout(call: Call) -> dict[int, ir.Value]:
     """It passes everything on unless it is told to train."""
     training = call.known(2)
     if training is not None and bool(np.any(training)):
-<<<<<<< HEAD
-        return {}
-=======
         raise RefusedError("it is in training mode")
->>>>>>> gradients
     return {0: call.g}
 
 

@@ -35,29 +35,17 @@ class Facts:
     """
 
     def __init__(self, model: ir.Model, inputs: Mapping[str, Array]) -> None:
-<<<<<<< HEAD
-        self.model = resolve(model, {name: array.shape for name, array in inputs.items()}).model
-        self.opset = self.model.graph.opset_imports.get("", self.model.graph.opset_imports.get("ai.onnx", 1))
-        self.values = ir.convenience.create_value_mapping(self.model.graph, include_subgraphs=False)
-        self._inputs = inputs
-=======
         # The inputs' shapes may have been fixed for other examples.
         self.model = resolve(without_shapes(model), {name: array.shape for name, array in inputs.items()}).model
         self.opset = self.model.graph.opset_imports.get("", self.model.graph.opset_imports.get("ai.onnx", 1))
         self.values = ir.convenience.create_value_mapping(self.model.graph, include_subgraphs=False)
->>>>>>> gradients
         self._fixed = _fixed(self.model.graph)
         self._shapes: dict[str, Shape] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
         self._known: dict[str, Array] = {}
-<<<<<<< HEAD
-        for name, value in self.values.items():
-            if value.shape is not None and value.shape.is_static():
-=======
         doubtful = _doubtful(self.model.graph)
         for name, value in self.values.items():
             if name not in doubtful and value.shape is not None and value.shape.is_static():
->>>>>>> gradients
                 self._shapes[name] = tuple(value.shape.numpy())
             if value.dtype is not None:
                 self._dtypes[name] = value.dtype.numpy()
@@ -100,10 +88,6 @@ class Facts:
         self._shapes[value.name], self._dtypes[value.name] = shape, kind.numpy()
         return value
 
-<<<<<<< HEAD
-    def learn(self, nodes: Sequence[ir.Node]) -> None:
-        """Find by one run what inference does not know of what nodes read and write.
-=======
     def positive(self, value: ir.Value) -> ir.Value:
         """Have the forward graph say where a value is above zero: a byte an element instead of the value."""
         name = f"{value.name}/positive"
@@ -125,24 +109,10 @@ class Facts:
         Args:
             values: Values whose shape and type are needed, and whose numbers if no example changes them.
             inputs: The example inputs.
->>>>>>> gradients
 
         Raises:
             ModelError: The model does not run on the inputs.
         """
-<<<<<<< HEAD
-        wanted: dict[str, None] = {}
-        for value in _ends(nodes):
-            name = str(value.name)
-            number = name in self._fixed and self.constant(value) is None and name not in self._known
-            if number or name not in self._shapes or name not in self._dtypes:
-                wanted[name] = None
-        names = [name for name in wanted if name in self.values and name not in self._inputs]
-        if not names:
-            return
-        results = Piece(without_shapes(self.model), sorted(self._inputs), names).run(self._inputs)
-        for name, array in zip(names, results, strict=True):
-=======
         names: set[str] = set()
         shapes: set[str] = set()
         for value in values:
@@ -169,7 +139,6 @@ class Facts:
             if name in measured:
                 self._shapes[measured[name]] = tuple(array.tolist())
                 continue
->>>>>>> gradients
             self._shapes[name], self._dtypes[name] = array.shape, array.dtype
             if name in self._fixed:
                 self._known[name] = array
@@ -200,19 +169,13 @@ def between(
     return found[::-1], below & above
 
 
-<<<<<<< HEAD
-def _ends(nodes: Sequence[ir.Node]) -> Iterable[ir.Value]:
-=======
 def ends(nodes: Sequence[ir.Node]) -> Iterable[ir.Value]:
     """Yield what nodes read and write."""
->>>>>>> gradients
     for node in nodes:
         yield from (value for value in node.inputs if value is not None and value.name)
         yield from (value for value in node.outputs if value.name)
 
 
-<<<<<<< HEAD
-=======
 def _doubtful(graph: ir.Graph) -> set[str]:
     """Names of values whose inferred shape may be wrong.
 
@@ -233,7 +196,6 @@ def _rounds(node: ir.Node) -> bool:
     return "ceil_mode" in node.attributes and node.attributes["ceil_mode"].as_int() != 0
 
 
->>>>>>> gradients
 def _fixed(graph: ir.Graph) -> set[str]:
     """Names of computed values that depend on the sizes of the inputs only."""
     fixed = {str(name) for name in graph.initializers}

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Sequence
-=======
->>>>>>> gradients
 from typing import Any
 
 import numpy as np
@@ -172,17 +168,6 @@ def _space_to_depth(call: Call) -> dict[int, ir.Value]:
 
 def _resize(call: Call) -> dict[int, ir.Value]:
     """The transpose of an interpolation, axis by axis."""
-<<<<<<< HEAD
-    g, inside = call.g, list(call.shape())
-    if call.text("coordinate_transformation_mode", "") == "tf_crop_and_resize":
-        raise RefusedError("it crops")
-    blocks = [1] * len(inside)
-    matrices = {}
-    for axis, (size, wanted) in enumerate(zip(inside, call.out_shape, strict=True)):
-        matrix = _interpolation(call, axis)
-        if size == wanted and np.array_equal(matrix, np.eye(size)):
-            continue
-=======
     g, inside = call.g, call.shape()
     if call.text("coordinate_transformation_mode", "") == "tf_crop_and_resize":
         raise RefusedError("it crops")
@@ -193,7 +178,6 @@ def _resize(call: Call) -> dict[int, ir.Value]:
         if size == wanted and (scales is None or scales[axis] == 1.0):
             continue
         matrix = _interpolation(call, axis, scales)
->>>>>>> gradients
         if axis > 1 and wanted % size == 0 and np.array_equal(matrix, np.repeat(np.eye(size), wanted // size, 0)):
             blocks[axis] = wanted // size
         else:
@@ -207,9 +191,6 @@ def _resize(call: Call) -> dict[int, ir.Value]:
     return {0: g}
 
 
-<<<<<<< HEAD
-def _interpolation(call: Call, axis: int) -> Array:
-=======
 def _scales(call: Call) -> Array | None:
     """The scale of every axis; None where the node is told sizes."""
     rank = len(call.shape())
@@ -228,42 +209,12 @@ def _scales(call: Call) -> Array | None:
 
 
 def _interpolation(call: Call, axis: int, scales: Array | None) -> Array:
->>>>>>> gradients
     """The matrix [out, in] of a resize along one axis, as the runtime has it: the resize of an identity."""
     node, size, rank = call.node, call.shape()[axis], len(call.shape())
     across = 1 if axis == 0 else 0
     shape = [1] * rank
     shape[axis] = shape[across] = size
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
-<<<<<<< HEAD
-    last = len(node.inputs) - 1
-    scales = sizes = None
-    if "scales" in node.attributes:  # Upsample before opset 9
-        raise RefusedError("its scales are an attribute")
-    if last == 3 and node.inputs[3] is not None:
-        if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
-            raise RefusedError("it keeps the aspect ratio")
-    else:
-        scales = call.known(1 if node.op_type == "Upsample" or call.opset < 11 else 2)
-    axes: Sequence[int] = call.integers("axes", range(rank))
-    axes = [number % rank for number in axes]
-    inputs: list[ir.Value | None]
-    if scales is not None and scales.size:
-        taken = np.ones(rank, np.float32)
-        taken[list(axes)] = scales
-        taken[[other for other in range(rank) if other != axis]] = 1.0
-        held = _stored("scales", taken)
-        inputs = [x, held] if last == 1 or call.opset < 11 else [x, _stored("roi", np.zeros(0, np.float32)), held]
-    else:
-        sizes = list(shape)
-        sizes[axis] = call.out_shape[axis]
-        held = _stored("sizes", np.array(sizes, np.int64))
-        inputs = [x, None, None, held]
-    attributes = [attribute for attribute in node.attributes.values() if attribute.name != "axes"]
-    copy = ir.Node("", node.op_type, inputs, attributes, outputs=[ir.Value(name="y", type=x.type)])
-    graph = ir.Graph([x], copy.outputs, nodes=[copy], opset_imports={"": call.opset}, name="axis")
-    for value in inputs[1:]:
-=======
     nothing = np.zeros(0, np.float32)
     further: list[ir.Value]
     if scales is None:
@@ -282,17 +233,11 @@ def _interpolation(call: Call, axis: int, scales: Array | None) -> Array:
     copy = ir.Node("", node.op_type, [x, *inputs], attributes, outputs=[ir.Value(name="y", type=x.type)])
     graph = ir.Graph([x], copy.outputs, nodes=[copy], opset_imports={"": call.opset}, name="axis")
     for value in inputs:
->>>>>>> gradients
         if value is not None:
             graph.register_initializer(value)
     with runtime_source(ir.Model(graph, ir_version=call.draft.facts.model.ir_version)) as source:
         session = open_waiting(source, 1)
-<<<<<<< HEAD
-    eye = np.eye(size, dtype=np.float32)
-    (result,) = run_session(session, ["y"], {"x": eye.reshape(shape)})
-=======
     (result,) = run_session(session, ["y"], {"x": np.eye(size, dtype=np.float32).reshape(shape)})
->>>>>>> gradients
     matrix: Array = result.reshape(size, -1).T if across < axis else result.reshape(-1, size)
     return matrix
 
