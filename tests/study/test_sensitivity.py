@@ -10,7 +10,9 @@ import pytest
 
 from onnx_pointwise.graph.surgery import Replacement, corrected
 from onnx_pointwise.numerics.factorize import factorize
+from onnx_pointwise.study import slopes
 from onnx_pointwise.study.collect import site_moments
+from onnx_pointwise.study.gradients import Backward
 from onnx_pointwise.study.heads import find_heads
 from onnx_pointwise.study.outlook import Outlook, Trial, outlook
 from onnx_pointwise.study.sensitivity import sensitivities
@@ -81,12 +83,14 @@ def small_errors(shapes, sites, feeds) -> list[Outlook]:
                     replacement = corrected(site, Replacement(factors, None), seen.mean)
                     trials.append(Trial(replacement, factors.error**2))
                     break
-        looks.append(Outlook({}, [trial for trial in trials if trial.bound < 0.02]))
+        looks.append(Outlook({}, [trial for trial in trials if trial.bound < 0.007]))
     return looks
 
 
 @pytest.mark.parametrize("network", [residual, branching, detector])
-def test_gradients_tell_what_trials_tell_of_small_errors(network: Callable[[], ir.Model]):
+def test_gradients_tell_what_trials_tell_of_small_errors(network: Callable[[], ir.Model], monkeypatch):
+    monkeypatch.setattr(slopes, "_PROBES", 1000)
+    monkeypatch.setattr(slopes, "_MOST_PROBES", 40)
     shapes, sites = prepared(network())
     feeds = examples(48)
     heads = find_heads(shapes)
@@ -99,9 +103,41 @@ def test_gradients_tell_what_trials_tell_of_small_errors(network: Callable[[], i
         for one, other in zip(gradients[site.name], trials[site.name], strict=True):
             assert (one.form, one.rank, one.bound) == (other.form, other.rank, other.bound)
             assert one.error == pytest.approx(other.error, rel=1e-2)
-            assert one.drift == pytest.approx(other.drift, rel=0.25)
+            assert one.drift == pytest.approx(other.drift, rel=0.2)
             compared += 1
-    assert compared >= len(sites) - 1
+    assert compared >= 4
+
+
+def test_a_few_probes_tell_a_gain_to_about_a_seventh():
+    shapes, sites = prepared(residual(), fewest_taps=2)
+    feeds, heads = examples(48), find_heads(shapes)
+    looks = small_errors(shapes, sites, feeds)
+    drawn = [by_gradients(shapes.model, sites, looks, feeds, heads, seed=seed, threads=1)[0] for seed in range(8)]
+    table = np.array([[point.drift for site in sites for point in one[site.name]] for one in drawn])
+    scatter = table.std(axis=0) / table.mean(axis=0)
+    assert np.sqrt((scatter**2).mean()) < 0.25
+
+
+@pytest.mark.parametrize("memory", [1, 10**5, 10**6])
+def test_gradients_take_smaller_batches_where_memory_is_short(memory: int, monkeypatch):
+    seen: list[int] = []
+    real = Backward.forward
+
+    def counted(self, inputs):
+        seen.append(len(inputs["x"]))
+        return real(self, inputs)
+
+    monkeypatch.setattr(Backward, "forward", counted)
+    shapes, sites = prepared(residual(), fewest_taps=2)
+    feeds, heads = examples(24), find_heads(shapes)
+    looks = small_errors(shapes, sites, feeds)
+    found, _ = by_gradients(shapes.model, sites, looks, feeds, heads, batch=8, memory=memory, threads=1)
+    whole, _ = by_gradients(shapes.model, sites, looks, feeds, heads, batch=8, threads=1)
+    assert sum(seen) == 4 * 24  # the heads are looked at first
+    assert max(seen[: seen.index(8)] if 8 in seen else seen) <= 8
+    for site in sites:
+        for one, other in zip(found[site.name], whole[site.name], strict=True):
+            assert one.error == pytest.approx(other.error, rel=1e-4)
 
 
 def test_where_no_gradient_leads_sites_are_tried():
