@@ -6,17 +6,15 @@ It knows neither ONNX nor the runtime.
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
 from onnx_pointwise.numerics.drift import Drift, DriftMeter, relative_drift
 from onnx_pointwise.numerics.factorize import (
-    FORMS,
     Factors,
-    Form,
     Method,
-    Rank,
     compose,
     error_curve,
     error_curves,
     factorize,
     is_exact,
 )
+from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, Rank, View, full_rank, has_form, view_of
 from onnx_pointwise.numerics.moments import (
     Lattice,
     Moments,
@@ -34,6 +32,7 @@ from onnx_pointwise.numerics.reconstruct import Activation, Block, Reconstructio
 
 __all__ = [
     "FORMS",
+    "SPATIAL",
     "Activation",
     "Block",
     "Drift",
@@ -48,6 +47,7 @@ __all__ = [
     "Reconstruction",
     "Response",
     "Stationary",
+    "View",
     "Window",
     "beside",
     "compose",
@@ -57,6 +57,8 @@ __all__ = [
     "exchange",
     "factorize",
     "fit_response",
+    "full_rank",
+    "has_form",
     "in_order",
     "is_exact",
     "knapsack",
@@ -67,5 +69,6 @@ __all__ = [
     "relative_drift",
     "sample",
     "shrunk",
+    "view_of",
     "workers",
 ]
