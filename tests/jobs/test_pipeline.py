@@ -24,7 +24,7 @@ from onnx_pointwise.graph.sites import find_sites
 from onnx_pointwise.jobs import attempts, checking, loading, looking
 from onnx_pointwise.jobs.loading import require_other_file
 from onnx_pointwise.latency.cache import FOLDER_VARIABLE
-from onnx_pointwise.numerics.factorize import FORMS, Form
+from onnx_pointwise.numerics.forms import FORMS, Form, full_rank, has_form
 from onnx_pointwise.planning import repair
 from onnx_pointwise.settings import CheckSettings
 from tests import small
@@ -50,18 +50,11 @@ def test_path_proto_and_ir_model_give_the_same_bytes_and_stay_as_they_were() -> 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_exact_at_full_rank(form: Form) -> None:
-    choices = {
-        site.name: Choice(
-            form,
-            (site.in_channels, site.out_channels)
-            if form == "reduce_expand"
-            else site.in_channels
-            if form == "reduce"
-            else site.out_channels,
-        )
-        for site in find_sites(ir.load(DIGITS))
-        if site.rewritable
-    }
+    choices = {}
+    for site in find_sites(ir.load(DIGITS)):
+        if site.rewritable and has_form(form, site.kernel_shape):
+            full = full_rank(form, site.in_channels, site.out_channels, site.kernel_shape)
+            choices[site.name] = Choice(form, full if len(full) == 2 else full[0])
     result = onnx_pointwise.rewrite(DIGITS, plan=Plan(choices), max_drift=1e-5, latency=False, calibration=None)
     assert result.passed
     assert {site.form for site in result.sites} == {form}
