@@ -25,7 +25,7 @@ from onnx import helper, numpy_helper
 
 from onnx_pointwise.graph import Shape, Site, competing, dense_cost, pieces, rewritten_cost
 from onnx_pointwise.latency.cache import LatencyCache
-from onnx_pointwise.numerics import FORMS, Form, Rank, full_rank
+from onnx_pointwise.numerics import FORMS, SPATIAL, Form, Rank, full_rank
 from onnx_pointwise.runtime import Runner, machine, open_session, provider_info, provider_name
 
 #: Latencies closer than this share of the dense site's count as equal.
@@ -190,8 +190,7 @@ def site_latencies(
             if between:
                 following[key] = (site, between)
             else:
-                (full,) = full_rank(key[1], site.in_channels, site.out_channels, site.kernel_shape)
-                tops[key] = _tops(curve, (full, dense[site.name]))
+                tops[key] = _tops(curve, (_dense_rank(site, key[1]), dense[site.name]))
         open_curves = following
     found: dict[str, list[tuple[Form, Rank]]] = {site.name: [] for site in sites}
     for site in sites:
@@ -228,10 +227,24 @@ def _sides(forms: Sequence[Form]) -> list[Form]:
     return [form for form in FORMS if form in wanted and form != "reduce_expand"]
 
 
+def _highest_rank(site: Site, form: Form) -> int:
+    """The highest rank that still saves arithmetic."""
+    one, two = (rewritten_cost(site, form, rank).macs for rank in (1, 2))
+    return 1 + (dense_cost(site).macs - 1 - one) // (two - one)
+
+
+def _dense_rank(site: Site, form: Form) -> int:
+    """The rank that the untouched site stands for on a form's staircase: the full one.
+
+    Spatial forms cost more than the site long before that; they lose next to nothing where they cost as much.
+    """
+    (full,) = full_rank(form, site.in_channels, site.out_channels, site.kernel_shape)
+    return min(full, _highest_rank(site, form) + 1) if form in SPATIAL else full
+
+
 def _first_ranks(site: Site, form: Form) -> list[int]:
     """A coarse grid up to the highest rank that still saves arithmetic."""
-    one, two = (rewritten_cost(site, form, rank).macs for rank in (1, 2))
-    limit = 1 + (dense_cost(site).macs - 1 - one) // (two - one)
+    limit = _highest_rank(site, form)
     return sorted({*range(_GRID, limit + 1, _GRID), *(rank for rank in (1, 4, 8, limit) if 1 <= rank <= limit)})
 
 

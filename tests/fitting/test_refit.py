@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -20,13 +21,14 @@ from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import find_sites
 from onnx_pointwise.graph.surgery import BottleneckPass, replacement
 from onnx_pointwise.numerics.drift import relative_drift
+from onnx_pointwise.numerics.forms import SPATIAL
 from onnx_pointwise.numerics.moments import make_window, patches, shrunk
 from onnx_pointwise.planning.options import options, predicted_drift, share_out
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.segments import Store, TwinRun
 from onnx_pointwise.runtime.shape_inference import resolve
 from onnx_pointwise.study.collect import fitting_batch, moment_kind, site_moments
-from onnx_pointwise.study.sensitivity import measured_outputs, sensitivities
+from onnx_pointwise.study.sensitivity import Point, measured_outputs, sensitivities
 from onnx_pointwise.study.survey import Study, study
 
 CHANNELS = 12
@@ -301,6 +303,39 @@ def test_sensitivities_are_measured_where_it_counts():
         for point in points:
             predicted = found[site.name].response(np.array([point.error]))[0]
             assert 0.2 < predicted / point.drift < 5.0
+
+
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("form", SPATIAL)
+def test_spatial_forms_are_refitted_like_all_others(make, form):
+    model = make()
+    shapes, sites = prepared(model, fewest_taps=2)
+    feeds = examples(24)
+    choices = {site.name: Choice(form, site.in_channels) for site in sites}
+    found = look(model, shapes, sites, feeds, measure=False)
+    weights = make_weights(found, choices)
+    assert weights.refits and weights.drift < weights.unrefitted
+    for site in sites:
+        first, second = weights.replacements[site.name].factors.pieces
+        assert first.shape[0] == second.shape[1] == site.in_channels
+        assert first.shape[2] * second.shape[2] == first.shape[3] * second.shape[3] == site.kernel_shape[0]
+    # With as many channels as the kernel has directions nothing is lost.
+    full = {site.name: Choice(form, 5 * site.in_channels) for site in sites}
+    assert make_weights(found, full, refit=False).drift < 1e-4
+
+
+def test_errors_of_a_form_that_was_not_tried_are_those_of_reduce():
+    """How far the alternation gets below the curve is much the same where one piece is shared by all taps."""
+    shapes, sites = prepared(residual(), fewest_taps=2)
+    found = look(residual(), shapes, sites, examples(16))
+    for site in sites:
+        known = found.sensitivities[site.name]
+        bounds = np.array([0.01, 0.05, 0.3])
+        np.testing.assert_array_equal(known.errors("vertical", bounds), known.errors("reduce", bounds))
+        np.testing.assert_array_equal(known.errors("expand", bounds), bounds)
+        own = replace(known, points=(*known.points, Point("vertical", 3, 0.05, 0.04, 0.01)))
+        np.testing.assert_allclose(own.errors("vertical", bounds), 0.8 * bounds)
+        np.testing.assert_array_equal(own.errors("horizontal", bounds), known.errors("reduce", bounds))
 
 
 def test_a_1x1_kernel_is_tried_in_one_form():
