@@ -24,12 +24,14 @@ from onnx_pointwise.graph.sites import find_sites
 from onnx_pointwise.jobs import attempts, checking, loading, looking
 from onnx_pointwise.jobs.loading import require_other_file
 from onnx_pointwise.latency.cache import FOLDER_VARIABLE
-from onnx_pointwise.numerics.forms import FORMS, Form, full_rank, has_form
+from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, full_rank, has_form
 from onnx_pointwise.planning import repair
 from onnx_pointwise.settings import CheckSettings
 from tests import small
 from tests.staircase import install
 
+#: Forms that put a 1x1 beside the kernel.
+POINTWISE: tuple[Form, ...] = tuple(form for form in FORMS if form not in SPATIAL)
 DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits.onnx"
 
 
@@ -379,7 +381,7 @@ def test_the_same_command_gives_the_same_bytes_by_what_was_measured_once(
 
 def test_a_site_that_nothing_makes_faster_stays_dense_with_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, 128)  # one block holds all that any site has
-    result = onnx_pointwise.rewrite(DIGITS, ratio=0.9, calibration=None, check=False, cache=False)
+    result = onnx_pointwise.rewrite(DIGITS, ratio=0.9, forms=POINTWISE, calibration=None, check=False, cache=False)
     assert result.plan.choices == {}
     refusal = {site.name: site.refusal for site in result.sites}["conv2"]
     assert refusal is not None
@@ -389,7 +391,9 @@ def test_a_site_that_nothing_makes_faster_stays_dense_with_its_numbers(monkeypat
 
 def test_a_network_that_is_not_faster_in_the_end_comes_back_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, 8, slow=50.0)
-    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, calibration=None, latency=False, cache=False)
+    result = onnx_pointwise.rewrite(
+        DIGITS, target_macs=0.7, forms=POINTWISE, calibration=None, latency=False, cache=False
+    )
     assert result.passed
     assert result.plan.choices == {}
     assert content(result.model) == content(ir.load(DIGITS))
