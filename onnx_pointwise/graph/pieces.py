@@ -70,7 +70,7 @@ def _piece(site: Site, outputs: int, inputs: int, axes: tuple[int, ...], in_size
     def along(values: Shape, other: int) -> Shape:
         return tuple(value if index % rank in axes else other for index, value in enumerate(values))
 
-    sizes = zip(in_size, site.out_size, strict=True)
+    sizes = zip(in_size, site.out_size, strict=True) if in_size and site.out_size else ()
     return ConvPiece(
         out_channels=outputs,
         in_channels=inputs,
