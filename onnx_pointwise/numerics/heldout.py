@@ -28,8 +28,7 @@ def held_curves(
     """Relative squared error on held-back patches that each rank leaves, by form.
 
     `expand` is exact; `reduce` and the spatial forms are those of the nested directions of `error_curve`;
-    `reduce_expand` adds what both
-    lose more than they promise to its own curve.
+    `reduce_expand` adds what both sides lose more than they promise to its own curve.
 
     Args:
         kernel: W, [O, I, *k].
