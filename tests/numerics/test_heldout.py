@@ -68,6 +68,7 @@ def test_reduce_loses_what_least_squares_behind_its_channels_lose(seed, outputs,
     rows, triangle, _ = nested_channels(weights, norm)
     assert triangle.shape == (len(rows) * taps,) * 2 or not norm.full
     lifted = [each.moment if each.full else np.kron(each.moment, np.eye(taps)) for each in (norm, held)]
+    lifted[0] = lifted[0] + norm.jitter * np.eye(inputs * taps)
     judged = [1.0]
     for rank in range(1, inputs):
         lift = np.kron(rows[:rank], np.eye(taps))
@@ -76,7 +77,7 @@ def test_reduce_loses_what_least_squares_behind_its_channels_lose(seed, outputs,
         judged.append(float(np.vdot(gap @ lifted[1], gap) / np.vdot(flat @ lifted[1], flat)))
     judged.append(0.0)
     falling = np.maximum.accumulate(judged[::-1])[::-1]
-    np.testing.assert_allclose(curves["reduce"], np.clip(falling, 0.0, 1.0), atol=1e-5)
+    np.testing.assert_allclose(curves["reduce"], np.clip(falling, 0.0, 1.0), atol=1e-4)
 
 
 @CHECKED
