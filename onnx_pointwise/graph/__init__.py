@@ -16,6 +16,7 @@ from onnx_pointwise.graph.model_io import (
     save,
     write_text,
 )
+from onnx_pointwise.graph.pieces import pieces
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape, concrete_inputs, runtime_inputs
 from onnx_pointwise.graph.sites import MIN_CHANNELS, Refusal, Site, constant, find_sites
@@ -48,6 +49,7 @@ __all__ = [
     "model_cost",
     "origin",
     "overridable",
+    "pieces",
     "quiet",
     "replacement",
     "require_sites",

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph.cost import SiteCost, dense_cost, rewritten_cost
 from onnx_pointwise.graph.sites import Refusal, Site
-from onnx_pointwise.numerics import Form, Method, Rank
+from onnx_pointwise.numerics import Form, Method, Rank, has_form
 
 FORMAT = "onnx_pointwise plan"
 VERSION = 1
@@ -26,7 +26,7 @@ class Choice:
     """What happens to one site.
 
     Attributes:
-        form: Which side gets a 1x1 convolution.
+        form: How the site is rewritten.
         rank: Channels between the pieces; a pair ``(R_in, R_out)`` for ``reduce_expand``.
         error: Predicted relative L2 error of the site's output, 0 to 1; ``None`` where it was not computed.
     """
@@ -184,9 +184,9 @@ def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
     """Check that a plan fits a model.
 
     Raises:
-        PlanError: A site of the plan is not in the model, or cannot be rewritten.
+        PlanError: A site of the plan is not in the model, or cannot be rewritten, or not in the form chosen.
     """
-    for name in plan.choices:
+    for name, choice in plan.choices.items():
         site = sites.get(name)
         if site is None:
             close = difflib.get_close_matches(name, sites, n=_NAMED, cutoff=0.3)
@@ -196,6 +196,12 @@ def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
         if not site.rewritable:
             assert site.refusal is not None
             raise PlanError(f"Convolution '{name}' cannot be rewritten: {site.refusal.reason}")
+        if not has_form(choice.form, site.kernel_shape):
+            size = "x".join(map(str, site.kernel_shape))
+            raise PlanError(
+                f"Convolution '{name}' cannot be rewritten as {choice.form}, which splits a kernel between two of its "
+                f"axes: it is {size}. Use reduce or expand."
+            )
 
 
 def saving(site: Site, choice: Choice) -> tuple[int, int]:

@@ -134,8 +134,8 @@ def _keeps_the_function(plan: Plan, net: Network) -> bool:
     """Whether a plan only projects and expands, so that example inputs have nothing to say."""
     sites = net.by_name
     return all(
-        is_exact(choice.form, choice.rank, sites[name].in_channels, sites[name].out_channels)
-        for name, choice in plan.choices.items()
+        is_exact(choice.form, choice.rank, site.in_channels, site.out_channels, site.kernel_shape)
+        for site, choice in ((sites[name], choice) for name, choice in plan.choices.items())
     )
 
 

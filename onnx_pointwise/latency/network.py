@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, ResolvedShapes, Site, find_sites
+from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, ResolvedShapes, Site, find_sites, pieces
 from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.latency.kernels import TOLERANCE, SiteLatency, place, site_latencies
 from onnx_pointwise.numerics import FORMS, Factors, Form, Rank
@@ -265,17 +265,15 @@ def _attribute(item: ir.Attr) -> str:
 def _stand_in(site: Site, choice: Choice) -> Replacement:
     """Random factors of the right sizes, which keep the size of activations about as it was."""
     rng = np.random.default_rng(0)
-    taps = site.kernel_shape
-    r_in, r_out = choice.rank if isinstance(choice.rank, tuple) else (choice.rank, choice.rank)
-
-    def normal(*shape: int) -> np.ndarray[Any, np.dtype[Any]]:
-        return (rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))).astype(site.dtype)
-
-    before = None if choice.form == "expand" else normal(r_in, site.in_channels)
-    after = None if choice.form == "reduce" else normal(site.out_channels, r_out)
-    kernel = normal(site.out_channels if after is None else r_out, site.in_channels if before is None else r_in, *taps)
+    made = [
+        (rng.standard_normal(size) / math.sqrt(math.prod(size[1:]))).astype(site.dtype)
+        for piece in pieces(site, choice.form, choice.rank)
+        for size in [(piece.out_channels, piece.in_channels, *piece.size)]
+    ]
+    before = None if choice.form == "expand" else made.pop(0)
+    kernel, *after = made
     bias = np.zeros(site.out_channels) if site.has_bias else None
-    return Replacement(Factors(choice.form, choice.rank, before, kernel, after, 0.0), bias)
+    return Replacement(Factors(choice.form, choice.rank, before, kernel, after[0] if after else None, 0.0), bias)
 
 
 @dataclass(frozen=True)

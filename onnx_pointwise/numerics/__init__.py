@@ -5,18 +5,8 @@ It knows neither ONNX nor the runtime.
 
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
 from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, relative_drift, weighted_drift
-from onnx_pointwise.numerics.factorize import (
-    FORMS,
-    Factors,
-    Form,
-    Method,
-    Rank,
-    compose,
-    error_curve,
-    error_curves,
-    factorize,
-    is_exact,
-)
+from onnx_pointwise.numerics.factorize import Factors, Method, compose, error_curve, error_curves, factorize, is_exact
+from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, Rank, full_rank, has_form, view_of
 from onnx_pointwise.numerics.heldout import held_curves
 from onnx_pointwise.numerics.moments import (
     Lattice,
@@ -37,6 +27,7 @@ from onnx_pointwise.numerics.reconstruct import Activation, Block, Reconstructio
 
 __all__ = [
     "FORMS",
+    "SPATIAL",
     "Activation",
     "Block",
     "Drift",
@@ -62,6 +53,8 @@ __all__ = [
     "exchange",
     "factorize",
     "fit_response",
+    "full_rank",
+    "has_form",
     "held_curves",
     "in_order",
     "is_exact",
@@ -74,6 +67,7 @@ __all__ = [
     "sample",
     "shrunk",
     "tap_blend",
+    "view_of",
     "weighted_drift",
     "workers",
 ]

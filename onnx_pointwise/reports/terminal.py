@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_pointwise.check import CheckResult, ProviderCheck
-from onnx_pointwise.graph import ModelCost, Refusal
+from onnx_pointwise.graph import ModelCost, Refusal, competing
 from onnx_pointwise.jobs import ENERGIES, Benchmark, Inspection, RewriteResult, SiteResult, SiteView
 from onnx_pointwise.latency import CacheInfo
-from onnx_pointwise.numerics import Drift
+from onnx_pointwise.numerics import FORMS, Drift
 from onnx_pointwise.runtime import LatencyComparison, NodeTime, ProviderInfo
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -131,14 +131,16 @@ def _treads(result: Inspection) -> list[RenderableType]:
         if view.latency is None:
             continue
         timed = view.latency
-        for form in ("reduce", "expand"):
+        shown = [form for form in competing(view.site, FORMS) if form != "reduce_expand"]
+        for form in shown:
             treads = [
                 f"{rank(at)}: {seconds / timed.dense:.2f}"
                 for (kind, at), seconds in zip(timed.choices, timed.seconds, strict=True)
                 if kind == form
             ]
-            dense = milliseconds(timed.dense) if form == "reduce" else ""
-            table.add_row(view.site.name if form == "reduce" else "", dense, form, "  ".join(treads) or "never faster")
+            first = form == shown[0]
+            dense = milliseconds(timed.dense) if first else ""
+            table.add_row(view.site.name if first else "", dense, form, "  ".join(treads) or "never faster")
     return [Text(), table, Text()] if table.rows else []
 
 

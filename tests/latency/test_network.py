@@ -13,6 +13,7 @@ from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import Site, find_sites
 from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.latency.network import NetworkLatency, network_latency
+from onnx_pointwise.numerics.forms import SPATIAL, Form
 from onnx_pointwise.runtime.shape_inference import resolve
 from tests.staircase import install, network_seconds
 from tools.generated_networks import Network, random_network
@@ -99,6 +100,16 @@ def test_ranks_asked_for_by_name_are_measured_whatever_they_take(monkeypatch: py
     assert found.seconds(name, Choice("expand", 31)) > 0.0
     with pytest.raises(KeyError):
         found.seconds(name, Choice("expand", 30))
+
+
+@pytest.mark.parametrize("form", SPATIAL)
+def test_networks_in_spatial_forms_are_timed(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in for factors still to be computed runs, and takes what its pieces take."""
+    install(monkeypatch, 8)
+    _, found = study(chain(), forms=[form])
+    plan = Plan({name: Choice(form, 16) for name in found.sites})
+    assert {kind for site in found.sites.values() for kind, _ in site.choices} == {form}
+    assert found.predict(plan.choices) == pytest.approx(found.time(plan).ratio)
 
 
 @pytest.mark.parametrize("seed", [3, 12])
