@@ -4,17 +4,17 @@ It never runs a network.
 """
 
 from onnx_pointwise.graph.cost import ModelCost, SiteCost, competing, dense_cost, model_cost, rewritten_cost
+from onnx_pointwise.graph.files import require_apart, require_writable, write_text
 from onnx_pointwise.graph.freeze import frozen, origin, overridable
 from onnx_pointwise.graph.model_io import (
     ModelSource,
     as_model,
     file_bytes,
+    files_of,
     load,
     quiet,
-    require_writable,
     runtime_source,
     save,
-    write_text,
 )
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape, concrete_inputs, runtime_inputs
@@ -41,6 +41,7 @@ __all__ = [
     "corrected",
     "dense_cost",
     "file_bytes",
+    "files_of",
     "find_sites",
     "frozen",
     "load",
@@ -50,6 +51,7 @@ __all__ = [
     "overridable",
     "quiet",
     "replacement",
+    "require_apart",
     "require_sites",
     "require_writable",
     "rewritten_cost",

@@ -6,10 +6,8 @@ import contextlib
 import io
 import logging
 import os
-import re
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -17,6 +15,10 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnx_pointwise.errors import ModelError, OutputError
+from onnx_pointwise.graph.files import atomic_folder as atomic_folder
+from onnx_pointwise.graph.files import data_name, is_data_name, written_through
+from onnx_pointwise.graph.files import require_writable as require_writable
+from onnx_pointwise.graph.files import write_text as write_text
 from onnx_pointwise.graph.wire import Layout, all_graphs, innermost, lay_out, tensors
 
 #: What every public function takes for a model.
@@ -160,6 +162,16 @@ def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     return [tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)]
 
 
+def files_of(path: str | Path) -> list[Path]:
+    """List the files that make up a model: its own, and those that hold its external data.
+
+    Raises:
+        ModelError: The model cannot be read.
+    """
+    data = {str(tensor.path) for tensor in external_tensors(load(path))}
+    return [Path(path), *(Path(name) for name in sorted(data))]
+
+
 def file_bytes(path: str | Path, model: ir.Model | None = None) -> int:
     """Count the bytes of a model file and of its external data, if it has any.
 
@@ -177,61 +189,6 @@ def saved_bytes(model: ir.Model) -> int:
     return layout.size + layout.data_size
 
 
-def require_writable(path: str | Path) -> Path:
-    """Check that a file can be written at ``path`` before any work is done.
-
-    Raises:
-        OutputError: The folder is missing or not writable, or ``path`` is a directory, a device or write-protected.
-    """
-    path = Path(path)
-    folder = path.parent
-    if path.is_dir():
-        raise OutputError(f"{path}: is a directory; name a file to write.")
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path}: is no regular file; name another file to write.")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise OutputError(f"{path}: is write-protected; name another file to write.")
-    if not folder.is_dir():
-        raise OutputError(f"{path}: the folder {folder} does not exist; create it first.")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"{path}: the folder {folder} cannot be written to ({error.strerror}); name another place."
-        ) from error
-    return path
-
-
-@contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give a scratch folder beside ``path``; what lies in it is renamed into place when the block ends well.
-
-    Raises:
-        OutputError: The file system refuses.
-    """
-    path = require_writable(path)
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=".onnx_pointwise.", dir=path.parent))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
-    try:
-        yield scratch
-        # The named file comes last: whoever sees it sees all that it needs.
-        for item in sorted(scratch.iterdir(), key=lambda item: item.name == path.name):
-            item.replace(path.parent / item.name)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in one step: beside the target, then renamed."""
-    with atomic_folder(path) as scratch:
-        (scratch / Path(path).name).write_text(text, encoding="utf-8")
-
-
 def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | None = None) -> None:
     """Write a model in one step: beside the target, then renamed.
 
@@ -239,7 +196,8 @@ def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | 
         model: The model; it is left as it is.
         path: The ``.onnx`` file to write. External data goes into ``<name>.<digest>.data`` beside it, named after its
             content: old and new data lie side by side until the model is replaced, so that an interruption leaves the
-            old pair whole. Data of earlier models of that name is removed.
+            old pair whole. Data of the model that is replaced is removed. Where the file is a symbolic link, what it
+            leads to is written.
         use_external_data_format: Store large tensors outside the file. ``None`` keeps the model's own way, and turns
             to external data above the 2 GiB that one file can hold.
 
@@ -249,24 +207,34 @@ def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | 
     """
     path = Path(path)
     require_writable(path)
-    layout = _lay_out(model, path.name, external=use_external_data_format)
+    place = written_through(path)
+    layout = _lay_out(model, place.name, external=use_external_data_format)
     if layout.size > _PROTOBUF_LIMIT:
         raise OutputError(f"{path}: the model holds more than 2 GiB; it must be saved with external data.")
+    if layout.data and place.parent.resolve() != path.parent.resolve():
+        raise OutputError(
+            f"{path}: is a link into another folder, by which ONNX Runtime would not find the external data; "
+            f"name {place} itself."
+        )
+    # Where no model was, data of that name belong to one that was renamed, as those do that this model reads.
+    replaced, read = place.exists(), [tensor.path for tensor in external_tensors(model)]
     data_file = None
     with atomic_folder(path) as scratch:
         if layout.data:
-            data_file = f"{path.name}.{layout.data_digest()}.data"
+            data_file = data_name(place.name, layout.data_digest())
             layout = lay_out(model, data_file=data_file)
         _write(layout, scratch / path.name, data_file)
-    _remove_older_data(path, data_file)
+    if replaced:
+        _remove_older_data(place, data_file, read)
 
 
-def _remove_older_data(path: Path, data_file: str | None) -> None:
+def _remove_older_data(place: Path, data_file: str | None, kept: Iterable[str | os.PathLike[str]]) -> None:
     """Remove external data that earlier models of this name, or interrupted attempts at one, have left."""
-    ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.data")
+    needed = {os.path.realpath(path) for path in kept}
     with contextlib.suppress(OSError):  # the model is written all the same
-        for item in path.parent.iterdir():
-            if ours.fullmatch(item.name) and item.name != data_file:
+        for item in place.parent.iterdir():
+            ours = is_data_name(item.name, place.name) and item.name != data_file and not item.is_symlink()
+            if ours and os.path.realpath(item) not in needed:
                 item.unlink()
 
 
