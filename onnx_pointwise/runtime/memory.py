@@ -77,9 +77,9 @@ def peak_memory(model: ModelSource | bytes, settings: Watching) -> PeakMemory:
 
 
 def _in_fresh_process(job: Mapping[str, Any]) -> list[int]:
-    search_path = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    search_path = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, search_path))}
-    code = "from onnx_pointwise.memory import memory_job; memory_job()"
+    code = "from onnx_pointwise.runtime.memory import memory_job; memory_job()"
     done = subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps(job),
