@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from onnx_pointwise.check import CheckResult, ProviderCheck
 from onnx_pointwise.graph import ModelCost, Refusal
 from onnx_pointwise.jobs import ENERGIES, Benchmark, Inspection, RewriteResult, SiteResult, SiteView
 from onnx_pointwise.latency import CacheInfo
 from onnx_pointwise.numerics import Drift
+from onnx_pointwise.reports.plain import Table, Text
 from onnx_pointwise.runtime import LatencyComparison, NodeTime, ProviderInfo
 
 _BARS = "▁▂▃▄▅▆▇█"
