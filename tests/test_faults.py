@@ -1,0 +1,81 @@
+"""Conditions under which the tool once failed or misled: each test makes the smallest input of its kind."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from typer.testing import CliRunner, Result
+
+from onnx_pointwise.cli.app import app
+from tests.graphs import make_model, normal, value
+
+QUICK = ("--no-latency", "--provider", "none")
+
+
+def low_rank(outputs: int, inputs: int, *taps: int, seed: int = 0) -> np.ndarray:
+    """A kernel that a quarter of the feature maps nearly do for."""
+    rank = max(4, inputs // 4)
+    left, right = normal(outputs, *taps, rank, seed=seed), normal(rank, inputs, seed=seed + 1)
+    kernel = np.moveaxis(left @ right / np.sqrt(rank), -1, 1)
+    noisy = kernel + 0.05 * normal(*kernel.shape, seed=seed + 2)
+    return np.ascontiguousarray(noisy / np.sqrt(kernel[0].size), np.float32)
+
+
+def two_convolutions(first: str = "c1", second: str = "c2", *, source: str = "x", result: str = "y") -> onnx.ModelProto:
+    """x[n, 16, 12, 12] through two convolutions with a Relu between them."""
+    nodes = [
+        helper.make_node("Conv", [source, "W1", "b1"], ["a"], name=first, pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "W2"], [result], name=second, pads=[1] * 4),
+    ]
+    weights = {"W1": low_rank(24, 16, 3, 3), "b1": normal(24), "W2": low_rank(24, 24, 3, 3, seed=5)}
+    return make_model(nodes, [value(source, ["n", 16, 12, 12])], [value(result, ["n", 24, 12, 12])], weights)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in arguments])
+
+
+def saved(model: onnx.ModelProto, path: Path) -> Path:
+    onnx.save(model, path)
+    return path
+
+
+NAMES = [
+    "conv[0]",
+    "[bold]head",
+    "[/]",
+    "[/conv1]",
+    "a\nb",
+    "\x1b[31mred\x1b[0m",
+    "\u202eright",
+    ":smile:",
+    "\\[x]",
+    "\x07",
+    "链",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_data_in_the_terminal(name: str, tmp_path: Path) -> None:
+    """They are printed whole, and neither colour it nor move the cursor."""
+    path = saved(two_convolutions(name, "c2", source=f"in{name}", result=f"out{name}"), tmp_path / "in.onnx")
+    shown = "".join(c.encode("unicode_escape").decode() if unicodedata.category(c)[0] == "C" else c for c in name)
+    out = tmp_path / "out[0].onnx"
+    for arguments in (
+        ["inspect", path],
+        ["rewrite", path, out, "--rank", f"{name}=4", *QUICK],
+        ["check", path, out, "--no-latency", "--max-drift", "0.0001"],
+        ["bench", path, "--runs", "1", "--nodes"],
+        ["insert", path, tmp_path / "none.onnx", "--node", f"{name}?", "--feature-maps", 4],
+    ):
+        result = run(*arguments)
+        assert result.exit_code == {"check": 1, "insert": 2}.get(str(arguments[0]), 0), result.output
+        assert shown in result.output
+        assert not {c for c in result.output if unicodedata.category(c)[0] == "C"} - {"\n"}
+    assert f"Wrote {out}" in run("rewrite", path, out, "--rank", f"{name}=4", *QUICK).output.replace("\n", "")
