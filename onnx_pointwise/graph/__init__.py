@@ -3,6 +3,7 @@
 It never runs a network.
 """
 
+from onnx_pointwise.graph.constants import constant
 from onnx_pointwise.graph.cost import ModelCost, SiteCost, competing, dense_cost, model_cost, rewritten_cost
 from onnx_pointwise.graph.files import require_apart, require_writable, write_text
 from onnx_pointwise.graph.freeze import frozen, origin, overridable
@@ -18,7 +19,7 @@ from onnx_pointwise.graph.model_io import (
 )
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape, concrete_inputs, runtime_inputs
-from onnx_pointwise.graph.sites import MIN_CHANNELS, Refusal, Site, constant, find_sites
+from onnx_pointwise.graph.sites import MIN_CHANNELS, Refusal, Site, find_sites
 from onnx_pointwise.graph.surgery import BottleneckPass, Replacement, corrected, replacement
 
 __all__ = [

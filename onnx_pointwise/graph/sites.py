@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import ModelError
+from onnx_pointwise.graph.constants import constant, leaves, operators, root_of
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape
 
 #: Fewer input feature maps than this leave a 1x1 convolution nothing to reduce (image stems).
@@ -147,36 +148,6 @@ class Site:
         return kernel.dtype.numpy()
 
 
-def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """Find the constant tensor behind a value: an initializer or a Constant node, through any Identity."""
-    root = _root(value)
-    if root is None:
-        return None
-    if root.const_value is not None:
-        return root.const_value
-    node = root.producer()
-    if node is not None and node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-        attribute = node.attributes.get("value")
-        if attribute is not None and not attribute.is_ref():
-            return attribute.as_tensor()
-        scalar = node.attributes.get("value_float")
-        if scalar is not None and not scalar.is_ref():
-            return ir.tensor(np.array(scalar.as_float(), np.float32))
-        floats = node.attributes.get("value_floats")
-        if floats is not None and not floats.is_ref():
-            return ir.tensor(np.array(floats.as_floats(), np.float32))
-    return None
-
-
-def _root(value: ir.Value | None) -> ir.Value | None:
-    while value is not None:
-        node = value.producer()
-        if node is None or node.op_type != "Identity" or node.domain not in ("", "ai.onnx"):
-            return value
-        value = node.inputs[0]
-    return None
-
-
 def _array(value: ir.Value | None) -> NDArray[Any] | None:
     tensor = constant(value)
     if tensor is None:
@@ -258,13 +229,16 @@ def _describe(name: str, node: ir.Node, in_function: bool, shapes: Mapping[str, 
             reason = "Transposed convolutions are not rewritten."
         return Site(name, node.op_type, node, refusal=refused("other_convolution", reason))
 
-    root = _root(node.inputs[1])
+    root = root_of(node.inputs[1])
     kernel = constant(node.inputs[1])
+    if not in_function and "DequantizeLinear" in operators(node.inputs[1]) and _is_dequantized(node.inputs[0]):
+        # Where the activations are, too, the runtime computes with integers, which a rewrite would end.
+        reason = "The kernel is quantised, as its input is; rewrite the model before it is quantised."
+        return Site(name, node.op_type, node, refusal=refused("quantized", reason))
     if kernel is None:
-        producer = None if root is None else root.producer()
         if in_function:
             refusal = refused("in_function", _IN_FUNCTION)
-        elif producer is not None and producer.op_type == "DequantizeLinear":
+        elif _is_dequantized(root):
             refusal = refused("quantized", "The kernel is quantised; rewrite the model before it is quantised.")
         else:
             refusal = refused(
@@ -300,6 +274,12 @@ def _describe(name: str, node: ir.Node, in_function: bool, shapes: Mapping[str, 
         stored_params=_stored_params(node, folds),
     )
     return _with_refusal(site, kernel, root, in_function, min_channels)
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    root = root_of(value)
+    node = None if root is None else root.producer()
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
 def _with_refusal(
@@ -383,9 +363,8 @@ def _pads(node: ir.Node, rank: int) -> Shape | str:
 
 
 def _stored_params(node: ir.Node, folds: tuple[ir.Node, ...]) -> int:
-    stored = [constant(value) for value in node.inputs[1:]]
-    stored += [constant(value) for fold in folds for value in fold.inputs]
-    return sum(tensor.size for tensor in stored if tensor is not None)
+    values = [*node.inputs[1:], *(value for fold in folds for value in fold.inputs if constant(value) is not None)]
+    return sum(tensor.size for value in values for tensor in leaves(value))
 
 
 def _folds(node: ir.Node, channels: int, rank: int) -> tuple[ir.Node, ...]:

@@ -21,9 +21,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
+from onnx_pointwise.graph.constants import constant
 from onnx_pointwise.graph.merge import merge_pointwise
 from onnx_pointwise.graph.plan import Choice, Plan, require_sites
-from onnx_pointwise.graph.sites import Site, constant, find_sites, nodes_with_scope
+from onnx_pointwise.graph.sites import Site, find_sites, nodes_with_scope
 from onnx_pointwise.numerics import Factors, Method, compose, factorize
 
 
@@ -207,6 +208,8 @@ def _drop_if_unused(value: ir.Value) -> None:
         return
     node = value.producer()
     if node is not None:
+        if any(other.uses() or other.is_graph_output() for other in node.outputs):
+            return
         graph, sources = node.graph, list(node.inputs)
         if graph is None:
             return  # dropped already: one constant may feed several of the replaced nodes

@@ -161,6 +161,7 @@ class TwinRun:
         self._given = set(inputs)
         self.count = len(next(iter(inputs.values())))
         self._cut = {str(name): site for site in sites for name in site_values(site)}
+        self._varying = _varying(self._model.graph, inputs)
         self._pending: Counter[str] = Counter()
         self._done: set[ir.Node] = set()
         for node in self._model.graph:
@@ -194,7 +195,9 @@ class TwinRun:
             return
         feeds = sorted({name for node in nodes for name in reads(node) if name in self.dense})
         taken = Counter(name for node in nodes for name in reads(node))
-        made = [str(value.name) for node in nodes for value in node.outputs if value.name]
+        # What does not depend on the examples is computed anew in every piece: it has no part for each of them.
+        made = [str(value.name) for node in nodes for value in node.outputs if value.name in self._varying]
+        made += [name for name in wanted if name not in self._varying]
         kept = [name for name in made if name in wanted or name in self.outputs or self._pending[name] > taken[name]]
         piece = Piece(self._model, feeds, kept, threads=self._threads)
         dense = self._over_batches(piece, self.dense)
@@ -348,6 +351,15 @@ class TwinRun:
             self._store.drop(first)
             if second is not first:
                 self._store.drop(second)
+
+
+def _varying(graph: ir.Graph, inputs: Iterable[str]) -> set[str]:
+    """Names of the values that depend on inputs."""
+    found = set(inputs)
+    for node in graph:
+        if not found.isdisjoint(reads(node)):
+            found.update(str(value.name) for value in node.outputs if value.name)
+    return found
 
 
 def site_values(site: Site) -> list[str]:
