@@ -7,6 +7,7 @@ from onnx_pointwise.graph.constants import constant
 from onnx_pointwise.graph.cost import ModelCost, SiteCost, competing, dense_cost, model_cost, rewritten_cost
 from onnx_pointwise.graph.files import require_apart, require_writable, write_text
 from onnx_pointwise.graph.freeze import frozen, origin, overridable
+from onnx_pointwise.graph.map_types import holds_map
 from onnx_pointwise.graph.model_io import (
     ModelSource,
     as_model,
@@ -45,6 +46,7 @@ __all__ = [
     "files_of",
     "find_sites",
     "frozen",
+    "holds_map",
     "load",
     "make_choice",
     "model_cost",

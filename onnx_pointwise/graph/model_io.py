@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -15,11 +15,12 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnx_pointwise.errors import ModelError, OutputError
+from onnx_pointwise.graph import map_types
 from onnx_pointwise.graph.files import atomic_folder as atomic_folder
 from onnx_pointwise.graph.files import data_name, is_data_name, written_through
 from onnx_pointwise.graph.files import require_writable as require_writable
 from onnx_pointwise.graph.files import write_text as write_text
-from onnx_pointwise.graph.wire import Layout, all_graphs, innermost, lay_out, tensors
+from onnx_pointwise.graph.wire import Layout, all_graphs, innermost, lay_out, subgraphs_of, tensors
 
 #: What every public function takes for a model.
 ModelSource = str | Path | onnx.ModelProto | ir.Model
@@ -72,11 +73,13 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _deserialize(proto: onnx.ModelProto, where: str, folder: Path) -> ir.Model:
     _require_model(proto, where)
     try:
-        with quiet("onnx_ir.serde"):
+        with quiet("onnx_ir.serde"), map_types.taken_out(proto) as types:
             model = ir.serde.deserialize_model(proto)
     except Exception as error:  # onnx_ir raises whatever its readers raise
         raise ModelError(f"{where}: the model cannot be read: {innermost(error)}.") from error
+    map_types.keep(model, types)
     _require_whole(model, where)
+    _sort(model, where)
     for tensor in external_tensors(model):
         tensor.base_dir = folder.absolute()
         _require_external(tensor, where)
@@ -96,6 +99,56 @@ def _require_model(proto: onnx.ModelProto, where: str) -> None:
     if proto.graph.sparse_initializer:  # onnx_ir would leave them out without a word
         name = proto.graph.sparse_initializer[0].values.name
         raise ModelError(f"{where}: the initializer '{name}' is sparse; export the model with dense weights.")
+    bodies = [(function.node, function.input) for function in proto.functions]
+    _require_one_of_each(proto.graph.node, [item.name for item in proto.graph.input], proto.graph.initializer, where)
+    for nodes, inputs in bodies:
+        _require_one_of_each(nodes, inputs, (), where)
+
+
+def _require_one_of_each(
+    nodes: Iterable[onnx.NodeProto], inputs: Sequence[str], initializers: Iterable[onnx.TensorProto], where: str
+) -> None:
+    """Of two tensors of one name onnx_ir keeps one, and ONNX Runtime perhaps the other; a graph has but one of each."""
+    _require_different(inputs, "inputs", where)
+    stored = [tensor.name for tensor in initializers]
+    _require_different(stored, "stored tensors", where)
+    # An initializer may stand for the default of an input; nothing else may have a name twice.
+    made = [name for node in nodes for name in node.output if name]
+    _require_different([*dict.fromkeys([*inputs, *stored]), *made], "values", where)
+    for node in nodes:
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                _require_one_of_each(graph.node, [item.name for item in graph.input], graph.initializer, where)
+
+
+def _require_different(names: Sequence[str], what: str, where: str) -> None:
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        name = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ModelError(f"{where}: two {what} of it are called '{name}'; name them apart, or export the model again.")
+
+
+def _sort(model: ir.Model, where: str) -> None:
+    """Bring nodes that read what a later one makes behind it: ONNX Runtime takes such files."""
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        if _is_sorted(graph, set()):
+            continue
+        try:
+            graph.sort()
+        except ValueError as error:
+            raise ModelError(f"{where}: its nodes feed one another in a circle; export the model again.") from error
+
+
+def _is_sorted(graph: ir.Graph | ir.Function, before: set[ir.Node]) -> bool:
+    for node in graph:
+        makers = (value.producer() for value in node.inputs if value is not None)
+        if any(maker is not None and maker not in before for maker in makers):
+            return False
+        if not all(_is_sorted(inner, before) for inner in subgraphs_of(node)):
+            return False
+        before.add(node)
+    return True
 
 
 def _require_whole(model: ir.Model, where: str) -> None:

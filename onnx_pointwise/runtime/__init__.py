@@ -6,6 +6,7 @@ It knows nothing of plans.
 from onnx_pointwise.runtime.inputs import Array, InputSpec, feedable, input_specs, random_inputs, split_inputs
 from onnx_pointwise.runtime.machine import Machine, machine
 from onnx_pointwise.runtime.memory import PeakMemory, peak_memory
+from onnx_pointwise.runtime.outputs import not_compared, output_of, run_outputs
 from onnx_pointwise.runtime.profiling import NodeTime, node_times
 from onnx_pointwise.runtime.providers import (
     AssignedNode,
@@ -17,7 +18,7 @@ from onnx_pointwise.runtime.providers import (
     provider_name,
     require,
 )
-from onnx_pointwise.runtime.runner import Runner, model_name, open_initializers
+from onnx_pointwise.runtime.runner import Runner, inputs_that_run, model_name, open_initializers
 from onnx_pointwise.runtime.runtime_errors import sentence
 from onnx_pointwise.runtime.segments import (
     MEMORY,
@@ -51,14 +52,17 @@ __all__ = [
     "discover",
     "feedable",
     "input_specs",
+    "inputs_that_run",
     "machine",
     "measure",
     "model_name",
     "node_times",
     "nodes_off_provider",
+    "not_compared",
     "open_initializers",
     "open_session",
     "open_waiting",
+    "output_of",
     "peak_memory",
     "provider_info",
     "provider_name",
@@ -66,6 +70,7 @@ __all__ = [
     "reads",
     "require",
     "resolve",
+    "run_outputs",
     "run_session",
     "sentence",
     "site_values",

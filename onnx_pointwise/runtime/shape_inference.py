@@ -6,10 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInferencePass
 
 from onnx_pointwise.errors import ModelError
-from onnx_pointwise.graph import ResolvedShapes, Shape, concrete_inputs, quiet, runtime_inputs, runtime_source
+from onnx_pointwise.graph import (
+    ResolvedShapes,
+    Shape,
+    concrete_inputs,
+    holds_map,
+    quiet,
+    runtime_inputs,
+    runtime_source,
+)
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.runtime_errors import sentence
 
@@ -35,12 +43,33 @@ def resolve(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = 
     _forget_shapes(copy, inputs)
     # What inference cannot do is left to the run, so its warnings would only alarm.
     with quiet("onnx_ir.passes.common.shape_inference"):
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+        _infer(copy)
     shapes = _known(copy)
     missing = [value for value in _convolution_ends(copy.graph) if value.name not in shapes]
     if missing:
         shapes.update(_run_for_shapes(copy, missing, inputs))
     return ResolvedShapes(copy, shapes, inputs, assumed)
+
+
+def _infer(model: ir.Model) -> None:
+    """Infer shapes and types, in place, as far as that goes."""
+    infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
+    if not any(holds_map(value) for value in model.graph.outputs):
+        infer(model)
+        return
+    # onnx_ir cannot take back what is inferred of maps: the rest is inferred without them.
+    rest = model.clone()
+    kept = [value for value in rest.graph.outputs if not holds_map(value)]
+    made = [value.producer() for value in rest.graph.outputs if holds_map(value)]
+    kept += [value for node in made if node is not None for value in node.inputs if value is not None]
+    rest.graph.outputs[:] = [value for value in dict.fromkeys(kept) if value.producer() is not None]
+    RemoveUnusedNodesPass()(rest)
+    infer(rest)
+    values = ir.convenience.create_value_mapping(rest.graph)
+    for graph in model.graphs():
+        for value in (output for node in graph for output in node.outputs):
+            if (found := values.get(str(value.name))) is not None:
+                value.shape, value.type = found.shape, found.type
 
 
 def _forget_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> None:

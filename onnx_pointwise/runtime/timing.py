@@ -189,6 +189,9 @@ def _interleave(runners: Sequence[Runner], runs: int, warmup: int, max_seconds: 
     """Run all in turns; give for each runner its turns, and for each turn the seconds of its timed runs."""
     start = time.perf_counter()
     paces = [_warm(runner, warmup, max_seconds / (4 * len(runners))) for runner in runners]
+    if any(runner.plain for runner in runners):  # both sides of a comparison run in the same way
+        for runner in runners:
+            runner.unbind()
     # All take the same number of runs a turn, so that each is disturbed as often.
     length = max(1, min(_TURN_RUNS, runs, round(_TURN_SECONDS / max(*paces, 1e-9))))
     untimed = 1 if length > 1 else 0
