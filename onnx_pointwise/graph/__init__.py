@@ -18,6 +18,7 @@ from onnx_pointwise.graph.model_io import (
     runtime_source,
     save,
 )
+from onnx_pointwise.graph.noise import random_nodes, still, stilled
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape, concrete_inputs, runtime_inputs
 from onnx_pointwise.graph.sites import MIN_CHANNELS, Refusal, Site, find_sites
@@ -53,6 +54,7 @@ __all__ = [
     "origin",
     "overridable",
     "quiet",
+    "random_nodes",
     "replacement",
     "require_apart",
     "require_sites",
@@ -61,5 +63,7 @@ __all__ = [
     "runtime_inputs",
     "runtime_source",
     "save",
+    "still",
+    "stilled",
     "write_text",
 ]

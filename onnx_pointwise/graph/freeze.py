@@ -48,8 +48,15 @@ def frozen(source: _Source) -> _Source | ir.Model:
         return source
     copy = model.clone()
     RemoveInitializersFromInputsPass()(copy)
+    return named_after(copy, source)
+
+
+def named_after(copy: ir.Model, source: ModelSource | bytes) -> ir.Model:
+    """Let a copy of a model be called in sentences what its source is called."""
     if isinstance(source, str | Path):
         copy.meta[_ORIGIN] = str(source)
+    elif isinstance(source, ir.Model) and _ORIGIN in source.meta:
+        copy.meta[_ORIGIN] = source.meta[_ORIGIN]
     return copy
 
 

@@ -6,6 +6,7 @@ It knows nothing of plans.
 from onnx_pointwise.runtime.inputs import Array, InputSpec, feedable, input_specs, random_inputs, split_inputs
 from onnx_pointwise.runtime.machine import Machine, machine
 from onnx_pointwise.runtime.memory import PeakMemory, peak_memory
+from onnx_pointwise.runtime.non_finite import NonFinite, first_non_finite
 from onnx_pointwise.runtime.outputs import not_compared, output_of, run_outputs
 from onnx_pointwise.runtime.profiling import NodeTime, node_times
 from onnx_pointwise.runtime.providers import (
@@ -42,6 +43,7 @@ __all__ = [
     "LatencyComparison",
     "Machine",
     "NodeTime",
+    "NonFinite",
     "PeakMemory",
     "Piece",
     "ProviderInfo",
@@ -51,6 +53,7 @@ __all__ = [
     "compare",
     "discover",
     "feedable",
+    "first_non_finite",
     "input_specs",
     "inputs_that_run",
     "machine",

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import Site, runtime_source
+from onnx_pointwise.graph import Site, runtime_source, still
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.runtime_errors import sentence
 
@@ -28,8 +28,12 @@ Array = NDArray[Any]
 
 
 def without_shapes(model: ir.Model) -> ir.Model:
-    """Copy a model and forget the shapes of everything computed, so that it runs at any batch size."""
+    """Copy a model and forget the shapes of everything computed, so that it runs at any batch size.
+
+    Its random nodes draw the same in every run, see ``graph.noise``.
+    """
     copy = model.clone()
+    still(copy)
     for graph in copy.graphs():
         for value in graph.inputs:
             if value.const_value is None:
