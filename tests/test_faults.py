@@ -79,3 +79,34 @@ def test_names_are_data_in_the_terminal(name: str, tmp_path: Path) -> None:
         assert shown in result.output
         assert not {c for c in result.output if unicodedata.category(c)[0] == "C"} - {"\n"}
     assert f"Wrote {out}" in run("rewrite", path, out, "--rank", f"{name}=4", *QUICK).output.replace("\n", "")
+
+
+def refused(result: Result, *words: str) -> None:
+    """Exit code 2 and one sentence that holds the words."""
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith("error: ") and result.stderr.count("error: ") == 1
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+def test_a_target_that_is_missed_is_refused_however_many_sites_there_are(tmp_path: Path) -> None:
+    path = saved(two_convolutions(), tmp_path / "in.onnx")
+    out = tmp_path / "out.onnx"
+    target = ("--target-macs", 0.5, "--calibration", "none", *QUICK)
+    refused(run("rewrite", path, out, *target, "--exclude", "c2"), "with every site at its lowest rank", "1 excluded")
+    words = ("nothing can be rewritten, 1.000 of the MACs are left.", "Of 2 convolutions", "2 excluded")
+    refused(run("rewrite", path, out, *target, "--exclude", "c1", "--exclude", "c2"), *words)
+    refused(run("rewrite", path, out, *target, "--min-channels", 999), "2 few_channels (inspect says more)")
+    assert run("rewrite", path, out, "--target-macs", 1, *target[2:], "--min-channels", 999).exit_code == 0
+    relu = make_model([helper.make_node("Relu", ["x"], ["y"])], [value("x", [1, 3, 8, 8])], [value("y", [1, 3, 8, 8])])
+    refused(run("rewrite", saved(relu, path), tmp_path / "none.onnx", *target), "The model has no convolution.")
+    nodes = [helper.make_node("F", ["x", "W"], ["y"], name="call", domain="local")]
+    body = [helper.make_node("Conv", ["a", "w"], ["b"], name="inner")]
+    function = helper.make_function("local", "F", ["a", "w"], ["b"], body, [helper.make_opsetid("", 17)])
+    kernel = {"W": low_rank(16, 16, 3, 3)}
+    shapes = [value("x", [1, 16, 8, 8])], [value("y", [1, 16, 6, 6])]
+    saved(make_model(nodes, *shapes, kernel, domains=["local"], functions=[function]), path)
+    refused(run("rewrite", path, tmp_path / "none.onnx", *target), "1 in_function", "--inline-functions")
+    assert run("rewrite", path, out, *target, "--inline-functions").exit_code == 0
+    assert not (tmp_path / "none.onnx").exists()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.examples.synthetic import dead_leaves
-from onnx_pointwise.graph import ResolvedShapes, constant, runtime_inputs
+from onnx_pointwise.graph import ASSUMED_SIZES, ResolvedShapes, constant, runtime_inputs
 from onnx_pointwise.runtime import Piece, without_shapes
 
 Array = NDArray[Any]
@@ -136,7 +136,7 @@ def image_input(model: ir.Model, shapes: ResolvedShapes) -> ImageInput | None:
     axes = (2, 3) if layout == "nchw" else (1, 2)
     if value.name in shapes.assumed:
         height, width = (
-            size if isinstance(declared[axis], int) else _OPEN_SIZE
+            size if isinstance(declared[axis], int) or size != ASSUMED_SIZES[0] else _OPEN_SIZE
             for axis, size in zip(axes, (height, width), strict=True)
         )
     return ImageInput(str(value.name), np.dtype(value.dtype.numpy()), height, width, channels, layout)

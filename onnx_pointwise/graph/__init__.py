@@ -6,7 +6,7 @@ It never runs a network.
 from onnx_pointwise.graph.constants import constant
 from onnx_pointwise.graph.cost import ModelCost, SiteCost, competing, dense_cost, model_cost, rewritten_cost
 from onnx_pointwise.graph.files import require_apart, require_writable, write_text
-from onnx_pointwise.graph.freeze import frozen, origin, overridable
+from onnx_pointwise.graph.freeze import frozen, overridable
 from onnx_pointwise.graph.map_types import holds_map
 from onnx_pointwise.graph.model_io import (
     ModelSource,
@@ -14,17 +14,26 @@ from onnx_pointwise.graph.model_io import (
     file_bytes,
     files_of,
     load,
+    origin,
     quiet,
     runtime_source,
     save,
 )
 from onnx_pointwise.graph.noise import random_nodes, still, stilled
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
-from onnx_pointwise.graph.shapes import ResolvedShapes, Shape, concrete_inputs, runtime_inputs
+from onnx_pointwise.graph.shapes import (
+    ASSUMED_SIZES,
+    ResolvedShapes,
+    Shape,
+    another_size,
+    concrete_inputs,
+    runtime_inputs,
+)
 from onnx_pointwise.graph.sites import MIN_CHANNELS, Refusal, Site, find_sites
 from onnx_pointwise.graph.surgery import BottleneckPass, Replacement, corrected, replacement
 
 __all__ = [
+    "ASSUMED_SIZES",
     "MIN_CHANNELS",
     "BottleneckPass",
     "Choice",
@@ -37,6 +46,7 @@ __all__ = [
     "Shape",
     "Site",
     "SiteCost",
+    "another_size",
     "as_model",
     "competing",
     "concrete_inputs",

@@ -31,6 +31,8 @@ _OLDEST_OPSET = 9
 _PROTOBUF_LIMIT = 2**31 - 1
 # Larger models reach the runtime as a file with external data: it maps those, instead of holding copies.
 _IN_MEMORY_LIMIT = 64 * 2**20
+# Where a model keeps the path it was read from, for sentences about it; it is not saved with the model.
+_ORIGIN = "onnx_pointwise.origin"
 
 
 def load(source: ModelSource) -> ir.Model:
@@ -51,7 +53,29 @@ def load(source: ModelSource) -> ir.Model:
     path = Path(source)
     # The folder by which ONNX Runtime, too, looks for external data. Absolute, because onnx_ir checks containment only
     # when the folder is not empty.
-    return _deserialize(_parse(path), str(path), path.absolute().parent)
+    model = _deserialize(_parse(path), str(path), path.absolute().parent)
+    model.meta[_ORIGIN] = str(path)
+    return model
+
+
+def origin(model: ir.Model) -> str | None:
+    """Give the path that a model, or what it is a copy of, was read from; None where it was made in memory."""
+    path: str | None = model.meta.get(_ORIGIN)
+    return path
+
+
+def named_after(copy: ir.Model, source: ModelSource | bytes) -> ir.Model:
+    """Let a copy of a model be called in sentences what its source is called."""
+    if isinstance(source, str | Path):
+        copy.meta[_ORIGIN] = str(source)
+    elif isinstance(source, ir.Model) and _ORIGIN in source.meta:
+        copy.meta[_ORIGIN] = source.meta[_ORIGIN]
+    return copy
+
+
+def named_no_more(model: ir.Model) -> None:
+    """Let a model that has been changed no longer be called what it was read from."""
+    model.meta.pop(_ORIGIN, None)
 
 
 def _parse(path: Path) -> onnx.ModelProto:

@@ -16,8 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_pointwise.graph.constants import constant
-from onnx_pointwise.graph.freeze import named_after
-from onnx_pointwise.graph.model_io import ModelSource, as_model
+from onnx_pointwise.graph.model_io import ModelSource, as_model, named_after
 from onnx_pointwise.graph.wire import all_graphs
 
 _Source = TypeVar("_Source", bound=ModelSource | bytes)

@@ -26,7 +26,7 @@ _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.Data
 _QUANTIZED = {"ConvInteger", "QLinearConv", "QLinearConvTranspose"}
 _OTHER_CONVOLUTIONS = {"ConvTranspose", "DeformConv", "FusedConv", "NhwcConv", "NhwcFusedConv"}
 
-_IN_FUNCTION = "It lies in a local function that several calls may share; inline functions first."
+_IN_FUNCTION = "It lies in a local function that several calls may share; inline functions first (--inline-functions)."
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph.constants import constant
 from onnx_pointwise.graph.merge import merge_pointwise
+from onnx_pointwise.graph.model_io import named_no_more
 from onnx_pointwise.graph.plan import Choice, Plan, require_sites
 from onnx_pointwise.graph.sites import Site, find_sites, nodes_with_scope
 from onnx_pointwise.numerics import Factors, Method, compose, factorize
@@ -89,6 +90,8 @@ class BottleneckPass(ir.passes.InPlacePass):
         names = _Names(model)
         inserted = [node for name in weights for node in _rewrite_site(model, sites[name], weights[name], names)]
         merge_pointwise(inserted)
+        if self.plan.choices:
+            named_no_more(model)
         return ir.passes.PassResult(model, modified=bool(self.plan.choices))
 
 

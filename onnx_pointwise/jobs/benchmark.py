@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnx_pointwise.errors import InputError
-from onnx_pointwise.graph import ModelSource, as_model, concrete_inputs, frozen
+from onnx_pointwise.graph import ModelSource, as_model, frozen
 from onnx_pointwise.runtime import (
     Array,
     InputSpec,
@@ -18,6 +18,7 @@ from onnx_pointwise.runtime import (
     Machine,
     PeakMemory,
     compare,
+    input_sizes,
     input_specs,
     machine,
     measure,
@@ -110,7 +111,7 @@ def bench(model: ModelSource | bytes, settings: BenchSettings) -> Benchmark:
     graph = as_model(model)
     specs = input_specs(graph)
     if settings.inputs is None:
-        shapes = concrete_inputs(graph, settings.input_shapes)[0]
+        shapes = input_sizes(graph, settings.input_shapes)
     elif settings.input_shapes:
         raise InputError("Inputs have their own shapes; give either inputs or input shapes.")
     else:

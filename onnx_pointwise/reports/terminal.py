@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Group, RenderableType
 
 from onnx_pointwise.check import CheckResult, ProviderCheck
-from onnx_pointwise.graph import ModelCost, Refusal
+from onnx_pointwise.graph import ModelCost, Refusal, another_size
 from onnx_pointwise.jobs import ENERGIES, Benchmark, Inspection, RewriteResult, SiteResult, SiteView
 from onnx_pointwise.latency import CacheInfo
 from onnx_pointwise.numerics import Drift
@@ -79,7 +79,7 @@ def assumptions(assumed: Iterable[str], shapes: dict[str, tuple[int, ...]]) -> l
     return [
         Text(
             f"The model leaves the size of '{name}' open; costs are for {_size_of(shapes[name])}. "
-            f"Name another with --input-shape {name}:{','.join(map(str, shapes[name]))}.",
+            f"Name another with --input-shape {name}:{','.join(map(str, another_size(shapes[name])))}.",
             style="yellow",
         )
         for name in assumed

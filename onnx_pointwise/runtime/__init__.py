@@ -31,7 +31,7 @@ from onnx_pointwise.runtime.segments import (
     site_values,
     without_shapes,
 )
-from onnx_pointwise.runtime.shape_inference import resolve
+from onnx_pointwise.runtime.shape_inference import input_sizes, resolve
 from onnx_pointwise.runtime.timing import Latency, LatencyComparison, Verdict, compare, measure
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "discover",
     "feedable",
     "first_non_finite",
+    "input_sizes",
     "input_specs",
     "inputs_that_run",
     "machine",

@@ -11,10 +11,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import ModelSource, as_model, concrete_inputs, origin, overridable, runtime_source
+from onnx_pointwise.graph import ModelSource, as_model, origin, overridable, runtime_source
 from onnx_pointwise.runtime import providers
 from onnx_pointwise.runtime.inputs import Array, feedable, input_specs, random_inputs, require_inputs
 from onnx_pointwise.runtime.runtime_errors import sentence
+from onnx_pointwise.runtime.shape_inference import input_sizes
 
 
 def require_positive(**values: float) -> None:
@@ -46,7 +47,7 @@ def feeds_for(
     model = as_model(source)
     specs = input_specs(model)
     if inputs is None:
-        feeds = random_inputs(specs, concrete_inputs(model, input_shapes)[0], seed=seed)
+        feeds = random_inputs(specs, input_sizes(model, input_shapes), seed=seed)
     else:
         feeds = require_inputs(specs, inputs)
     # Sessions hold the weights from here on, and graphs are cyclic: only a collection gives gigabytes back.

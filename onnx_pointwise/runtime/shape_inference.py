@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,10 +11,13 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInfere
 
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import (
+    ASSUMED_SIZES,
     ResolvedShapes,
     Shape,
+    another_size,
     concrete_inputs,
     holds_map,
+    origin,
     quiet,
     runtime_inputs,
     runtime_source,
@@ -30,13 +34,41 @@ def resolve(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = 
         input_shapes: Shapes by input name; see ``concrete_inputs``.
 
     Returns:
-        The shapes. Values that even a run does not reach (inside control flow) stay unknown.
+        The shapes. Values that even a run does not reach (inside control flow) stay unknown. Where a size has to be
+        assumed, it is the first of ``ASSUMED_SIZES`` at which the model runs.
 
     Raises:
         InputError: ``input_shapes`` does not fit the model.
         ModelError: The shapes need a run, and the model does not run at the chosen input shapes.
     """
     inputs, assumed = concrete_inputs(model, input_shapes)
+    try:
+        return _resolve_at(model, inputs, assumed)
+    except ModelError:
+        if not assumed:
+            raise
+        for size in ASSUMED_SIZES[1:]:
+            with contextlib.suppress(ModelError):
+                return _resolve_at(model, concrete_inputs(model, input_shapes, size=size)[0], assumed)
+        raise
+
+
+def input_sizes(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Shape]:
+    """Choose a concrete shape for every input, one at which the model runs where a size has to be assumed.
+
+    Args:
+        model: The model.
+        input_shapes: Shapes by input name; see ``concrete_inputs``.
+
+    Raises:
+        InputError: ``input_shapes`` does not fit the model.
+        ModelError: It runs at no size that is assumed.
+    """
+    shapes, assumed = concrete_inputs(model, input_shapes)
+    return dict(resolve(model, input_shapes).inputs) if assumed else shapes
+
+
+def _resolve_at(model: ir.Model, inputs: Mapping[str, Shape], assumed: tuple[str, ...]) -> ResolvedShapes:
     copy = model.clone()
     if copy.functions:
         copy = InlinePass()(copy).model
@@ -47,7 +79,7 @@ def resolve(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = 
     shapes = _known(copy)
     missing = [value for value in _convolution_ends(copy.graph) if value.name not in shapes]
     if missing:
-        shapes.update(_run_for_shapes(copy, missing, inputs))
+        shapes.update(_run_for_shapes(copy, missing, inputs, origin(model) or "the model in memory"))
     return ResolvedShapes(copy, shapes, inputs, assumed)
 
 
@@ -106,7 +138,14 @@ def _convolution_ends(graph: ir.Graph) -> list[ir.Value]:
     return list(ends.values())
 
 
-def _run_for_shapes(model: ir.Model, values: Sequence[ir.Value], inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+def _written(inputs: Mapping[str, Shape]) -> str:
+    """Write shapes as ``--input-shape`` takes them."""
+    return " ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in inputs.items())
+
+
+def _run_for_shapes(
+    model: ir.Model, values: Sequence[ir.Value], inputs: Mapping[str, Shape], model_name: str
+) -> dict[str, Shape]:
     probe = model.clone()
     by_name = ir.convenience.create_value_mapping(probe.graph)
     wanted = [str(value.name) for value in values]
@@ -118,12 +157,12 @@ def _run_for_shapes(model: ir.Model, values: Sequence[ir.Value], inputs: Mapping
             raise ModelError(f"Input '{name}' declares no shape; give one with --input-shape {name}:1,...")
         feeds[name] = np.zeros(inputs[name], value.dtype.numpy())
     with runtime_source(probe) as source:
-        session = open_session(source)
         try:
-            results = session.run(wanted, feeds)
+            results = open_session(source).run(wanted, feeds)
         except Exception as error:  # the runtime's own exception types derive from Exception only
-            sizes = " ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in inputs.items())
+            reason = str(error).partition("cannot load the model: ")[2].rstrip(".") or sentence(error)
             raise ModelError(
-                f"The model does not run with input shapes {sizes} ({sentence(error)}); name others with --input-shape."
+                f"{model_name}: the model does not run with input shapes {_written(inputs)} ({reason}); name others "
+                f"with --input-shape {_written({name: another_size(shape) for name, shape in inputs.items()})}."
             ) from error
     return {name: tuple(result.shape) for name, result in zip(wanted, results, strict=True)}
