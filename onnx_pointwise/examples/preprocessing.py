@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.examples.synthetic import dead_leaves
 from onnx_pointwise.graph import ASSUMED_SIZES, ResolvedShapes, constant, runtime_inputs
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import Piece, without_shapes
 
 Array = NDArray[Any]
@@ -69,6 +70,7 @@ class Preprocessing:
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return (images.astype(np.float32) * np.float32(self.scale) - mean) / std
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {

@@ -23,7 +23,7 @@ from onnx_pointwise.graph.files import write_text as write_text
 from onnx_pointwise.graph.wire import Layout, all_graphs, innermost, lay_out, subgraphs_of, tensors
 
 #: What every public function takes for a model.
-ModelSource = str | Path | onnx.ModelProto | ir.Model
+ModelSource = str | Path | onnx.ModelProto | ir.Model | bytes | io.BufferedIOBase
 
 # Older operator sets have another BatchNormalization and other broadcasting rules.
 _OLDEST_OPSET = 9
@@ -39,8 +39,9 @@ def load(source: ModelSource) -> ir.Model:
     """Read a model.
 
     Args:
-        source: A path to an ``.onnx`` file (external data is memory-mapped, not read), a ``ModelProto``, or an
-            ``onnx_ir.Model``, which is returned as it is. Training information in it is left out.
+        source: A path to an ``.onnx`` file (external data is memory-mapped, not read), a ``ModelProto``, an
+            ``onnx_ir.Model``, which is returned as it is, or the bytes of a file, given as they are or as an open
+            file. Training information in it is left out.
 
     Raises:
         ModelError: No such file, a directory, not ONNX, truncated, or external data that is missing, too short or
@@ -50,12 +51,44 @@ def load(source: ModelSource) -> ir.Model:
         return source
     if isinstance(source, onnx.ModelProto):
         return _deserialize(source, "the given ModelProto", Path())
-    path = Path(source)
+    if (data := _serialised(source)) is not None:
+        return _from_bytes(data)
+    try:
+        path = Path(source)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ModelError(
+            f"An object of type {type(source).__name__} is no model; give a path, a ModelProto, an onnx_ir.Model, or "
+            "bytes."
+        ) from error
     # The folder by which ONNX Runtime, too, looks for external data. Absolute, because onnx_ir checks containment only
     # when the folder is not empty.
     model = _deserialize(_parse(path), str(path), path.absolute().parent)
     model.meta[_ORIGIN] = str(path)
     return model
+
+
+def _serialised(source: object) -> bytes | None:
+    """The bytes of a model that is given as such, or as an open file, which is left where it stood."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if not isinstance(source, io.IOBase):
+        return None
+    try:
+        place = source.tell()
+        data = source.read()
+        source.seek(place)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The open file given cannot be read as a model: {error}.") from error
+    if not isinstance(data, bytes):
+        raise ModelError("The open file given is one of text; open it in binary mode.")
+    return data
+
+
+def _from_bytes(data: bytes) -> ir.Model:
+    try:
+        return load(onnx.load_from_string(data))
+    except (DecodeError, ValueError) as error:
+        raise ModelError("The bytes given are not an ONNX model, or truncated; export it again.") from error
 
 
 def origin(model: ir.Model) -> str | None:
@@ -390,9 +423,4 @@ def as_model(source: ModelSource | bytes) -> ir.Model:
     Raises:
         ModelError: It cannot be read.
     """
-    if not isinstance(source, bytes):
-        return load(source)
-    try:
-        return load(onnx.load_from_string(source))
-    except (DecodeError, ValueError) as error:
-        raise ModelError("The bytes given are not an ONNX model, or truncated; export it again.") from error
+    return _from_bytes(source) if isinstance(source, bytes) else load(source)

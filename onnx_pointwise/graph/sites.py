@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph.constants import constant, leaves, operators, root_of
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape
+from onnx_pointwise.jsonable import json_ready
 
 #: Fewer input feature maps than this leave a 1x1 convolution nothing to reduce (image stems).
 MIN_CHANNELS = 4
@@ -43,6 +44,7 @@ class Refusal:
     reason: str
     numbers: Mapping[str, float] = field(default_factory=dict)
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {"code": self.code, "reason": self.reason, "numbers": dict(self.numbers)}

@@ -31,6 +31,10 @@ def size(value: float) -> str:
     return f"{text}B" if text[-1].isalpha() else f"{text} B"
 
 
+def _known_size(value: float) -> str:
+    return size(value) if value else "unknown"
+
+
 def _three(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
@@ -291,10 +295,11 @@ def costs(before: ModelCost, after: ModelCost, check: CheckResult | None = None)
         ("MACs", count, before.macs, after.macs),
         ("Parameters", count, before.params, after.params),
         ("File", size, before.bytes, after.bytes),
-        ("Activations", size, before.activation_bytes, after.activation_bytes),
+        ("Activations", _known_size, before.activation_bytes, after.activation_bytes),
     )
     for title, write, old, new in rows:
-        table.add_row(title, write(old), write(new), percent(new / old) if old else "")
+        unknown = not old or (title == "Activations" and not new)
+        table.add_row(title, write(old), write(new), "" if unknown else percent(new / old))
     for result in check.providers if check is not None else ():
         if result.latency is not None:
             timed = result.latency

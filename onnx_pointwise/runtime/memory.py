@@ -17,6 +17,7 @@ import numpy as np
 
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import ModelSource, runtime_source
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import providers
 from onnx_pointwise.runtime.runner import Runner
 from onnx_pointwise.runtime.running import Watching
@@ -37,6 +38,7 @@ class PeakMemory:
     running: int
     process: int
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return asdict(self)

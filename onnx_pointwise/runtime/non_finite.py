@@ -10,6 +10,7 @@ import numpy as np
 
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import ModelSource, as_model, runtime_source
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime.inputs import Array, feedable
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.runner import model_name
@@ -49,6 +50,7 @@ class NonFinite:
         )
         return f"{who} {' and '.join(kinds)} values of {self.size}"
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return asdict(self)

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onnx_pointwise.graph import ModelSource, runtime_source
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime.inputs import Array
 from onnx_pointwise.runtime.providers import provider_info
 from onnx_pointwise.runtime.runner import Runner
@@ -61,6 +62,7 @@ class Latency:
     throughput: float
     runs: int
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return asdict(self)
@@ -100,6 +102,7 @@ class LatencyComparison:
     bound: str
     input_shapes: Mapping[str, tuple[int, ...]]
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         shapes = {name: list(shape) for name, shape in self.input_shapes.items()}
