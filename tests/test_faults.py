@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
+import onnx_pointwise
 from onnx_pointwise.cli.app import app
+from onnx_pointwise.errors import ModelError, ProviderError
+from onnx_pointwise.graph.model_io import to_bytes
+from onnx_pointwise.reports import terminal as report
 from tests.graphs import make_model, normal, value
 
 QUICK = ("--no-latency", "--provider", "none")
@@ -110,3 +117,50 @@ def test_a_target_that_is_missed_is_refused_however_many_sites_there_are(tmp_pat
     refused(run("rewrite", path, tmp_path / "none.onnx", *target), "1 in_function", "--inline-functions")
     assert run("rewrite", path, out, *target, "--inline-functions").exit_code == 0
     assert not (tmp_path / "none.onnx").exists()
+
+
+def test_models_come_as_bytes_and_open_files(tmp_path: Path) -> None:
+    proto = two_convolutions()
+    data = proto.SerializeToString()
+    options = {"ranks": {"c1": 4}, "provider": "none", "latency": False, "calibration": None}
+    wanted = to_bytes(onnx_pointwise.rewrite(proto, **options).model)
+    opened = io.BytesIO(data)
+    path = saved(proto, tmp_path / "in.onnx")
+    with path.open("rb") as stream:
+        for source in (data, bytearray(data), memoryview(data), opened, opened, stream):
+            assert to_bytes(onnx_pointwise.rewrite(source, **options).model) == wanted
+    assert len(onnx_pointwise.inspect(opened).sites) == 2
+    assert onnx_pointwise.check(opened, data, latency=False).passed
+    opened.close()
+    for source, words in (
+        (data[:-200], "The bytes given are not an ONNX model, or truncated"),
+        (io.BytesIO(b"nonsense"), "The bytes given are not an ONNX model"),
+        (io.StringIO("text"), "The open file given is one of text; open it in binary mode"),
+        (opened, "The open file given cannot be read as a model"),
+        (None, "An object of type NoneType is no model; give a path"),
+        (3.5, "An object of type float is no model"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            onnx_pointwise.rewrite(source, **options)
+
+
+@pytest.mark.parametrize("provider", [None, 3, ["cpu"]])
+def test_a_provider_that_is_no_text_is_refused(provider: Any) -> None:
+    words = "An execution provider is named by text, such as 'cpu'"
+    for call in (
+        lambda: onnx_pointwise.rewrite(two_convolutions(), target_macs=0.5, provider=provider),
+        lambda: onnx_pointwise.bench(two_convolutions(), provider=provider),
+        lambda: onnx_pointwise.check(two_convolutions(), two_convolutions(), providers=[provider]),
+    ):
+        with pytest.raises(ProviderError, match=words):
+            call()
+
+
+def test_a_network_without_known_sizes_says_so() -> None:
+    nodes = [helper.make_node("NonZero", ["x"], ["y"])]
+    model = make_model(nodes, [value("x", ["n", 3])], [value("y", None, np.int64)])
+    result = onnx_pointwise.check(model, model, latency=False)
+    assert result.to_dict()["before"]["activation_bytes"] is None
+    console = Console(width=100, file=io.StringIO())
+    console.print(report.check(result))
+    assert "unknown unknown" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]

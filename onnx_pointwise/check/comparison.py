@@ -28,6 +28,7 @@ from onnx_pointwise.graph import (
     runtime_inputs,
     runtime_source,
 )
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Drift, DriftMeter
 from onnx_pointwise.runtime import (
     Array,
@@ -67,6 +68,7 @@ class Finding:
     sentence: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {"code": self.code, "sentence": self.sentence, "numbers": dict(self.numbers)}
@@ -86,6 +88,7 @@ class Trial:
     shapes_equal: bool | None
     skipped: str | None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         shapes = {name: list(shape) for name, shape in self.input_shapes.items()}
@@ -125,6 +128,7 @@ class ProviderCheck:
     nodes_off_before: tuple[AssignedNode, ...]
     latency: LatencyComparison | None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {
@@ -183,6 +187,7 @@ class CheckResult:
         """Latency of both networks on the first provider."""
         return self.providers[0].latency if self.providers else None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.graph import ModelSource, as_model, frozen
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import (
     Array,
     InputSpec,
@@ -51,6 +52,7 @@ class Benchmark:
     machine: Machine
     warnings: tuple[str, ...]
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {
@@ -79,6 +81,7 @@ class BenchmarkRow:
     latency: Latency
     comparison: LatencyComparison | None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {

@@ -11,6 +11,7 @@ import numpy as np
 
 from onnx_pointwise.errors import PlanError, TargetError
 from onnx_pointwise.graph import Choice, ModelCost, Plan, Refusal, Site, dense_cost, make_choice, require_sites
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency import Measured, NetworkLatency
 from onnx_pointwise.numerics import FORMS, Form, Method
 from onnx_pointwise.planning.candidates import COLUMNS, Resource, candidates
@@ -81,6 +82,7 @@ class Budget:
         """What must fall for a rewrite to count."""
         return next(iter(self.targets), "macs")
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict of what was asked for."""
         ranks = {name: choice.rank for name, choice in self.ranks.items()}
