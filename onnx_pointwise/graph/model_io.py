@@ -27,6 +27,12 @@ ModelSource = str | Path | onnx.ModelProto | ir.Model | bytes | io.BufferedIOBas
 
 # Older operator sets have another BatchNormalization and other broadcasting rules.
 _OLDEST_OPSET = 9
+# How many inputs the operators have at least whose costs are counted.
+_OPERANDS = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "DeformConv", "FusedConv", "NhwcConv"), 2),
+    **dict.fromkeys(("NhwcFusedConv", "MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulInteger"), 2),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearConvTranspose"), 8),
+}
 # The most that one protobuf message can hold.
 _PROTOBUF_LIMIT = 2**31 - 1
 # Larger models reach the runtime as a file with external data: it maps those, instead of holding copies.
@@ -136,6 +142,8 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path) -> ir.Model:
         raise ModelError(f"{where}: the model cannot be read: {innermost(error)}.") from error
     map_types.keep(model, types)
     _require_whole(model, where)
+    _require_no_recursion(model, where)
+    _require_sizes(model, where)
     _sort(model, where)
     for tensor in external_tensors(model):
         tensor.base_dir = folder.absolute()
@@ -216,6 +224,10 @@ def _require_whole(model: ir.Model, where: str) -> None:
             names = [node.name, node.op_type, node.domain, *(value.name for value in (*taken, *node.outputs))]
             if any(isinstance(name, bytes) for name in names):
                 raise ModelError(f"{where}: a name in it is no text; copy or export the model again.")
+            if node.op_type in _OPERANDS and (len(node.inputs) < _OPERANDS[node.op_type] or not node.outputs):
+                raise ModelError(
+                    f"{where}: the node '{node.name}' ({node.op_type}) lacks inputs or outputs; export the model again."
+                )
             for value in taken:
                 if _comes_from_nowhere(value):
                     raise ModelError(
@@ -227,12 +239,41 @@ def _require_whole(model: ir.Model, where: str) -> None:
                 raise ModelError(f"{where}: the output '{value.name}' comes from no node; export the model again.")
 
 
+def _require_no_recursion(model: ir.Model, where: str) -> None:
+    """Local functions are put in place of their calls before anything is learned of them, which must come to an end."""
+    done: set[ir.OperatorIdentifier] = set()
+
+    def visit(name: ir.OperatorIdentifier, around: tuple[ir.OperatorIdentifier, ...]) -> None:
+        if name in around:
+            raise ModelError(f"{where}: the local function '{name[1]}' calls itself; export the model again.")
+        if name in done or name not in model.functions:
+            return
+        for node in model.functions[name].all_nodes():
+            visit(node.op_identifier(), (*around, name))
+        done.add(name)
+
+    for name in model.functions:
+        visit(name, ())
+
+
+def _require_sizes(model: ir.Model, where: str) -> None:
+    """A stored tensor has a type, and no size below 0."""
+    for tensor in tensors(model):
+        if tensor.dtype == ir.DataType.UNDEFINED or any(size < 0 for size in tensor.shape.numpy()):
+            raise ModelError(
+                f"{where}: the tensor '{tensor.name}' is of type {tensor.dtype.name} and shape {tensor.shape}, which "
+                "nothing has; export the model again."
+            )
+
+
 def _comes_from_nowhere(value: ir.Value) -> bool:
     return value.producer() is None and not value.is_graph_input() and not value.is_initializer()
 
 
 def _require_external(tensor: ir.ExternalTensor, where: str) -> None:
     folder, location = os.path.realpath(tensor.base_dir), tensor.location
+    if "\0" in str(location):
+        raise ModelError(f"{where}: the external data of '{tensor.name}' lies at no place that a file can have.")
     target = Path(os.path.realpath(tensor.path))
     if not target.is_relative_to(folder):
         raise ModelError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +26,8 @@ ADVISORY = frozenset({"few_channels", "unknown_shape"})
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 _QUANTIZED = {"ConvInteger", "QLinearConv", "QLinearConvTranspose"}
 _OTHER_CONVOLUTIONS = {"ConvTranspose", "DeformConv", "FusedConv", "NhwcConv", "NhwcFusedConv"}
+
+_Read = TypeVar("_Read")
 
 _IN_FUNCTION = "It lies in a local function that several calls may share; inline functions first (--inline-functions)."
 
@@ -347,20 +349,30 @@ def _consumers(root: ir.Value) -> int:
     return count
 
 
+def _read(node: ir.Node, attribute: ir.Attr, reader: Callable[[ir.Attr], _Read]) -> _Read:
+    try:
+        return reader(attribute)
+    except TypeError as error:
+        raise ModelError(
+            f"The attribute '{attribute.name}' of the node '{node.name or node.outputs[0].name}' is of type "
+            f"{attribute.type.name}, which it cannot be; export the model again."
+        ) from error
+
+
 def _int(node: ir.Node, name: str, default: int) -> int:
     attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
+    return default if attribute is None else _read(node, attribute, ir.Attr.as_int)
 
 
 def _ints(node: ir.Node, name: str, default: Shape) -> Shape:
     attribute = node.attributes.get(name)
-    return default if attribute is None else tuple(attribute.as_ints())
+    return default if attribute is None else tuple(_read(node, attribute, ir.Attr.as_ints))
 
 
 def _pads(node: ir.Node, rank: int) -> Shape | str:
     attribute = node.attributes.get("auto_pad")
-    if attribute is not None and attribute.as_string() != "NOTSET":
-        return attribute.as_string()
+    if attribute is not None and (named := _read(node, attribute, ir.Attr.as_string)) != "NOTSET":
+        return named
     return _ints(node, "pads", (0,) * (2 * rank))
 
 

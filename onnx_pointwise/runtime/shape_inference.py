@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,6 +25,9 @@ from onnx_pointwise.graph import (
 )
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.runtime_errors import sentence
+
+# More numbers in one value than any machine holds.
+_MOST_NUMBERS = 2**44
 
 
 def resolve(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> ResolvedShapes:
@@ -77,6 +81,7 @@ def _resolve_at(model: ir.Model, inputs: Mapping[str, Shape], assumed: tuple[str
     with quiet("onnx_ir.passes.common.shape_inference"):
         _infer(copy)
     shapes = _known(copy)
+    _require_bounded(shapes, inputs, origin(model) or "the model in memory")
     missing = [value for value in _convolution_ends(copy.graph) if value.name not in shapes]
     if missing:
         shapes.update(_run_for_shapes(copy, missing, inputs, origin(model) or "the model in memory"))
@@ -113,6 +118,16 @@ def _forget_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> None:
     for value in runtime_inputs(model):
         if str(value.name) in inputs:
             value.shape = ir.Shape(inputs[str(value.name)])
+
+
+def _require_bounded(shapes: Mapping[str, Shape], inputs: Mapping[str, Shape], model_name: str) -> None:
+    """Refuse sizes that no machine holds, and with which no cost can be counted."""
+    for name, shape in {**inputs, **shapes}.items():
+        if math.prod(shape) > _MOST_NUMBERS:
+            raise ModelError(
+                f"{model_name}: '{name}' would hold {'x'.join(map(str, shape))} numbers with input shapes "
+                f"{_written(inputs)}; name smaller ones with --input-shape."
+            )
 
 
 def _known(model: ir.Model) -> dict[str, Shape]:
