@@ -20,7 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import Site, runtime_source, still
+from onnx_pointwise.graph import Site, holds_map, runtime_source, still
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.runtime_errors import sentence
 
@@ -42,6 +42,15 @@ def without_shapes(model: ir.Model) -> ir.Model:
             for value in node.outputs:
                 value.shape = None
     return copy
+
+
+def tensor_outputs(model: ir.Model) -> list[str]:
+    """Name the outputs of a network that are tensors, or may be: sequences and maps have no part for each example."""
+    return [
+        str(value.name)
+        for value in model.graph.outputs
+        if isinstance(value.type, ir.TensorType) or (value.type is None and not holds_map(value))
+    ]
 
 
 def open_waiting(source: str | Path | bytes, threads: int | None) -> ort.InferenceSession:
@@ -141,7 +150,7 @@ class TwinRun:
         batch: Examples in one run.
         memory: Bytes of activations to hold in memory.
         threads: Threads of the sessions; the runtime's own choice if None.
-        outputs: Names of the values to keep to the end; the network's outputs if None.
+        outputs: Names of the values to keep to the end; the network's outputs, as far as they are tensors, if None.
     """
 
     def __init__(
@@ -158,7 +167,7 @@ class TwinRun:
         self._model = without_shapes(model)
         self._batch, self._threads = batch, threads
         self._values = ir.convenience.create_value_mapping(self._model.graph, include_subgraphs=False)
-        self.outputs = list(outputs or (str(value.name) for value in self._model.graph.outputs))
+        self.outputs = list(outputs or tensor_outputs(self._model))
         self._store = Store(memory)
         self.dense: dict[str, Array] = dict(inputs)
         self.rewritten: dict[str, Array] = dict(inputs)
