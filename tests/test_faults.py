@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typer.testing import CliRunner, Result
 import onnx_pointwise
 from onnx_pointwise.cli.app import app
 from onnx_pointwise.errors import ModelError, ProviderError
+from onnx_pointwise.graph import load, save
 from onnx_pointwise.graph.model_io import to_bytes
 from onnx_pointwise.reports import terminal as report
 from tests.graphs import make_model, normal, value
@@ -164,3 +167,82 @@ def test_a_network_without_known_sizes_says_so() -> None:
     console = Console(width=100, file=io.StringIO())
     console.print(report.check(result))
     assert "unknown unknown" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def crowd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two models, one with external data, examples for them, a plan, and other names for some of them."""
+    monkeypatch.chdir(tmp_path)
+    saved(two_convolutions(), tmp_path / "in.onnx")
+    save(load(two_convolutions()), tmp_path / "big.onnx", use_external_data_format=True)
+    np.savez(tmp_path / "examples.npz", x=normal(4, 16, 12, 12))
+    assert run("rewrite", "in.onnx", "out.onnx", "--rank", "c1=4", *QUICK, "--save-plan", "plan.json").exit_code == 0
+    (tmp_path / "out.onnx").unlink()
+    (tmp_path / "soft").symlink_to("in.onnx")
+    os.link(tmp_path / "examples.npz", tmp_path / "hard")
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes | str]:
+    return {
+        str(item.relative_to(folder)): str(item.readlink()) if item.is_symlink() else item.read_bytes()
+        for item in sorted(folder.rglob("*"))
+        if not item.is_dir()
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "rewrite in.onnx in.onnx",
+        "rewrite in.onnx soft",
+        "rewrite in.onnx OUT --json in.onnx",
+        "rewrite in.onnx OUT --json ./OUT",
+        "rewrite in.onnx OUT --save-plan OUT",
+        "rewrite in.onnx OUT --save-plan j --json j",
+        "rewrite in.onnx OUT --json hard",
+        "rewrite in.onnx OUT --json examples.npz",
+        "rewrite in.onnx examples.npz",
+        "rewrite big.onnx DATA",
+        "rewrite big.onnx OUT --json DATA",
+        "rewrite in.onnx OUT --inputs examples.npz --json examples.npz",
+        "rewrite in.onnx plan.json --plan plan.json",
+        "rewrite in.onnx /dev/stdout",
+        "rewrite in.onnx OUT --json /dev/null",
+        "insert in.onnx in.onnx --node c1 --feature-maps 4",
+        "insert in.onnx OUT --node c1 --feature-maps 4 --json soft",
+        "check in.onnx big.onnx --json big.onnx",
+        "check in.onnx big.onnx --json DATA",
+        "check in.onnx big.onnx --inputs examples.npz --json hard",
+        "bench in.onnx --json in.onnx",
+        "bench in.onnx big.onnx --json DATA",
+        "inspect in.onnx --json soft",
+    ],
+)
+def test_nothing_that_was_named_is_overwritten(line: str, crowd: Path) -> None:
+    (data,) = crowd.glob("big.onnx.*.data")
+    words = [data.name if word == "DATA" else word for word in line.split()]
+    if words[0] == "rewrite":
+        words += [*QUICK] if "--plan" in words else ["--rank", "c1=4", *QUICK]
+        words += ["--calibration", "examples.npz:x"]
+    before = contents(crowd)
+    refused(run(*words), "name another file")
+    assert contents(crowd) == before
+
+
+def test_links_are_written_through(crowd: Path) -> None:
+    (crowd / "store").mkdir()
+    for name in ("model", "json", "plan"):
+        (crowd / name).symlink_to(crowd / "store" / name)
+    line = ("--rank", "c1=4", *QUICK, "--json", "json", "--save-plan", "plan", "--calibration", "none")
+    for _ in range(2):
+        assert run("rewrite", "in.onnx", "model", *line).exit_code == 0
+        assert sorted(item.name for item in (crowd / "store").iterdir()) == ["json", "model", "plan"]
+        assert all((crowd / name).is_symlink() for name in ("model", "json", "plan"))
+    assert run("check", "in.onnx", "model", "--no-latency").exit_code == 0
+
+
+def test_json_for_standard_output_is_no_file(crowd: Path) -> None:
+    result = run("inspect", "in.onnx", "--json", "-")
+    assert result.exit_code == 0 and json.loads(result.stdout)["sites"]
+    assert not (crowd / "-").exists()

@@ -184,10 +184,7 @@ def _from_path(
     layout: Layout | None,
     seed: int,
 ) -> Calibration:
-    name, key = path, None
-    if not path.exists() and ":" in path.name:
-        stem, _, key = str(path).rpartition(":")
-        name = Path(stem)
+    name, key = _with_key(path)
     if not name.exists():
         raise InputError(f"{path}: no such file or folder of calibration inputs.")
     about: dict[str, Any] = {"source": "file" if name.is_file() else "folder"}
@@ -213,6 +210,19 @@ def _from_path(
     else:
         raise InputError(f"{path}: calibration inputs come from .npz, .npy or a folder, not '{name.suffix}'.")
     return _checked(_prepared(arrays, image, preprocessing, layout), specs, limit, about, str(path))
+
+
+def calibration_path(source: str | Path) -> Path | None:
+    """Give the file or folder that example inputs come from; None where they are drawn, or there are none."""
+    return None if str(source) in ("auto", "synthetic", "none") else _with_key(Path(source))[0]
+
+
+def _with_key(path: Path) -> tuple[Path, str | None]:
+    """Part ``file.npz:key``."""
+    if not path.exists() and ":" in path.name:
+        stem, _, key = str(path).rpartition(":")
+        return Path(stem), key
+    return path, None
 
 
 def read_npz(path: str | Path) -> dict[str, Array]:
