@@ -441,7 +441,7 @@ class BenchSettings(Opponent, Device, Optimising, Shapes, Freezing, Drawing):
 
     inputs: Mapping[str, NDArray[Any]] | None = option(
         None,
-        "Inputs to time with, by name, all of them in every run; random ones otherwise.",
+        "Inputs to time with, by name, a whole batch of them in every run; random ones otherwise.",
         unit="[N, ...] each",
         line=Line(metavar="FILE.npz", syntax="npz"),
     )

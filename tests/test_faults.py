@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 import onnx_pointwise
 from onnx_pointwise.cli.app import app
-from onnx_pointwise.errors import ModelError, ProviderError
+from onnx_pointwise.errors import ModelError, ProviderError, TargetError
 from onnx_pointwise.graph import load, save
 from onnx_pointwise.graph.model_io import to_bytes
 from onnx_pointwise.reports import terminal as report
@@ -246,3 +246,40 @@ def test_json_for_standard_output_is_no_file(crowd: Path) -> None:
     result = run("inspect", "in.onnx", "--json", "-")
     assert result.exit_code == 0 and json.loads(result.stdout)["sites"]
     assert not (crowd / "-").exists()
+
+
+def detector() -> onnx.ModelProto:
+    """As many rows come out as there are large values; with fewer than three, as on random inputs, TopK fails."""
+    nodes = [
+        helper.make_node("Conv", ["x", "W1"], ["a"], name="c1", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Conv", ["r", "W2"], ["c"], name="c2", pads=[1] * 4),
+        helper.make_node("Greater", ["c", "limit"], ["large"]),
+        helper.make_node("Reshape", ["large", "flat"], ["kept"]),
+        helper.make_node("Compress", ["c", "kept"], ["found"]),
+        helper.make_node("TopK", ["found", "three"], ["y", "where"]),
+    ]
+    stored = {"limit": np.array(300, np.float32), "flat": np.array([-1]), "three": np.array([3])}
+    weights = {"W1": low_rank(24, 16, 3, 3), "W2": low_rank(24, 24, 3, 3, seed=5), **stored}
+    return make_model(nodes, [value("x", [1, 16, 12, 12])], [value("y", [3])], weights)
+
+
+def test_networks_that_fail_on_random_inputs_are_planned_on_those_given(tmp_path: Path) -> None:
+    path = saved(detector(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "given.npz", x=1000 * normal(4, 16, 12, 12))
+    refused(run("bench", path, "--runs", 1), "does not run")
+    given = ("--inputs", tmp_path / "given.npz")
+    assert run("bench", path, *given, "--runs", 1, "--max-seconds", 0.1, "--nodes").exit_code == 0
+    line = ("rewrite", path, tmp_path / "out.onnx", "--target-macs", 0.7, "--calibration", "none", "--no-cache")
+    result = run(*line, *given)
+    assert result.exit_code in (0, 1, 2) and "does not run" not in result.output, result.output
+    assert isinstance(result.exception, SystemExit | None)
+
+
+def test_nothing_is_drawn_where_nothing_can_be_rewritten() -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    model = make_model(nodes, [value("x", ["n", 3, 64, 64])], [value("y", None)])
+    result = onnx_pointwise.rewrite(model, ratio=0.5, latency=False, provider="none")
+    assert "No convolution of the model can be rewritten" in result.calibration["sentence"]
+    with pytest.raises(TargetError, match=r"The model has no convolution\."):
+        onnx_pointwise.rewrite(model, target_macs=0.5, latency=False, provider="none")

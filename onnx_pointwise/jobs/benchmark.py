@@ -24,6 +24,7 @@ from onnx_pointwise.runtime import (
     machine,
     measure,
     model_name,
+    one_batch,
     open_initializers,
     peak_memory,
     provider_info,
@@ -113,18 +114,20 @@ def bench(model: ModelSource | bytes, settings: BenchSettings) -> Benchmark:
         model, other = frozen(model), None if other is None else frozen(other)
     graph = as_model(model)
     specs = input_specs(graph)
+    inputs = None
     if settings.inputs is None:
         shapes = input_sizes(graph, settings.input_shapes)
     elif settings.input_shapes:
         raise InputError("Inputs have their own shapes; give either inputs or input shapes.")
     else:
-        shapes = {name: tuple(np.shape(array)) for name, array in settings.inputs.items()}
+        inputs = one_batch(graph, settings.inputs)
+        shapes = {name: array.shape for name, array in inputs.items()}
     warnings = open_initializers(graph, model_name(model))
     del graph  # the sessions hold the weights from here on
     if other is not None:
         warnings += open_initializers(as_model(other), model_name(other))
     given = {
-        batch: _given(settings.inputs, shapes if batch is None else _with_batch(specs, shapes, batch))
+        batch: _given(inputs, shapes if batch is None else _with_batch(specs, shapes, batch))
         for batch in settings.batch_sizes or (None,)
     }
     rows = [

@@ -19,7 +19,7 @@ from onnx_pointwise.runtime.providers import (
     provider_name,
     require,
 )
-from onnx_pointwise.runtime.runner import Runner, inputs_that_run, model_name, open_initializers
+from onnx_pointwise.runtime.runner import Runner, inputs_that_run, model_name, one_batch, open_initializers
 from onnx_pointwise.runtime.runtime_errors import sentence
 from onnx_pointwise.runtime.segments import (
     MEMORY,
@@ -64,6 +64,7 @@ __all__ = [
     "node_times",
     "nodes_off_provider",
     "not_compared",
+    "one_batch",
     "open_initializers",
     "open_session",
     "open_waiting",

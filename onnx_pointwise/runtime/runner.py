@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import onnxruntime as ort
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.graph import ModelSource, as_model, origin, overridable, runtime_source
 from onnx_pointwise.runtime import providers
-from onnx_pointwise.runtime.inputs import Array, feedable, input_specs, random_inputs, require_inputs
+from onnx_pointwise.runtime.inputs import Array, feedable, input_specs, random_inputs, require_inputs, split_inputs
 from onnx_pointwise.runtime.runtime_errors import sentence
 from onnx_pointwise.runtime.shape_inference import input_sizes
 
@@ -128,6 +129,15 @@ class Runner:
             raise ModelError(f"{self._name}: the model does not run: {sentence(error)}.") from error
 
 
+def one_batch(model: ModelSource | bytes, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Take of given inputs what one run takes: all of them, or as many as the batch that a model fixes.
+
+    Raises:
+        InputError: The inputs do not fit the model.
+    """
+    return split_inputs(input_specs(as_model(model)), inputs, limit=sys.maxsize)[0]
+
+
 def inputs_that_run(
     model: ir.Model,
     input_shapes: Mapping[str, Sequence[int]],
@@ -152,17 +162,12 @@ def inputs_that_run(
 
     Raises:
         ModelError: The network runs on neither.
+        InputError: The inputs given do not fit the network.
     """
     if given is None:
         return None
     specs = input_specs(model)
-    # As many items as the random ones have: the batch that the model fixes, or one.
-    first = {
-        spec.name: given[spec.name][: (input_shapes.get(spec.name) or (1,))[0]]
-        if given[spec.name].ndim
-        else given[spec.name]
-        for spec in specs
-    }
+    first = split_inputs(specs, given, limit=1)[0]
     with runtime_source(model) as source:
         session = providers.open_session(source, provider)
         name = model_name(model)
@@ -170,7 +175,7 @@ def inputs_that_run(
             Runner(session, feeds_for(model, None, input_shapes, seed), provider, name).first_run()
         except ModelError:
             Runner(session, feeds_for(model, first, None, seed), provider, name).first_run()
-            return feedable(require_inputs(specs, first))
+            return feedable(first)
     return None
 
 
