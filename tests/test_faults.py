@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -283,3 +283,95 @@ def test_nothing_is_drawn_where_nothing_can_be_rewritten() -> None:
     assert "No convolution of the model can be rewritten" in result.calibration["sentence"]
     with pytest.raises(TargetError, match=r"The model has no convolution\."):
         onnx_pointwise.rewrite(model, target_macs=0.5, latency=False, provider="none")
+
+
+def noisy() -> onnx.ModelProto:
+    """Noise as large as what it is added to."""
+    model = two_convolutions()
+    model.graph.node.insert(1, helper.make_node("RandomNormalLike", ["a"], ["noise"], name="noise", scale=2.0))
+    model.graph.node.insert(2, helper.make_node("Add", ["a", "noise"], ["s"]))
+    model.graph.node[3].input[0] = "s"
+    return model
+
+
+def test_random_nodes_draw_alike_in_both_networks(tmp_path: Path) -> None:
+    path, out = saved(noisy(), tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    assert run("check", path, path, "--no-latency", "--max-drift", "1e-6").exit_code == 0
+    result = run("rewrite", path, out, "--rank", "c2=24", "--rank", "c1=8", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "'noise' draw random numbers; for the comparison they drew the same in both" in result.output
+    written = onnx.load(out)
+    (node,) = [item for item in written.graph.node if item.op_type == "RandomNormalLike"]
+    assert [item.name for item in node.attribute] == ["scale"]
+    plain, drawn = (
+        onnx_pointwise.rewrite(model, ranks={"c1": 8}, latency=False, provider="none", calibration=None).check
+        for model in (two_convolutions(), noisy())
+    )
+    assert plain is not None and drawn is not None
+    assert drawn.drift["y"].relative_l2 < plain.drift["y"].relative_l2
+
+
+def answers(*kinds: str) -> onnx.ModelProto:
+    """Two convolutions whose result comes as a tensor, a sequence of its halves, or a map of its mean."""
+    model = two_convolutions(result="tensor")
+    model.graph.initializer.extend(
+        numpy_helper.from_array(array, name)
+        for name, array in {"half": np.array(12), "sizes": np.array([0, -1]), "V": normal(24, 3)}.items()
+    )
+    model.graph.node.extend(
+        [
+            helper.make_node("SplitToSequence", ["tensor", "half"], ["sequence"], axis=1),
+            helper.make_node("GlobalAveragePool", ["tensor"], ["p"]),
+            helper.make_node("Reshape", ["p", "sizes"], ["f"]),
+            helper.make_node("MatMul", ["f", "V"], ["g"]),
+            helper.make_node("ZipMap", ["g"], ["map"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+        ]
+    )
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    zipped = onnx.ValueInfoProto(name="map")
+    zipped.type.sequence_type.elem_type.map_type.key_type = TensorProto.INT64
+    zipped.type.sequence_type.elem_type.map_type.value_type.tensor_type.elem_type = TensorProto.FLOAT
+    declared = {
+        "tensor": model.graph.output[0],
+        "sequence": helper.make_tensor_sequence_value_info("sequence", TensorProto.FLOAT, None),
+        "map": zipped,
+    }
+    outputs = [declared[kind] for kind in kinds]
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+    return model
+
+
+def test_sequences_are_compared_item_by_item_and_maps_are_named(tmp_path: Path) -> None:
+    path, out = saved(answers("map", "sequence", "tensor"), tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    assert run("inspect", path).exit_code == 0
+    result = run("rewrite", path, out, "--rank", "c1=4", "--calibration", "none", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert (
+        "Output 'map' is seq(map(int64,tensor(float))), which holds no numbers, so it was not compared" in result.output
+    )
+    onnx.checker.check_model(onnx.load(out), full_check=True)
+    found = onnx_pointwise.check(path, out, latency=False)
+    assert list(found.drift) == ["sequence[0]", "sequence[1]", "tensor"]
+    result = run("check", path, out, "--no-latency", "--max-drift", "sequence:0.001")
+    assert result.exit_code == 1 and "Output 'sequence[1]' drifts" in " ".join(result.output.split())
+    assert run("check", path, out, "--no-latency", "--max-drift", "sequence:9").exit_code == 0
+    refused(run("check", path, out, "--no-latency", "--max-drift", "map:0.1"), "'map'", "holds no numbers to compare")
+    # A network that has nothing else to compare cannot be held to any limit.
+    only = saved(answers("map"), tmp_path / "map.onnx")
+    assert run("check", only, only, "--no-latency").exit_code == 0
+
+
+def test_a_limit_that_compared_nothing_has_failed_and_the_first_node_is_named(tmp_path: Path) -> None:
+    model = two_convolutions()
+    model.graph.node.insert(0, helper.make_node("Log", ["x"], ["l"], name="logarithm"))
+    model.graph.node[1].input[0] = "l"
+    path = saved(model, tmp_path / "in.onnx")
+    result = run("check", path, path, "--no-latency", "--max-drift", "0.1")
+    assert result.exit_code == 1
+    words = " ".join(result.output.split())
+    assert "compared nothing on cpu: all of its" in words and "the node 'logarithm' (Log) makes" in words
+    assert run("check", path, path, "--no-latency").exit_code == 0
+    np.savez(tmp_path / "given.npz", x=np.abs(normal(3, 16, 12, 12)) + 0.1)
+    limited = ("check", path, path, "--no-latency", "--max-drift", "0.1")
+    assert run(*limited, "--inputs", tmp_path / "given.npz").exit_code == 0

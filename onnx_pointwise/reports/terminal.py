@@ -12,7 +12,7 @@ from onnx_pointwise.jobs import ENERGIES, Benchmark, Inspection, RewriteResult, 
 from onnx_pointwise.latency import CacheInfo
 from onnx_pointwise.numerics import Drift
 from onnx_pointwise.reports.plain import Table, Text
-from onnx_pointwise.runtime import LatencyComparison, NodeTime, ProviderInfo
+from onnx_pointwise.runtime import LatencyComparison, NodeTime, ProviderInfo, output_of
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -349,7 +349,11 @@ def verdict(result: CheckResult) -> RenderableType:
 def _passed(result: CheckResult) -> str:
     """Say what a check that passed stands for: without a limit, any drift passes."""
     limit = result.max_drift
-    unlimited = [name for name in result.drift if (limit.get(name) if isinstance(limit, Mapping) else limit) is None]
+    unlimited = [
+        name
+        for name in result.drift
+        if (limit.get(output_of(name, limit)) if isinstance(limit, Mapping) else limit) is None
+    ]
     if not unlimited:
         drift = "the drift is within its limit"
     elif len(unlimited) == len(result.drift):
