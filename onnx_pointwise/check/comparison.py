@@ -25,9 +25,12 @@ from onnx_pointwise.graph import (
     file_bytes,
     frozen,
     model_cost,
+    random_nodes,
     runtime_inputs,
     runtime_source,
+    stilled,
 )
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Drift, DriftMeter
 from onnx_pointwise.runtime import (
     Array,
@@ -36,16 +39,20 @@ from onnx_pointwise.runtime import (
     LatencyComparison,
     Machine,
     compare,
+    first_non_finite,
     input_specs,
     machine,
     model_name,
     nodes_off_provider,
+    not_compared,
     open_initializers,
     open_session,
+    output_of,
     provider_info,
     provider_name,
     require,
     resolve,
+    run_outputs,
     sentence,
 )
 from onnx_pointwise.schema import pair
@@ -58,7 +65,7 @@ class Finding:
 
     Attributes:
         code: ``declared_inputs``, ``declared_outputs``, ``output_shape``, ``output_dtype``, ``does_not_run``,
-            ``non_finite``, ``drift`` or ``provider_differs``.
+            ``non_finite``, ``nothing_compared``, ``drift`` or ``provider_differs``.
         sentence: The same for a person.
         numbers: What it was decided on.
     """
@@ -67,6 +74,7 @@ class Finding:
     sentence: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {"code": self.code, "sentence": self.sentence, "numbers": dict(self.numbers)}
@@ -86,6 +94,7 @@ class Trial:
     shapes_equal: bool | None
     skipped: str | None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         shapes = {name: list(shape) for name, shape in self.input_shapes.items()}
@@ -110,6 +119,7 @@ class ProviderCheck:
         nodes_off: Nodes of the second network that run on another provider.
         nodes_off_before: The same of the first network.
         latency: Both networks timed in turns; None where that was not asked for or means nothing.
+        not_compared: Outputs that hold no numbers, maps and strings, and their types.
     """
 
     provider: str
@@ -124,7 +134,9 @@ class ProviderCheck:
     nodes_off: tuple[AssignedNode, ...]
     nodes_off_before: tuple[AssignedNode, ...]
     latency: LatencyComparison | None
+    not_compared: Mapping[str, str] = field(default_factory=dict)
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {
@@ -139,6 +151,7 @@ class ProviderCheck:
             "trials": [trial.to_dict() for trial in self.trials],
             "nodes_off": [node.to_dict() for node in self.nodes_off],
             "nodes_off_before": [node.to_dict() for node in self.nodes_off_before],
+            "not_compared": dict(self.not_compared),
             "latency": None if self.latency is None else self.latency.to_dict(),
         }
 
@@ -183,6 +196,7 @@ class CheckResult:
         """Latency of both networks on the first provider."""
         return self.providers[0].latency if self.providers else None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {
@@ -273,6 +287,7 @@ class _Side:
     specs: tuple[InputSpec, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    names: tuple[str, ...]
     cost: ModelCost
     warnings: tuple[str, ...]
 
@@ -283,9 +298,19 @@ def _describe(source: ModelSource | bytes, model: ir.Model, shapes: Shapes | Non
         specs=tuple(input_specs(model)),
         inputs=tuple(_declaration(value) for value in runtime_inputs(model)),
         outputs=tuple(_declaration(value) for value in model.graph.outputs),
+        names=tuple(str(value.name) for value in model.graph.outputs),
         cost=_cost(source, model, shapes),
-        warnings=tuple(open_initializers(model, model_name(source))),
+        warnings=(*open_initializers(model, model_name(source)), *_random_nodes(source, model)),
     )
+
+
+def _random_nodes(source: ModelSource | bytes, model: ir.Model) -> list[str]:
+    """Say that random nodes were made to draw alike."""
+    names = random_nodes(model)
+    if not names:
+        return []
+    shown = ", ".join(f"'{name}'" for name in names[:4]) + (", ..." if len(names) > 4 else "")
+    return [f"{model_name(source)}: {shown} draw random numbers; for the comparison they drew the same in both."]
 
 
 def _signature(model: ir.Model) -> list[tuple[str | None, ir.DataType | None]]:
@@ -322,24 +347,25 @@ def _require_arguments(model: ir.Model, settings: CheckSettings) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """What one network gave: for each batch its outputs, or why it did not run."""
+    """What one network gave: for each batch its outputs, or why it did not run; and outputs that hold no numbers."""
 
     outputs: list[dict[str, Array] | str]
     nodes_off: tuple[AssignedNode, ...]
+    left_out: Mapping[str, str]
 
 
 def _run(source: ModelSource | bytes, batches: Sequence[Batch], provider: str, settings: CheckSettings) -> _Run:
     outputs: list[dict[str, Array] | str] = []
-    with runtime_source(source) as path:
+    with runtime_source(stilled(source)) as path:
         session = open_session(path, provider, threads=settings.threads, optimization=settings.optimization)
-        names = [output.name for output in session.get_outputs() if output.type.startswith("tensor(")]
+        left_out = not_compared(session)
         for batch in batches:
             try:
-                outputs.append(dict(zip(names, session.run(names, batch.feeds), strict=True)))
+                outputs.append(run_outputs(session, batch.feeds))
             except Exception as error:  # the runtime's exceptions share no base class
                 outputs.append(sentence(error))
         nodes_off = () if _is_cpu(provider) else tuple(nodes_off_provider(session))
-    return _Run(outputs, nodes_off)
+    return _Run(outputs, nodes_off, left_out)
 
 
 def _check_on(
@@ -360,6 +386,7 @@ def _check_on(
             f"{dense.outputs[0]}; name others with --input-shape."
         )
     rewritten = here[1] if here else _run(after.source, batches, provider, settings)
+    _require_comparable(dense.left_out, settings)
     findings: list[Finding] = []
     trials = []
     meter = DriftMeter()
@@ -373,7 +400,9 @@ def _check_on(
         if batch.counts and not isinstance(second, str):
             meter.add(first, second)
     drift = meter.result()
-    findings.extend(_drift_faults(provider, drift, settings.max_drift))
+    limits = _limits_of_items(drift, before.names, settings.max_drift)
+    findings.extend(_drift_faults(provider, drift, limits))
+    findings.extend(_idle_limits(before.source, provider, drift, limits, batches[0]))
     from_cpu: dict[str, Mapping[str, Drift]] = {}
     if on_cpu and not here:
         from_cpu = {
@@ -408,6 +437,7 @@ def _check_on(
         nodes_off=rewritten.nodes_off,
         nodes_off_before=dense.nodes_off,
         latency=timing,
+        not_compared=dense.left_out,
     )
     return result, findings
 
@@ -465,10 +495,13 @@ def _shape_faults(
         return [Finding("does_not_run", text, {"provider": provider, "input_shapes": batch.lists()})]
     faults = []
     for name, was in first.items():
+        numbers: dict[str, Any] = {"provider": provider, "output": name}
         if name not in second:
+            if output_of(name, ()) != name:  # an item of a sequence; other outputs are declared to be missing
+                text = f"The sequence '{output_of(name, ())}' has no item for '{name}' on {provider} with {given}."
+                faults.append(Finding("output_shape", text, numbers | {"input_shapes": batch.lists()}))
             continue
         now = second[name]
-        numbers: dict[str, Any] = {"provider": provider, "output": name}
         if was.dtype != now.dtype:
             text = f"Output '{name}' is {now.dtype} instead of {was.dtype} on {provider}."
             faults.append(Finding("output_dtype", text, numbers | {"before": str(was.dtype), "after": str(now.dtype)}))
@@ -494,12 +527,58 @@ def _depends_on_data(
     }
     again = _run(before, [Batch(shuffled, False)], provider, settings)
     values = again.outputs[0]
-    return not isinstance(values, str) and values[name].shape != output.shape
+    return not isinstance(values, str) and (name not in values or values[name].shape != output.shape)
 
 
-def _drift_faults(
-    provider: str, drift: Mapping[str, Drift], max_drift: float | Mapping[str, float] | None
-) -> list[Finding]:
+def _require_comparable(left_out: Mapping[str, str], settings: CheckSettings) -> None:
+    """Refuse limits on what holds no numbers."""
+    for name in settings.max_drift if isinstance(settings.max_drift, Mapping) else ():
+        if name in left_out:
+            raise InputError(
+                f"Output '{name}' is {left_out[name]}, which holds no numbers to compare; limit the drift of an output "
+                "that is a tensor, or add what lies before it to the outputs."
+            )
+
+
+def _limits_of_items(
+    drift: Mapping[str, Drift], outputs: Sequence[str], limit: float | Mapping[str, float] | None
+) -> dict[str, float | None]:
+    """The limit of each output and each item of a sequence, and of outputs that were not compared at all."""
+    if not isinstance(limit, Mapping):
+        return dict.fromkeys(drift, limit)
+    found = {name: limit.get(output_of(name, outputs)) for name in drift}
+    compared = {output_of(name, outputs) for name in drift}
+    return {**found, **{name: value for name, value in limit.items() if name not in compared}}
+
+
+def _idle_limits(
+    source: ModelSource | bytes,
+    provider: str,
+    drift: Mapping[str, Drift],
+    limits: Mapping[str, float | None],
+    batch: Batch,
+) -> Iterator[Finding]:
+    """A limit that compared nothing has failed: no output, or none of its numbers finite."""
+    # Of a detector that finds nothing an output may well be empty, as long as there are others.
+    any_values = any(seen.values for seen in drift.values())
+    for name, limit in limits.items():
+        seen = drift.get(name)
+        if limit is None or (
+            seen is not None and (seen.values > seen.non_finite_before or (any_values and not seen.values))
+        ):
+            continue
+        text = f"The limit on output '{name}' compared nothing on {provider}"
+        numbers: dict[str, Any] = {"provider": provider, "output": name, "limit": limit}
+        if seen is not None and seen.values:
+            text += f": all of its {seen.values} values are NaN or infinite in the first network"
+            origin = first_non_finite(source, batch.feeds)
+            if origin is not None:
+                text += f", where {origin}"
+                numbers["origin"] = origin.to_dict()
+        yield Finding("nothing_compared", f"{text}; check with other --inputs.", numbers)
+
+
+def _drift_faults(provider: str, drift: Mapping[str, Drift], limits: Mapping[str, float | None]) -> list[Finding]:
     faults = []
     for name, value in drift.items():
         numbers: dict[str, Any] = {"provider": provider, "output": name}
@@ -510,7 +589,7 @@ def _drift_faults(
             )
             counts = {"before": value.non_finite_before, "after": value.non_finite_after}
             faults.append(Finding("non_finite", text, numbers | counts))
-        limit = max_drift.get(name) if isinstance(max_drift, Mapping) else max_drift
+        limit = limits.get(name)
         if limit is not None and value.relative_l2 > limit:
             text = f"Output '{name}' drifts by {value.relative_l2:.4g} on {provider}, more than the {limit:g} allowed."
             faults.append(Finding("drift", text, numbers | {"drift": value.to_dict()["relative_l2"], "limit": limit}))
@@ -544,6 +623,8 @@ def _warnings(results: Sequence[ProviderCheck]) -> Iterator[str]:
     for result in results:
         if result.software:
             yield f"{result.provider} ran on {result.device}, a device emulated on the CPU, so it was not timed."
+        for name, kind in result.not_compared.items():
+            yield f"Output '{name}' is {kind}, which holds no numbers, so it was not compared."
         for name, value in (result.dense_from_cpu or {}).items():
             if value.relative_l2 > _PROVIDER_ERROR:
                 yield (

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from onnx_pointwise.graph import require_writable, write_text
+from onnx_pointwise.reports import Text, console
 
 CHECK_FAILED, BAD_INPUT = 1, 2
 #: Where the help lists options that say what becomes of the result.
@@ -38,7 +39,7 @@ External = Annotated[
 
 def errors() -> Console:
     """Where errors and progress go."""
-    return Console(stderr=True)
+    return console(stderr=True)
 
 
 class Output:
@@ -46,7 +47,7 @@ class Output:
 
     def __init__(self, target: str | None) -> None:
         self._target = target
-        self.console = Console(stderr=target == "-")
+        self.console = console(stderr=target == "-")
         if target is not None and target != "-":
             require_writable(target)
 
@@ -68,7 +69,7 @@ class Output:
     def progress(self) -> Iterator[Callable[[str, str], None]]:
         """Show what is going on, stage by stage."""
         with errors().status("reading") as status:
-            yield lambda stage, what: status.update(f"{stage}: {what}")
+            yield lambda stage, what: status.update(Text(f"{stage}: {what}"))
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:

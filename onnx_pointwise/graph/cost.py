@@ -18,6 +18,7 @@ from onnx_pointwise.graph.pieces import pieces
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape
 from onnx_pointwise.graph.sites import Site
 from onnx_pointwise.graph.wire import tensors
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Form, Rank, has_form
 
 _CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "FusedConv", "NhwcFusedConv"}
@@ -56,7 +57,7 @@ class ModelCost:
         conv_macs: The part of ``macs`` that large-kernel and other convolutions take.
         params: Numbers in floating-point and 8-bit tensors that the model stores.
         bytes: Size of the file, external data included.
-        activation_bytes: Bytes of all intermediate values whose shape is known.
+        activation_bytes: Bytes of all intermediate values whose shape is known; 0 where none is.
         unknown: Nodes left out of ``macs`` because a shape is not known.
     """
 
@@ -67,9 +68,10 @@ class ModelCost:
     activation_bytes: int
     unknown: int
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
-        """Give a JSON-ready dict."""
-        return asdict(self)
+        """Give a JSON-ready dict; what is not known is None."""
+        return asdict(self) | {"activation_bytes": self.activation_bytes or None}
 
 
 def dense_cost(site: Site) -> SiteCost:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph.cost import SiteCost, dense_cost, rewritten_cost
 from onnx_pointwise.graph.sites import Refusal, Site
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Form, Method, Rank, has_form
 
 FORMAT = "onnx_pointwise plan"
@@ -70,6 +71,7 @@ class Plan:
         choices = {name: choice for name, choice in self.choices.items() if name not in refused}
         return replace(self, choices=choices, refusals={**self.refusals, **refused})
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict; only ``method`` and ``sites`` matter when it is read again."""
         sites: dict[str, Any] = {}
@@ -91,7 +93,7 @@ class Plan:
 
     def to_json(self) -> str:
         """Write the plan as JSON text."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "the plan") -> Plan:

@@ -23,10 +23,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
+from onnx_pointwise.graph.constants import constant
 from onnx_pointwise.graph.merge import merge_pointwise
+from onnx_pointwise.graph.model_io import named_no_more
 from onnx_pointwise.graph.pieces import ConvPiece, pieces
 from onnx_pointwise.graph.plan import Choice, Plan, require_sites
-from onnx_pointwise.graph.sites import Site, constant, find_sites, nodes_with_scope
+from onnx_pointwise.graph.sites import Site, find_sites, nodes_with_scope
 from onnx_pointwise.numerics import SPATIAL, Factors, Method, compose, factorize
 
 
@@ -91,6 +93,8 @@ class BottleneckPass(ir.passes.InPlacePass):
         names = _Names(model)
         inserted = [node for name in weights for node in _rewrite_site(model, sites[name], weights[name], names)]
         merge_pointwise(inserted)
+        if self.plan.choices:
+            named_no_more(model)
         return ir.passes.PassResult(model, modified=bool(self.plan.choices))
 
 
@@ -237,6 +241,8 @@ def _drop_if_unused(value: ir.Value) -> None:
         return
     node = value.producer()
     if node is not None:
+        if any(other.uses() or other.is_graph_output() for other in node.outputs):
+            return
         graph, sources = node.graph, list(node.inputs)
         if graph is None:
             return  # dropped already: one constant may feed several of the replaced nodes

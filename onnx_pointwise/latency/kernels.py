@@ -24,6 +24,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnx_pointwise.graph import Shape, Site, competing, dense_cost, pieces, rewritten_cost
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.numerics import FORMS, SPATIAL, Form, Rank, full_rank
 from onnx_pointwise.runtime import Runner, machine, open_session, provider_info, provider_name
@@ -71,6 +72,7 @@ class SiteLatency:
         """
         return (dict(zip(self.choices, self.seconds, strict=True)) | dict(self.asked))[form, rank]
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         treads = [

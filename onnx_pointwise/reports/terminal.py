@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from onnx_pointwise.check import CheckResult, ProviderCheck
-from onnx_pointwise.graph import ModelCost, Refusal, competing
+from onnx_pointwise.graph import ModelCost, Refusal, another_size, competing
 from onnx_pointwise.jobs import ENERGIES, Benchmark, Inspection, RewriteResult, SiteResult, SiteView
 from onnx_pointwise.latency import CacheInfo
 from onnx_pointwise.numerics import FORMS, Drift
-from onnx_pointwise.runtime import LatencyComparison, NodeTime, ProviderInfo
+from onnx_pointwise.reports.plain import Table, Text
+from onnx_pointwise.runtime import LatencyComparison, NodeTime, ProviderInfo, output_of
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -30,6 +29,10 @@ def size(value: float) -> str:
     """Write a number of bytes: 4.35 MB."""
     text = count(value)
     return f"{text}B" if text[-1].isalpha() else f"{text} B"
+
+
+def _known_size(value: float) -> str:
+    return size(value) if value else "unknown"
 
 
 def _three(value: float) -> str:
@@ -80,7 +83,7 @@ def assumptions(assumed: Iterable[str], shapes: dict[str, tuple[int, ...]]) -> l
     return [
         Text(
             f"The model leaves the size of '{name}' open; costs are for {_size_of(shapes[name])}. "
-            f"Name another with --input-shape {name}:{','.join(map(str, shapes[name]))}.",
+            f"Name another with --input-shape {name}:{','.join(map(str, another_size(shapes[name])))}.",
             style="yellow",
         )
         for name in assumed
@@ -294,10 +297,11 @@ def costs(before: ModelCost, after: ModelCost, check: CheckResult | None = None)
         ("MACs", count, before.macs, after.macs),
         ("Parameters", count, before.params, after.params),
         ("File", size, before.bytes, after.bytes),
-        ("Activations", size, before.activation_bytes, after.activation_bytes),
+        ("Activations", _known_size, before.activation_bytes, after.activation_bytes),
     )
     for title, write, old, new in rows:
-        table.add_row(title, write(old), write(new), percent(new / old) if old else "")
+        unknown = not old or (title == "Activations" and not new)
+        table.add_row(title, write(old), write(new), "" if unknown else percent(new / old))
     for result in check.providers if check is not None else ():
         if result.latency is not None:
             timed = result.latency
@@ -347,7 +351,11 @@ def verdict(result: CheckResult) -> RenderableType:
 def _passed(result: CheckResult) -> str:
     """Say what a check that passed stands for: without a limit, any drift passes."""
     limit = result.max_drift
-    unlimited = [name for name in result.drift if (limit.get(name) if isinstance(limit, Mapping) else limit) is None]
+    unlimited = [
+        name
+        for name in result.drift
+        if (limit.get(output_of(name, limit)) if isinstance(limit, Mapping) else limit) is None
+    ]
     if not unlimited:
         drift = "the drift is within its limit"
     elif len(unlimited) == len(result.drift):

@@ -174,7 +174,9 @@ def test_a_network_with_nothing_to_gain_comes_back_unchanged() -> None:
     value = [onnx.helper.make_tensor_value_info(name, 1, ["N", 8, 6, 6]) for name in "xy"]
     graph = onnx.helper.make_graph([depthwise], "depthwise", value[:1], value[1:], [weights])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    result = onnx_pointwise.rewrite(model, target_macs=0.5, latency=False, max_drift=0.0)
+    with pytest.raises(TargetError, match=r"nothing can be rewritten, 1\.000 of the MACs are left. .* 1 depthwise"):
+        onnx_pointwise.rewrite(model, target_macs=0.5, latency=False)
+    result = onnx_pointwise.rewrite(model, ratio=0.5, latency=False, max_drift=0.0)
     assert result.passed
     assert content(result.model) == content(ir.serde.deserialize_model(model))
     (site,) = result.sites
