@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,17 @@ def errors() -> Console:
     return Console(stderr=True)
 
 
+def _finite(value: Any) -> Any:
+    """The same with ``None`` for what is NaN or infinite, which JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
 class Output:
     """Where a command's table and JSON go: with JSON on standard output, the table moves to standard error."""
 
@@ -58,7 +70,7 @@ class Output:
         """Write the JSON where it was asked for."""
         if self._target is None:
             return
-        text = json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
+        text = json.dumps(_finite(document), indent=2, allow_nan=False, default=str) + "\n"
         if self._target == "-":
             sys.stdout.write(text)
         else:

@@ -3,6 +3,15 @@
 It knows neither ONNX nor the runtime.
 """
 
+from onnx_pointwise.numerics.agreement import (
+    MOST_DECIBELS,
+    Agreement,
+    ClassMeter,
+    PictureMeter,
+    PresenceMeter,
+    ValueDrift,
+    ValueMeter,
+)
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
 from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, relative_drift, weighted_drift
 from onnx_pointwise.numerics.factorize import (
@@ -37,8 +46,11 @@ from onnx_pointwise.numerics.reconstruct import Activation, Block, Reconstructio
 
 __all__ = [
     "FORMS",
+    "MOST_DECIBELS",
     "Activation",
+    "Agreement",
     "Block",
+    "ClassMeter",
     "Drift",
     "DriftMeter",
     "Factors",
@@ -47,10 +59,14 @@ __all__ = [
     "Method",
     "Moments",
     "Norm",
+    "PictureMeter",
+    "PresenceMeter",
     "Rank",
     "Reconstruction",
     "Response",
     "Stationary",
+    "ValueDrift",
+    "ValueMeter",
     "Window",
     "beside",
     "blended",

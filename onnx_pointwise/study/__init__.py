@@ -4,6 +4,19 @@ It chooses nothing and makes no weights that are handed over.
 """
 
 from onnx_pointwise.study.collect import named_seed, patch_count
+from onnx_pointwise.study.heads import Head, Heads, Kind, find_heads
 from onnx_pointwise.study.survey import Effort, Progress, Rehearsal, Study, study
 
-__all__ = ["Effort", "Progress", "Rehearsal", "Study", "named_seed", "patch_count", "study"]
+__all__ = [
+    "Effort",
+    "Head",
+    "Heads",
+    "Kind",
+    "Progress",
+    "Rehearsal",
+    "Study",
+    "find_heads",
+    "named_seed",
+    "patch_count",
+    "study",
+]

@@ -12,8 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 from rich.console import Console
 
-from onnx_pointwise.check import comparison
-from onnx_pointwise.check.comparison import CheckResult
+from onnx_pointwise.check import CheckResult, running
 from onnx_pointwise.check.comparison import check as api
 from onnx_pointwise.errors import InputError, ModelError, ProviderError
 from onnx_pointwise.reports.terminal import verdict
@@ -407,7 +406,7 @@ def test_a_provider_that_computes_the_second_network_wrongly(
         share = {before: dense_share, after: rewritten_share}[source]
         return Wrong(real(source, provider, **options), share if provider == "twin" else 0.0)
 
-    monkeypatch.setattr(comparison, "open_session", open_session)
+    monkeypatch.setattr(running, "open_session", open_session)
     result = check(before, after, providers=("twin",))
     assert codes(result) == found
     assert len(result.warnings) == warned

@@ -1,0 +1,186 @@
+"""Both sides of a check: what is known of a network without running it, and what it gave when it ran."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime as ort
+from onnx_ir.passes.common import InlinePass
+
+from onnx_pointwise.check.trials import Batch, Shapes, is_open
+from onnx_pointwise.graph import (
+    ModelCost,
+    ModelSource,
+    ResolvedShapes,
+    as_model,
+    file_bytes,
+    model_cost,
+    runtime_inputs,
+    runtime_source,
+)
+from onnx_pointwise.runtime import (
+    Array,
+    AssignedNode,
+    InputSpec,
+    input_specs,
+    model_name,
+    nodes_off_provider,
+    open_initializers,
+    open_session,
+    provider_name,
+    resolve,
+    sentence,
+)
+from onnx_pointwise.settings import CheckSettings
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is known of one network without running it, its weights left out.
+
+    Attributes:
+        source: The network.
+        specs: What its inputs take.
+        inputs: Its inputs as declared.
+        outputs: Its outputs as declared.
+        names: Names of its outputs.
+        cost: What it costs.
+        warnings: What makes a comparison with it worth less.
+    """
+
+    source: ModelSource | bytes
+    specs: tuple[InputSpec, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    names: tuple[str, ...]
+    cost: ModelCost
+    warnings: tuple[str, ...]
+
+
+def described(source: ModelSource | bytes, model: ir.Model, shapes: ResolvedShapes) -> Side:
+    """Say what is known of a network."""
+    size = file_bytes(source, model) if isinstance(source, str | Path) else None
+    return Side(
+        source=source,
+        specs=tuple(input_specs(model)),
+        inputs=tuple(_declaration(value) for value in runtime_inputs(model)),
+        outputs=tuple(_declaration(value) for value in model.graph.outputs),
+        names=tuple(str(value.name) for value in model.graph.outputs),
+        cost=model_cost(model, shapes, file_bytes=size),
+        warnings=tuple(open_initializers(model, model_name(source))),
+    )
+
+
+def _declaration(value: ir.Value) -> str:
+    sizes = "..."
+    if value.shape is not None:
+        sizes = ", ".join(str(size if isinstance(size, int) else size.value or "?") for size in value.shape)
+    dtype = "unknown" if value.dtype is None else value.dtype.name.lower()
+    return f"{value.name}: {dtype}[{sizes}]"
+
+
+def shapes_of(model: ir.Model, shapes: Shapes | None) -> ResolvedShapes:
+    """Find the shapes of all values for one item, at the sizes of a run."""
+    one = None
+    if shapes is not None:
+        one = {
+            spec.name: (1, *shapes[spec.name][1:]) if shapes[spec.name] and is_open(spec, 0) else shapes[spec.name]
+            for spec in input_specs(model)
+        }
+    return resolve(model, one)
+
+
+def is_cpu(provider: str) -> bool:
+    """Whether a provider is the CPU, that the others are measured by."""
+    return provider_name(provider) == "cpu"
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+Given = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one network gave: for each batch its values by name, or why it did not run."""
+
+    values: list[Given | str]
+    nodes_off: tuple[AssignedNode, ...]
+
+
+def run(
+    source: ModelSource | bytes,
+    batches: Sequence[Batch],
+    provider: str,
+    settings: CheckSettings,
+    hidden: Collection[str] = (),
+) -> Run:
+    """Run one network on all batches.
+
+    Args:
+        source: The network.
+        batches: What it is given.
+        provider: Where it runs.
+        settings: How.
+        hidden: Values inside it that are given beside the outputs, where a batch counts.
+    """
+    values: list[Given | str] = []
+    with runtime_source(exposed(source, hidden)) as path:
+        gc.collect()  # graphs are cyclic: only a collection gives the weights of the working copy back
+        session = open_session(path, provider, threads=settings.threads, optimization=settings.optimization)
+        names = comparable(session)
+        for batch in batches:
+            wanted = [name for name in names if batch.counts or name not in hidden]
+            try:
+                values.append(_flat(wanted, session.run(wanted, batch.feeds)))
+            except Exception as error:  # the runtime's exceptions share no base class
+                values.append(sentence(error))
+        nodes_off = () if is_cpu(provider) else tuple(nodes_off_provider(session))
+    return Run(values, nodes_off)
+
+
+def exposed(source: ModelSource | bytes, names: Collection[str]) -> ModelSource | bytes:
+    """The same network with further values as outputs; those that it lacks are left out."""
+    if not names:
+        return source
+    model = as_model(source).clone()
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    if model.functions and any(name not in values for name in names):
+        model = InlinePass()(model).model
+        values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    for name in names:
+        value = values.get(name)
+        if value is not None and not value.is_graph_output():
+            value.shape = None  # a stored one may hold for another size
+            model.graph.outputs.append(value)
+    return model
+
+
+def comparable(session: ort.InferenceSession) -> list[str]:
+    """Outputs that hold numbers: tensors, and sequences of them."""
+    return [output.name for output in session.get_outputs() if _numbers(output.type)]
+
+
+def _numbers(kind: str) -> bool:
+    return kind.startswith(("tensor(", "seq(tensor(")) and "string" not in kind
+
+
+def _flat(names: Sequence[str], values: Sequence[Array | list[Array]]) -> Given:
+    """Name every array; the items of a sequence by their number."""
+    flat: dict[str, Array] = {}
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, list):
+            flat |= {f"{name}[{index}]": item for index, item in enumerate(value)}
+        else:
+            flat[name] = value
+    return flat
+
+
+def owner(name: str) -> str:
+    """The output that an array belongs to, where it is an item of a sequence."""
+    head, bracket, rest = name.rpartition("[")
+    return head if bracket and rest.endswith("]") and rest[:-1].isdigit() else name
