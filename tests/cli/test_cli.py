@@ -56,9 +56,10 @@ def refused(result: Run, *words: str) -> None:
 @pytest.fixture(scope="module")
 def rewritten(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("rewritten")
+    np.savez(folder / "images.npz", image=np.load(DIGITS.with_suffix(".npz"))["x"][:48])
     result = run(
         "rewrite", DIGITS, folder / "out.onnx", "--target-macs", "0.6", "--no-latency", "--json", folder / "out.json",
-        "--save-plan", folder / "plan.json",
+        "--save-plan", folder / "plan.json", "--inputs", folder / "images.npz",
     )  # fmt: skip
     return {"folder": folder, "result": result, "document": json.loads((folder / "out.json").read_text())}
 
