@@ -77,7 +77,6 @@ def refit(
     inputs: Mapping[str, Array],
     *,
     method: Method = "als",
-    blends: Mapping[str, float] | None = None,
     batch: int = 64,
     effort: Effort,
     rounds: int = 2,
@@ -91,8 +90,6 @@ def refit(
         choices: Form and rank by site name; sites that lie in subgraphs are left out.
         inputs: Example inputs by name, [N, ...].
         method: How the factors are computed, see `factorize`.
-        blends: By site name, how much of its norm takes the taps to be apart, see `numerics.blended`; nothing of it
-            where a site is not named.
         batch: Examples in one run of the runtime.
         effort: How much may be spent; activations beyond the memory lie in a temporary folder.
         rounds: Rounds through activations with flat parts, see `reconstruct`.
@@ -124,7 +121,6 @@ def refit(
             method=method,
             activation=problem.task.activation,
             rounds=rounds,
-            blend=(blends or {}).get(site.name, 0.0),
             threads=workers(threads),
         )
 

@@ -81,7 +81,6 @@ def make_weights(
             kept,
             found.fit,
             method=found.method,
-            blends={name: seen.whole.blend for name, seen in found.moments.items()},
             batch=found.batch,
             effort=found.effort,
             rounds=rounds,

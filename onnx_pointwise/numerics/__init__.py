@@ -25,7 +25,6 @@ from onnx_pointwise.numerics.factorize import (
     error_curves,
     factorize,
     is_exact,
-    relative_error,
 )
 from onnx_pointwise.numerics.heldout import held_curves
 from onnx_pointwise.numerics.moments import (
@@ -39,6 +38,7 @@ from onnx_pointwise.numerics.moments import (
     patches,
     sample,
     shrunk,
+    tap_blend,
 )
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
@@ -87,9 +87,9 @@ __all__ = [
     "patches",
     "reconstruct",
     "relative_drift",
-    "relative_error",
     "sample",
     "shrunk",
+    "tap_blend",
     "weighted_drift",
     "workers",
 ]

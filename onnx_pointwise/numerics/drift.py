@@ -162,11 +162,12 @@ def relative_drift(reference: Array, moved: Array, axis: int = 1) -> float | Non
         ||moved - reference||^2 / ||reference - mean||^2, errors cut at a few deviations or the largest one; None for a
         value that does not vary, of which nothing can be said.
     """
-    spread = centred(reference, axis)
+    truth = reference.astype(np.float64)  # squares of narrow types overflow
+    spread = centred(truth, axis)
     whole = float(np.vdot(spread, spread))
-    if not whole > _CONSTANT * float(np.vdot(reference, reference)):
+    if not whole > _CONSTANT * float(np.vdot(truth, truth)):
         return None
-    error = np.nan_to_num(np.abs(moved.astype(np.float64) - reference), nan=np.inf)
+    error = np.nan_to_num(np.abs(moved.astype(np.float64) - truth), nan=np.inf)
     most = max(_SATURATION * math.sqrt(whole / spread.size), float(np.abs(spread).max()))
     return float((np.minimum(error, most) ** 2).sum()) / whole
 

@@ -21,7 +21,9 @@ from onnx_pointwise.numerics.norm import Norm
 Array = NDArray[np.float64]
 
 
-def held_curves(kernel: NDArray[Any], norm: Norm, held: Norm, forms: Sequence[Form] = FORMS) -> dict[Form, Array]:
+def held_curves(
+    kernel: NDArray[Any], norm: Norm, held: Norm, forms: Sequence[Form] = FORMS
+) -> tuple[dict[Form, Array], dict[Form, Array]]:
     """Relative squared error on held-back patches that each rank leaves, by form.
 
     `expand` is exact; `reduce` is that of the nested directions of `error_curve`; `reduce_expand` adds what both sides
@@ -34,17 +36,16 @@ def held_curves(kernel: NDArray[Any], norm: Norm, held: Norm, forms: Sequence[Fo
         forms: The forms.
 
     Returns:
-        As `error_curves`, not increasing; above its curves where S promises too much. Where T knows nothing, those of
-        S itself.
+        What `error_curves` promises, and what holds in T, not increasing; the same where T knows nothing.
     """
     promised = error_curves(kernel, list(dict.fromkeys([*forms, "reduce", "expand"])), norm)
     if held.moment is None or norm.moment is None:
-        return {form: promised[form] for form in forms}
+        return promised, promised
     weights = kernel.astype(np.float64).reshape(*kernel.shape[:2], -1)
     weights = weights / max(float(np.abs(weights).max()), np.finfo(np.float64).tiny)
     total = float(np.vdot(weights, held.apply(weights)))
     if total <= 0.0:
-        return {form: promised[form] for form in forms}
+        return promised, promised
     sides: dict[Form, Array] = {
         "expand": _falling(_behind(weights, norm, held) / total),
         "reduce": _falling(_in_front(weights, norm, held) / total),
@@ -56,7 +57,7 @@ def held_curves(kernel: NDArray[Any], norm: Norm, held: Norm, forms: Sequence[Fo
         else:
             excess = {side: np.maximum(sides[side] - promised[side], 0.0) for side in sides}
             curves[form] = _falling(promised[form] + excess["reduce"][:, None] + excess["expand"][None, :])
-    return curves
+    return promised, curves
 
 
 def _falling(curve: Array) -> Array:

@@ -26,7 +26,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnx_pointwise.numerics.factorize import Factors, Form, Method, Rank, compose, factorize
-from onnx_pointwise.numerics.moments import Moments, Sums, blended, shrinkage
+from onnx_pointwise.numerics.moments import Moments, Sums, blended, shrinkage, tap_blend
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.parallel import in_order
 
@@ -110,7 +110,6 @@ def reconstruct(
     activation: Activation = Activation(),
     rounds: int = 2,
     sweeps: int = 4,
-    blend: float = 0.0,
     threads: int = 1,
 ) -> Reconstruction:
     """Compute the weights of one rewritten site.
@@ -126,7 +125,6 @@ def reconstruct(
         activation: What follows the site.
         rounds: Rounds through the activation, where it has a flat part.
         sweeps: See `factorize`.
-        blend: Share of the norm in which taps are taken to tell nothing of one another, see `blended`.
         threads: Blocks to work on at a time; the result does not depend on it.
 
     Returns:
@@ -140,7 +138,7 @@ def reconstruct(
     flat = kernel.astype(np.float64).reshape(outputs, -1)
     offset = np.zeros(outputs) if bias is None else bias
     fit, held, residuals = _accumulate(flat, offset, blocks, threads)
-    problem = _Problem(kernel, offset, form, rank, blocks, residuals, method, activation, sweeps, blend, threads)
+    problem = _Problem(kernel, offset, form, rank, blocks, residuals, method, activation, sweeps, threads)
     both = fit.merged(held) if held is not None else fit
     ridge = RIDGES[2] if held is None else _pick_ridge(fit, held, threads)
     if activation.linear:
@@ -188,7 +186,6 @@ class _Problem:
     method: Method
     activation: Activation
     sweeps: int
-    blend: float
     threads: int
 
     def solved(self, moments: Moments, ridge: float, rounds: int, *, fit_only: bool = False) -> _Solved:
@@ -206,7 +203,7 @@ class _Problem:
         level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
         identity = level * np.eye(len(covariance))
         # The ridge is for the target alone. In the norm of the factorisation it would hide which directions matter.
-        lifted = blended(covariance, taps, self.blend)
+        lifted = blended(covariance, taps, tap_blend(moments.count, len(covariance), taps))
         lifted = lifted + max(shrinkage(lifted, moments.count), _LEAST) * identity
         norm = Norm.of(lifted, kernel.shape[1], taps)
         ridge, solver = _solver(covariance, ridge, identity)

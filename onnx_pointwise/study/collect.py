@@ -15,18 +15,15 @@ from numpy.typing import NDArray
 from onnx_pointwise.graph import ResolvedShapes, Shape, Site, runtime_inputs
 from onnx_pointwise.numerics import (
     Moments,
-    Norm,
     Stationary,
     Window,
     blended,
-    compose,
-    factorize,
     in_order,
     lattices,
     make_window,
     patches,
-    relative_error,
     shrunk,
+    tap_blend,
     workers,
 )
 from onnx_pointwise.runtime import Piece, without_shapes
@@ -46,11 +43,6 @@ _PATCHES_PER_NUMBER = 10
 EXACT = 2304
 #: Widest patch whose taps are told apart at all; of wider ones only the channels are looked at.
 STATIONARY = 4608
-# With more patches than so many for each number in one, taps are known as well as channels.
-_PLENTY = 12
-# Shares of `blended` to choose from, and the share of its arithmetic that a site is cut to for the choice.
-_BLENDS = (0.0, 0.15, 0.4, 0.7, 0.9)
-_BLENDED_AT = 0.4
 # Bytes of the largest activation of one batch.
 _BATCH_BYTES = 2**28
 _LARGEST_BATCH = 64
@@ -279,40 +271,17 @@ class _Collector:
         assert self._sums, "there are no examples"
         part, rest = self._sums
         if not rest.count or not part.count:
-            whole = self._finished(part if part.count else rest, 0.0)
-            return {site.name: Seen(whole, whole, None) for site in self.sites}
-        both, told = _merged(part, rest), rest.covariance()
-        kept = told.astype(np.float32)
-        made: dict[float, Seen] = {}
-        found = {}
-        for site in self.sites:
-            blend = self._blend(site, part, told)
-            if blend not in made:
-                made[blend] = Seen(self._finished(both, blend), self._finished(part, blend), kept)
-            found[site.name] = made[blend]
+            whole = self._finished(part if part.count else rest)
+            return dict.fromkeys((site.name for site in self.sites), Seen(whole, whole, None))
+        told = rest.covariance().astype(np.float32)
+        seen = Seen(self._finished(_merged(part, rest)), self._finished(part), told)
         self._sums = []
-        return found
+        return dict.fromkeys((site.name for site in self.sites), seen)
 
-    def _blend(self, site: Site, part: Moments | Stationary, told: NDArray[np.float64]) -> float:
-        """The share of `blended` whose factors lose least on the patches that are tried on."""
-        width = len(told)
-        if self._kind == "channels" or site.taps == 1 or part.count > _PLENTY * width:
-            return 0.0
-        kernel = site.weights()[0].astype(np.float64)
-        rank = max(1, int(_BLENDED_AT * kernel.size / (kernel.shape[1] + kernel.size / kernel.shape[1])))
-        covariance = part.covariance()
-        held = Norm.of(told, site.in_channels, site.taps)
-
-        def lost(share: float) -> float:
-            moment = shrunk(blended(covariance, site.taps, share), part.count)
-            factors = factorize(kernel, "reduce", rank, second_moment=moment, sweeps=1)
-            return relative_error(kernel, compose(factors), held)
-
-        return min(_BLENDS, key=lost) if rank < kernel.shape[1] else 0.0
-
-    def _finished(self, sums: Moments | Stationary, blend: float) -> SiteMoments:
+    def _finished(self, sums: Moments | Stationary) -> SiteMoments:
         mean = sums.mean()
         taps = self._site.taps
+        blend = 0.0 if self._kind == "channels" else tap_blend(sums.count, len(mean), taps)
         if self._kind == "channels":
             mean = np.repeat(mean, taps)
         covariance = sums.covariance()

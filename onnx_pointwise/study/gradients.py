@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import Shape, Site, runtime_source
 from onnx_pointwise.runtime import open_waiting, reads, sentence
-from onnx_pointwise.study.vjp import FLAT, RULES, Call, Draft, Facts, RefusedError, between
+from onnx_pointwise.study.vjp import FLAT, RULES, Call, Draft, Facts, RefusedError, between, ends, size_of
 
 Array = NDArray[Any]
 
@@ -67,6 +67,8 @@ class Backward:
     Attributes:
         unsupported: By the key of a point, what cuts it off from a head; such points get no gradient.
         unreached: Keys of the points that no head depends on; their gradient is zero and is not given.
+        held: Bytes of forward values and gradients that a batch like the example holds until its results are dropped;
+            the runtime needs about as much again while it works.
 
     Raises:
         ModelError: A value is missing, or the model does not run on the inputs.
@@ -88,6 +90,7 @@ class Backward:
         first = self._pair(inputs)
         self.unsupported: Mapping[str, tuple[Unsupported, ...]] = first.unsupported
         self.unreached: Sequence[str] = first.unreached
+        self.held: int = first.held
 
     def forward(self, inputs: Mapping[str, Array]) -> Forward:
         """Run the network on a batch.
@@ -175,13 +178,15 @@ class _Pair:
         for name in (*heads, *keep):
             if name not in self._facts.values:
                 raise ModelError(f"The model has no value '{name}' outside of its subgraphs.")
-        walk = _Walk(self._facts, heads, set(points.values()))
+        self._facts.learn([self._facts.values[name] for name in (*heads, *keep)], inputs)
+        walk = _Walk(self._facts, heads, set(points.values()), inputs)
         self._results = {key: name for key, name in points.items() if name in walk.reached}
         self.unsupported = {
             key: tuple(sorted(walk.blocked[name])) for key, name in points.items() if walk.blocked.get(name)
         }
         self.unreached = [key for key in points if key not in self._results and key not in self.unsupported]
-        backward = walk.draft.model({f"gradient/{name}": walk.reached[name] for name in set(self._results.values())})
+        kinds = {name: self._facts.gradient_dtype(self._facts.values[name]) for name in self._results.values()}
+        backward = walk.draft.model({f"gradient/{name}": (walk.reached[name], kind) for name, kind in kinds.items()})
         taken = {str(value.name) for value in backward.graph.inputs}
         self._probes = {head: str(value.name) for head, value in walk.probes.items() if str(value.name) in taken}
         self._saved = {
@@ -195,9 +200,17 @@ class _Pair:
         self._forward = _session(ir.Model(graph, ir_version=self._facts.model.ir_version), threads)
         self._fed = {value.name for value in self._forward.get_inputs()}
 
+    @property
+    def held(self) -> int:
+        """Bytes of forward values and gradients of a batch."""
+        values = {name: self._facts.dtype(self._facts.values[name]) for name in (*self._computed, *self._saved)}
+        kinds = [*values.items()]
+        kinds += [(name, self._facts.gradient_dtype(self._facts.values[name])) for name in set(self._results.values())]
+        return sum(size_of(self._facts.shape(self._facts.values[name])) * kind.itemsize for name, kind in kinds)
+
     def forward(self, inputs: Mapping[str, Array]) -> Forward:
         """Run the network."""
-        fed = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        fed = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C")) for name, array in inputs.items()}
         results = _run(self._forward, self._computed, {name: fed[name] for name in self._fed})
         values = dict(zip(self._computed, results, strict=True)) | fed
         shown = {name: values[name].numpy() for name in dict.fromkeys([*self._heads, *self._keep])}
@@ -215,10 +228,12 @@ class _Pair:
             probe = probes[head].astype(dtype, copy=False) if head in probes else np.zeros(shape, dtype)
             if probe.shape != shape:
                 raise ValueError(f"the probe of {head} has the shape {probe.shape}, its value {shape}")
-            feeds[place] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(probe))
+            feeds[place] = ort.OrtValue.ortvalue_from_numpy(np.asarray(probe, order="C"))
         names = list(dict.fromkeys(self._results.values()))
         results = _run(self._backward, [f"gradient/{name}" for name in names], feeds)
-        found = {name: result.numpy() for name, result in zip(names, results, strict=True)}
+        found = {}
+        for name in reversed(names):  # one copy at a time
+            found[name] = results.pop().numpy()
         return {key: found[name] for key, name in self._results.items()}
 
 
@@ -232,10 +247,10 @@ class _Walk:
         blocked: What cuts values off from a head, by their names.
     """
 
-    def __init__(self, facts: Facts, heads: Sequence[str], points: set[str]) -> None:
+    def __init__(self, facts: Facts, heads: Sequence[str], points: set[str], inputs: Mapping[str, Array]) -> None:
         known = {name for name in points if name in facts.values}
         nodes, _ = between(facts, known, heads, FLAT)
-        facts.learn(nodes)
+        facts.learn(ends(nodes), inputs)
         # Types that inference did not know are known now.
         nodes, self._path = between(facts, known, heads, FLAT)
         self.draft = Draft(facts)
@@ -301,9 +316,8 @@ def _session(model: ir.Model, threads: int | None) -> ort.InferenceSession:
 
 def _run(
     session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, ort.OrtValue]
-) -> Sequence[ort.OrtValue]:
+) -> list[ort.OrtValue]:
     try:
-        found: Sequence[ort.OrtValue] = session.run_with_ort_values(list(outputs), dict(feeds))
+        return list(session.run_with_ort_values(list(outputs), dict(feeds)))
     except Exception as error:  # the runtime's exceptions share no base class
         raise ModelError(f"The model does not run on the calibration inputs: {sentence(error)}.") from error
-    return found

@@ -59,8 +59,12 @@ _SIZES = {"Shape", "Size", "ConstantOfShape", "Range", "EyeLike"}
 # Channels of an image, and the least height and width of one.
 _COLOURS = {1, 3, 4}
 _LEAST_SIDE = 16
-# Nodes whose output has its channels last.
+# Nodes whose output has its channels last, or first, right behind the examples.
 _CHANNELS_LAST = {"MatMul", "Gemm"}
+_CHANNELS_FIRST = {
+    *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool"),
+    *("BatchNormalization", "InstanceNormalization", "LRN"),
+}
 # The operator set from which on a Softmax is one of the last axis unless told otherwise.
 _SOFTMAX_OF_LAST = 13
 #: Normalisers that are measured behind, too, where an answer is given at so many places.
@@ -314,7 +318,7 @@ class _Walk:
             stack.extend((one, further) for one in self._before(value))
         if told:
             return None
-        if output.dtype is None and output.type is not None:
+        if not _tensor(output):
             return "It is no tensor, and nothing before it can be compared; cut the model off in front of it."
         return "Nothing learned goes into it, or only values that are no floating-point numbers."
 
@@ -433,18 +437,44 @@ class _Walk:
     def _channels_of(self, value: ir.Value) -> int:
         """Axis of the channels of a value."""
         shape = self._shapes.get(str(value.name), ())
+        turns: list[Sequence[int]] = []
+        while (axis := self._channels_made(value)) is None:
+            node = value.producer()
+            inner = None if node is None else self._laid_out_alike(node, value)
+            if node is None or inner is None:
+                return 1 if len(shape) > 1 and shape[1] <= shape[-1] else -1  # channels are fewer than places
+            if node.op_type == "Transpose":
+                turns.append(node.attributes.get_ints("perm", range(len(shape))[::-1]))
+            value = inner
+        for turn in reversed(turns):
+            axis = turn.index(axis % len(turn))
+        return axis
+
+    def _channels_made(self, value: ir.Value) -> int | None:
+        """Axis at which a node puts its channels; None for one that leaves them where they are, or anywhere."""
         node = value.producer()
-        if node is not None and node in self._site_of:
+        if node is None:
+            return None
+        if node in self._site_of or node.op_type in _CHANNELS_FIRST:
             return 1
-        if node is not None and node.op_type in _CHANNELS_LAST:
+        if node.op_type in _CHANNELS_LAST:
             return -1
-        if node is not None and node.op_type == "Softmax":
+        if node.op_type == "Softmax":
             return node.attributes.get_int("axis", -1 if self._opset >= _SOFTMAX_OF_LAST else 1)
-        # Channels are fewer than places, wherever a transposition has put them.
-        return 1 if len(shape) > 1 and shape[1] <= shape[-1] else -1
+        return None
+
+    def _laid_out_alike(self, node: ir.Node, value: ir.Value) -> ir.Value | None:
+        """An input with the same axes as the output, or those that a Transpose turns; None for none."""
+        shape = self._shapes.get(str(value.name))
+        if not shape or node.op_type == "Reshape":
+            return None
+        if node.op_type == "Transpose":
+            return node.inputs[0]
+        alike = (one for one in node.inputs if one is not None and self._shapes.get(str(one.name)) == shape)
+        return next(alike, None)
 
     def _floating(self, value: ir.Value) -> bool:
-        return value.dtype is None or value.dtype.is_floating_point()
+        return _tensor(value) and (value.dtype is None or value.dtype.is_floating_point())
 
     def _picture(self, value: ir.Value) -> bool:
         shape = self._shapes.get(str(value.name), ())
@@ -471,6 +501,11 @@ def _family(node: ir.Node) -> str:
     if node.op_type in _ARITHMETIC:
         return "arithmetic"
     return "fixed" if _counts(node) else ""
+
+
+def _tensor(value: ir.Value) -> bool:
+    """Whether a value is a tensor; a sequence of them is none, though it has a dtype."""
+    return value.type is None or isinstance(value.type, ir.TensorType)
 
 
 def _counts(node: ir.Node) -> bool:

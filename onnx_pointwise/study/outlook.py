@@ -65,7 +65,7 @@ def outlook(site: Site, seen: Seen, forms: Sequence[Form], method: Method) -> Ou
     held = Norm.of(seen.rest, site.in_channels, site.taps) if seen.rest is not None else norm
     tried = competing(site, _FORMS)
     wanted = list(dict.fromkeys([*tried, *competing(site, forms)]))
-    judged = held_curves(kernel, norm, held, wanted)
+    promised, judged = held_curves(kernel, norm, held, wanted)
     trials = []
     for form in tried:
         curve = judged[form]
@@ -74,17 +74,22 @@ def outlook(site: Site, seen: Seen, forms: Sequence[Form], method: Method) -> Ou
         for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
             factors = factorize(kernel.astype(site.dtype), form, rank, method=method, second_moment=norm)
             trials.append(Trial(corrected(site, Replacement(factors, None), seen.part.mean), float(curve[rank])))
-    return Outlook(_expected(kernel, site, seen, norm, judged), trials)
+    return Outlook(_expected(kernel, site, seen, promised, judged), trials)
 
 
 def _expected(
-    kernel: Array, site: Site, seen: Seen, norm: Norm, judged: Mapping[Form, NDArray[np.float64]]
+    kernel: Array,
+    site: Site,
+    seen: Seen,
+    promised: Mapping[Form, NDArray[np.float64]],
+    judged: Mapping[Form, NDArray[np.float64]],
 ) -> dict[Form, NDArray[np.float64]]:
     """Curves of factors made from all examples, on others: what is lost beyond the promise falls with their number."""
     if seen.rest is None:
         return dict(judged)
     forms = list(judged)
-    less = error_curves(kernel, forms, norm)
     whole = error_curves(kernel, forms, Norm.of(seen.whole.covariance, site.in_channels, site.taps))
     share = seen.part.count / seen.whole.count
-    return {form: np.clip(whole[form] + share * np.maximum(judged[form] - less[form], 0.0), 0.0, 1.0) for form in forms}
+    return {
+        form: np.clip(whole[form] + share * np.maximum(judged[form] - promised[form], 0.0), 0.0, 1.0) for form in forms
+    }

@@ -110,6 +110,7 @@ def sensitivities(
         inputs,
         heads,
         batch=batch,
+        memory=memory,
         seed=seed,
         threads=threads,
         progress=lambda what: progress(f"gradients, {what}"),

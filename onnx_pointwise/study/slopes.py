@@ -10,6 +10,7 @@ measured on whole plans, see `planning`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.graph import Site
 from onnx_pointwise.numerics import centred
-from onnx_pointwise.runtime import run_session, without_shapes
+from onnx_pointwise.runtime import MEMORY, run_session, without_shapes
 from onnx_pointwise.study.gradients import Backward, Unsupported, site_outputs
 from onnx_pointwise.study.heads import Heads
 from onnx_pointwise.study.outlook import Outlook
@@ -28,8 +29,8 @@ from onnx_pointwise.study.trials import kernel_session
 
 Array = NDArray[Any]
 
-# Probes of each example: enough that all of them together tell a squared length to about a tenth.
-_PROBES = 200
+# Probes of each example: enough that all of them together tell a squared length to about a seventh.
+_PROBES = 96
 _MOST_PROBES = 8
 
 
@@ -41,6 +42,7 @@ def by_gradients(
     heads: Heads,
     *,
     batch: int = 64,
+    memory: int = MEMORY,
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[str], None] = lambda what: None,
@@ -53,7 +55,8 @@ def by_gradients(
         outlooks: What to try at each.
         inputs: Example inputs by name, [N, ...].
         heads: Where the network answers.
-        batch: Examples in one run.
+        batch: Examples in one run, at most.
+        memory: Bytes of activations and gradients to hold in memory, about.
         seed: Seed of the probes.
         threads: Threads of the runtime; its own choice if None.
         progress: Called with how far it is.
@@ -65,13 +68,14 @@ def by_gradients(
         ModelError: The model does not run on the inputs.
     """
     count = len(next(iter(inputs.values())))
+    probes = max(1, min(_MOST_PROBES, -(-_PROBES // count)))
+    batch = _affordable(sites, count, batch, memory, probes)
     parts = [{name: array[k : k + batch] for name, array in inputs.items()} for k in range(0, count, batch)]
     keep = list(dict.fromkeys(name for site in sites for name in (site.source, str(site.output.name))))
     backward = Backward(without_shapes(model), heads.names, site_outputs(sites), parts[0], keep=keep, threads=threads)
     known = [(site, look) for site, look in zip(sites, outlooks, strict=True) if site.name not in backward.unsupported]
     scales = _scales(backward, parts, heads)
     tallies = {site.name: _Tally(site, look, threads) for site, look in known}
-    probes = max(1, min(_MOST_PROBES, -(-_PROBES // count)))
     rng = np.random.default_rng(seed)
     for number, part in enumerate(parts):
         progress(f"{number * batch} of {count}")
@@ -88,6 +92,19 @@ def by_gradients(
             tallies[site.name].add(forward.values, reached)
     points = {name: tally.points(probes) for name, tally in tallies.items()}
     return points, dict(backward.unsupported)
+
+
+def _affordable(sites: Sequence[Site], count: int, batch: int, memory: int, probes: int) -> int:
+    """Examples in one run: whole parts of all of them, few enough that what is held at all sites stays in memory."""
+    each = sum(
+        4 * (site.in_channels * math.prod(site.in_size) + (1 + probes) * site.out_channels * math.prod(site.out_size))
+        for site in sites
+    )
+    # The sessions hold as much again for nodes between the sites.
+    most = max(1, min(batch, count, memory // max(1, 4 * each)))
+    if count % batch == 0 and batch > 1 and most < batch:
+        most = max(size for size in range(1, most + 1) if batch % size == 0)
+    return -(-count // -(-count // most))
 
 
 def _scales(backward: Backward, parts: Sequence[Mapping[str, Array]], heads: Heads) -> dict[str, float]:

@@ -26,6 +26,8 @@ OPSET = 18
 _IR_VERSION = 8
 # Constants up to this size are stored once however often they are used.
 _SMALL = 4096
+# What costs less to compute again than to keep, if only its input is kept anyway.
+_CHEAP = {"Erf", "HardSigmoid", "Sigmoid", "Softplus", "Tanh"}
 
 
 class RefusedError(Exception):
@@ -64,7 +66,7 @@ class Draft:
 
     def constant(self, array: Array) -> ir.Value:
         """Store an array."""
-        array = np.ascontiguousarray(array).reshape(array.shape)
+        array = np.asarray(array, order="C")
         key = (array.dtype.str, array.shape, array.tobytes()) if array.nbytes <= _SMALL else None
         if key is not None and key in self._shared:
             return self._shared[key]
@@ -92,6 +94,10 @@ class Draft:
         name = str(value.name)
         if name in self._cast:
             return self._cast[name]
+        again = self._again(value)
+        if again is not None:
+            self._cast[name] = again
+            return again
         stored = self.facts.constant(value)
         wanted = self.facts.gradient_dtype(value) if self.facts.may_carry(value) else None
         if stored is not None:
@@ -104,6 +110,22 @@ class Draft:
                 taken = self.op("Cast", taken, to=ir.DataType.from_numpy(wanted).value)
         self._cast[name] = taken
         return taken
+
+    def _again(self, value: ir.Value) -> ir.Value | None:
+        """Compute a forward value again where it is a gate: half of what SiLU and Mish would keep."""
+        node, chain = value.producer(), []
+        while node is not None and node.op_type in _CHEAP and node.domain in ("", "ai.onnx"):
+            chain.append(node)
+            source = node.inputs[0]
+            assert source is not None
+            if len(source.uses()) > 1:
+                result = self.saved(source)
+                for item in reversed(chain):
+                    attributes = {attribute.name: attribute.as_float() for attribute in item.attributes.values()}
+                    result = self.op(item.op_type, result, **attributes)
+                return result
+            node = source.producer()
+        return None
 
     def reshape(self, value: ir.Value, shape: Shape) -> ir.Value:
         """Give a value another shape."""
@@ -133,13 +155,13 @@ class Draft:
         """Add values of one shape."""
         return values[0] if len(values) == 1 else self.op("Sum", *values)
 
-    def model(self, outputs: Mapping[str, ir.Value]) -> ir.Model:
-        """Make the model that computes values under the given names, of the nodes that they need."""
+    def model(self, outputs: Mapping[str, tuple[ir.Value, np.dtype[Any]]]) -> ir.Model:
+        """Make the model that computes values of known types under the given names, of the nodes that they need."""
         ends = []
-        for name, value in outputs.items():
+        for name, (value, dtype) in outputs.items():
             end = self.op("Identity", value)
             end.name = name
-            end.type = ir.TensorType(ir.DataType.FLOAT) if value.type is None else value.type
+            end.type = ir.TensorType(ir.DataType.from_numpy(dtype))
             ends.append(end)
         used: set[ir.Value | None] = set(ends)
         nodes: list[ir.Node] = []
@@ -187,6 +209,11 @@ class Call:
         if gradient is None:
             raise RefusedError("only a further output is used")
         return gradient
+
+    @property
+    def op_type(self) -> str:
+        """The operator."""
+        return self.node.op_type
 
     @property
     def opset(self) -> int:
@@ -297,6 +324,11 @@ class Call:
     def div(self, first: Operand, second: Operand) -> ir.Value:
         """Divide."""
         return self.op("Div", first, second)
+
+    def positive(self, value: ir.Value) -> ir.Value:
+        """1 where a forward value is above zero, else 0."""
+        mask = self.draft.saved(self.draft.facts.positive(value))
+        return self.draft.op("Cast", mask, to=ir.DataType.from_numpy(self.dtype).value)
 
     def mask(self, comparison: str, first: Operand, second: Operand) -> ir.Value:
         """Compare; 1 where it holds, else 0."""

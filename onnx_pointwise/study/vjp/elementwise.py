@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnx_pointwise.study.vjp.draft import Call, Rule
+from onnx_pointwise.study.vjp.draft import Call, RefusedError, Rule
 
 # Constants of the ONNX operator Selu.
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
@@ -31,23 +31,22 @@ def _negate(call: Call) -> dict[int, ir.Value]:
 
 
 def _relu(call: Call) -> ir.Value:
-    return call.op("Sign", call.y)
-
-
-def _two_slopes(call: Call, below: float) -> ir.Value:
-    """1 where x > 0, else `below`."""
-    return call.add(call.mul(call.mask("Greater", call.x(), 0.0), 1.0 - below), below)
+    return call.positive(call.node.outputs[0])
 
 
 def _leaky_relu(call: Call) -> ir.Value:
-    return _two_slopes(call, call.real("alpha", 0.01))
+    below = call.real("alpha", 0.01)
+    # The output has the input's sign, and asking for it leaves the runtime free to fuse.
+    value = call.node.outputs[0] if below > 0.0 else call.input(0)
+    return call.add(call.mul(call.positive(value), 1.0 - below), below)
 
 
 def _prelu(call: Call) -> dict[int, ir.Value]:
     # The slope broadcasts towards x only, so x has the output's shape.
-    positive = call.mask("Greater", call.x(), 0.0)
-    slope = call.x(1)
-    return {0: call.mul(call.g, call.add(positive, call.mul(call.sub(1.0, positive), slope)))}
+    slope = call.draft.facts.constant(call.input(1))
+    positive = call.positive(call.node.outputs[0] if slope is not None and (slope > 0).all() else call.input(0))
+    below = call.x(1)
+    return {0: call.mul(call.g, call.add(call.mul(positive, call.sub(1.0, below)), below))}
 
 
 def _elu(call: Call) -> ir.Value:
@@ -277,7 +276,7 @@ def _dropout(call: Call) -> dict[int, ir.Value]:
     """It passes everything on unless it is told to train."""
     training = call.known(2)
     if training is not None and bool(np.any(training)):
-        return {}
+        raise RefusedError("it is in training mode")
     return {0: call.g}
 
 

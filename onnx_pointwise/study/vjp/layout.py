@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -169,15 +168,16 @@ def _space_to_depth(call: Call) -> dict[int, ir.Value]:
 
 def _resize(call: Call) -> dict[int, ir.Value]:
     """The transpose of an interpolation, axis by axis."""
-    g, inside = call.g, list(call.shape())
+    g, inside = call.g, call.shape()
     if call.text("coordinate_transformation_mode", "") == "tf_crop_and_resize":
         raise RefusedError("it crops")
+    scales = _scales(call)
     blocks = [1] * len(inside)
     matrices = {}
     for axis, (size, wanted) in enumerate(zip(inside, call.out_shape, strict=True)):
-        matrix = _interpolation(call, axis)
-        if size == wanted and np.array_equal(matrix, np.eye(size)):
+        if size == wanted and (scales is None or scales[axis] == 1.0):
             continue
+        matrix = _interpolation(call, axis, scales)
         if axis > 1 and wanted % size == 0 and np.array_equal(matrix, np.repeat(np.eye(size), wanted // size, 0)):
             blocks[axis] = wanted // size
         else:
@@ -191,46 +191,53 @@ def _resize(call: Call) -> dict[int, ir.Value]:
     return {0: g}
 
 
-def _interpolation(call: Call, axis: int) -> Array:
+def _scales(call: Call) -> Array | None:
+    """The scale of every axis; None where the node is told sizes."""
+    rank = len(call.shape())
+    if "scales" in call.node.attributes:  # Upsample before opset 9
+        raise RefusedError("its scales are an attribute")
+    if call.given(3):
+        if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
+            raise RefusedError("it keeps the aspect ratio")
+        return None
+    given = call.known(1 if call.op_type == "Upsample" or call.opset < 11 else 2)
+    if given is None:
+        raise RefusedError("its scales are missing")
+    scales = np.ones(rank, np.float32)
+    scales[call.integers("axes", range(rank))] = given
+    return scales
+
+
+def _interpolation(call: Call, axis: int, scales: Array | None) -> Array:
     """The matrix [out, in] of a resize along one axis, as the runtime has it: the resize of an identity."""
     node, size, rank = call.node, call.shape()[axis], len(call.shape())
     across = 1 if axis == 0 else 0
     shape = [1] * rank
     shape[axis] = shape[across] = size
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
-    last = len(node.inputs) - 1
-    scales = sizes = None
-    if "scales" in node.attributes:  # Upsample before opset 9
-        raise RefusedError("its scales are an attribute")
-    if last == 3 and node.inputs[3] is not None:
-        if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
-            raise RefusedError("it keeps the aspect ratio")
-    else:
-        scales = call.known(1 if node.op_type == "Upsample" or call.opset < 11 else 2)
-    axes: Sequence[int] = call.integers("axes", range(rank))
-    axes = [number % rank for number in axes]
-    inputs: list[ir.Value | None]
-    if scales is not None and scales.size:
-        taken = np.ones(rank, np.float32)
-        taken[list(axes)] = scales
-        taken[[other for other in range(rank) if other != axis]] = 1.0
-        held = _stored("scales", taken)
-        inputs = [x, held] if last == 1 or call.opset < 11 else [x, _stored("roi", np.zeros(0, np.float32)), held]
-    else:
-        sizes = list(shape)
+    nothing = np.zeros(0, np.float32)
+    further: list[ir.Value]
+    if scales is None:
+        sizes = np.array(shape, np.int64)
         sizes[axis] = call.out_shape[axis]
-        held = _stored("sizes", np.array(sizes, np.int64))
-        inputs = [x, None, None, held]
+        further = [_stored("roi", nothing), _stored("scales", nothing), _stored("sizes", sizes)]
+    else:
+        own = np.ones(rank, np.float32)
+        own[axis] = scales[axis]
+        further = [_stored("scales", own)]
+        if call.op_type == "Resize" and call.opset >= 11:
+            further.insert(0, _stored("roi", nothing))
+    # From opset 13 on, empty inputs must not be there at all.
+    inputs = [value if call.opset < 13 or value.shape != ir.Shape([0]) else None for value in further]
     attributes = [attribute for attribute in node.attributes.values() if attribute.name != "axes"]
-    copy = ir.Node("", node.op_type, inputs, attributes, outputs=[ir.Value(name="y", type=x.type)])
+    copy = ir.Node("", node.op_type, [x, *inputs], attributes, outputs=[ir.Value(name="y", type=x.type)])
     graph = ir.Graph([x], copy.outputs, nodes=[copy], opset_imports={"": call.opset}, name="axis")
-    for value in inputs[1:]:
+    for value in inputs:
         if value is not None:
             graph.register_initializer(value)
     with runtime_source(ir.Model(graph, ir_version=call.draft.facts.model.ir_version)) as source:
         session = open_waiting(source, 1)
-    eye = np.eye(size, dtype=np.float32)
-    (result,) = run_session(session, ["y"], {"x": eye.reshape(shape)})
+    (result,) = run_session(session, ["y"], {"x": np.eye(size, dtype=np.float32).reshape(shape)})
     matrix: Array = result.reshape(size, -1).T if across < axis else result.reshape(-1, size)
     return matrix
 

@@ -128,7 +128,7 @@ def _conv_transpose(call: Call) -> dict[int, ir.Value]:
         reach = strides[axis] * (inside[axis] - 1) + dilations[axis] * (shape[2 + axis] - 1) + 1
         total = reach + extra[axis] - outside[axis]
         if "output_shape" in call.node.attributes or auto.startswith("SAME"):
-            front = total - total // 2 if auto == "SAME_LOWER" else total // 2
+            front = total // 2 if auto == "SAME_UPPER" else total - total // 2
         else:
             front = 0 if auto == "VALID" else given[axis]
         begins.append(front)
@@ -173,7 +173,8 @@ def _counts(call: Call, windows: _Windows, axis: int) -> Array:
         # Padding counts, but not what a window that was rounded up reaches beyond it.
         low -= windows.begins[axis]
         high += _end_pad(call, windows, axis)
-    counts: Array = ((positions >= low) & (positions < high)).sum(1)
+    # A window that lies in the padding altogether gives to no one.
+    counts: Array = np.maximum(((positions >= low) & (positions < high)).sum(1), 1)
     return counts
 
 
