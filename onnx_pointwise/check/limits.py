@@ -57,7 +57,7 @@ def severity(kind: Kind, figure: float, limits: Limits) -> float:
     sign = 1.0 if kind == "numbers" else -1.0
     marks = (_BEST[kind], *limits[kind])
     step = sum(not sign * figure <= sign * mark for mark in limits[kind])
-    gone = abs(figure - marks[step])
+    gone = max(0.0, sign * (figure - marks[step]))
     if step == len(limits[kind]):
         share = gone / (1.0 + gone) if math.isfinite(gone) else 1.0
     else:

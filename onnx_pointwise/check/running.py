@@ -130,7 +130,8 @@ def run(
     """
     values: list[Given | str] = []
     with runtime_source(exposed(source, hidden)) as path:
-        gc.collect()  # graphs are cyclic: only a collection gives the weights of the working copy back
+        if hidden:
+            gc.collect()  # graphs are cyclic: only a collection gives the weights of the working copy back
         session = open_session(path, provider, threads=settings.threads, optimization=settings.optimization)
         names = comparable(session)
         for batch in batches:

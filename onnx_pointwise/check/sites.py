@@ -81,6 +81,8 @@ def compare_sites(
     """
     first, second = (shapes_of(as_model(source), batches[0].shapes).model for source in (before, after))
     moved, gone = _moved(first, second)
+    if not moved:
+        return tuple(SiteCheck(*gone[place], None, None) for place in sorted(gone))
     drifts, own = ({site.name: ValueMeter(1) for site in moved} for _ in range(2))
     pieces = _pieces(second, moved, threads)
     sources, outputs = ([getattr(site, part) for site in moved] for part in ("source", "output"))

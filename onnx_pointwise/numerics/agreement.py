@@ -113,8 +113,8 @@ class PresenceMeter:
 
 #: Ranges of pictures: least and largest value.
 _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
-# A picture of a range reaches below this, or above that, at more than one of a hundred places; networks overshoot.
-_BELOW, _ABOVE, _SHARE = -0.25, 4.0, 0.01
+# Networks overshoot: a picture may leave its range by this share of it, and go further at one of a hundred places.
+_OVERSHOOT, _SHARE = 0.25, 0.01
 # A picture varies by this share of its range at least; what does not is none, and is measured by its own deviation.
 _CONTRAST = 0.1
 # Deviations in the range of what has no range of its own.
@@ -127,7 +127,7 @@ class PictureMeter:
     def __init__(self) -> None:
         self._errors: list[list[float]] = []
         self._whole = _Spread()
-        self._below = self._above = 0
+        self._outside = np.zeros(len(_RANGES), np.int64)
         self._integer = False
 
     def add(self, reference: Array, output: Array) -> None:
@@ -141,18 +141,19 @@ class PictureMeter:
                 continue
             second = np.nan_to_num(second, nan=np.inf, posinf=np.inf, neginf=-np.inf)
             self._whole.add(first)
-            self._below += int(np.count_nonzero(first < _BELOW))
-            self._above += int(np.count_nonzero(first > _ABOVE))
+            self._outside += [_beyond(first, *bounds) for bounds in _RANGES]
             cut = [float(np.mean((np.clip(second, *bounds) - np.clip(first, *bounds)) ** 2)) for bounds in _RANGES]
             self._errors.append([*cut, float(np.mean((second - first) ** 2))])
 
     def peak(self) -> tuple[int, float]:
-        """Which range the reference has, and how wide it is; the range behind the last is its own deviation's."""
-        share = _SHARE * self._whole.count
-        index = 2 if self._integer or self._above > share else 1 if self._below > share else 0
-        wide = _RANGES[index][1] - _RANGES[index][0]
+        """Which range the reference has, and how wide it is; behind the last one that of its own deviation."""
+        if self._integer:
+            return len(_RANGES) - 1, _RANGES[-1][1]
         spread = math.sqrt(self._whole.squares / self._whole.count) if self._whole.count else 0.0
-        return (index, wide) if self._integer or spread >= _CONTRAST * wide else (len(_RANGES), _SPAN * spread)
+        for index, (low, high) in enumerate(_RANGES):
+            if self._outside[index] <= _SHARE * self._whole.count and spread >= _CONTRAST * (high - low):
+                return index, high - low
+        return len(_RANGES), _SPAN * spread
 
     def result(self) -> Agreement | None:
         """Give the agreement over all runs; None where nothing was compared, or nothing varies."""
@@ -163,6 +164,11 @@ class PictureMeter:
         decibels = [10.0 * math.log10(peak**2 / max(row[index], least)) for row in self._errors]
         # An error without bounds is as bad as none of the picture left.
         return Agreement(float(np.mean([max(0.0, value) for value in decibels])), "PSNR", len(decibels))
+
+
+def _beyond(numbers: Array, low: float, high: float) -> int:
+    more = _OVERSHOOT * (high - low)
+    return int(np.count_nonzero((numbers < low - more) | (numbers > high + more)))
 
 
 @dataclass

@@ -135,7 +135,8 @@ def test_a_failed_limit_is_a_finding_not_an_exception() -> None:
     result = onnx_pointwise.rewrite(DIGITS, ratio=0.3, max_drift=1e-9, latency=False, calibration=None, provider="none")
     assert not result.passed
     assert result.check is not None
-    assert [finding.code for finding in result.check.findings] == ["drift"]
+    assert [finding.code for finding in result.check.findings] == ["drift", "broken"]
+    assert result.verdict == "broken"
 
 
 def test_given_inputs_are_what_the_drift_is_measured_on() -> None:
