@@ -26,6 +26,7 @@ from onnx_pointwise.check.findings import (
     shape_faults,
 )
 from onnx_pointwise.check.limits import LIKENESSES, Limits, limits_of
+from onnx_pointwise.check.nonfinite import first_non_finite
 from onnx_pointwise.check.results import CheckResult, Finding, ProviderCheck, Trial
 from onnx_pointwise.check.running import Run, Side, described, is_cpu, owner, run, shapes_of
 from onnx_pointwise.check.sites import SiteCheck, compare_sites
@@ -78,7 +79,7 @@ def check(before: ModelSource | bytes, after: ModelSource | bytes, settings: Che
     results: list[ProviderCheck] = []
     if pairing.fits:
         results, more = _on_providers(pairing, settings)
-        findings.extend(finding for finding in more if finding not in findings)
+        findings.extend(finding for finding in _located(more, pairing) if finding not in findings)
     warnings = [*pairing.warnings, *provider_warnings(results)]
     if settings.inputs is None:
         warnings.extend(random_warning(results))
@@ -103,6 +104,19 @@ def sites_between(
 ) -> tuple[SiteCheck, ...]:
     """Compare two networks at every convolution that they compute otherwise, see `compare_sites`."""
     return _sites(_paired(before, after, settings), settings)
+
+
+def _located(findings: Sequence[Finding], pairing: _Pairing) -> list[Finding]:
+    """Say where NaN comes from, where that is why nothing could be compared."""
+    if all(finding.code != "nothing_compared" for finding in findings):
+        return list(findings)
+    origin = first_non_finite(pairing.first.source, first_item(pairing.first.specs, pairing.batches[0]))
+    return [
+        replace(finding, sentence=f"{finding.sentence} {origin}".strip())
+        if finding.code == "nothing_compared"
+        else finding
+        for finding in findings
+    ]
 
 
 def _sites(pairing: _Pairing, settings: CheckSettings) -> tuple[SiteCheck, ...]:

@@ -228,7 +228,10 @@ def test_heads_inside_local_functions() -> None:
 
 
 def logarithm() -> onnx.ModelProto:
-    nodes = [helper.make_node("Log", ["x"], ["l"]), helper.make_node("Conv", ["l", "W1"], ["y"], name="conv")]
+    nodes = [
+        helper.make_node("Log", ["x"], ["l"], name="log"),
+        helper.make_node("Conv", ["l", "W1"], ["y"], name="conv"),
+    ]
     shape = ["N", 6, 16, 16]
     return make_model(nodes, [value("x", shape)], [value("y", ["N", 4, 14, 14])], {"W1": normal(4, 6, 3, 3)})
 
@@ -239,6 +242,7 @@ def test_a_limit_that_compared_nothing_has_failed(limit: Any) -> None:
     assert not result.passed and set(codes(result)) == {"nothing_compared"}
     assert len(result.findings) == (1 if limit is None else 2)
     assert all("--inputs" in finding.sentence for finding in result.findings)
+    assert all(finding.sentence.endswith("to give NaN or infinity is 'log' (Log).") for finding in result.findings)
     assert result.verdict is None
     assert "Nothing that the networks answer could be compared" in " ".join(printed(terminal.check(result)))
     assert check(logarithm(), logarithm(), inputs={"x": np.abs(images()["x"])}, max_drift=limit).passed
