@@ -373,6 +373,7 @@ def _head_row(head: HeadCheck) -> list[str | Text]:
     agreement = ""
     if head.agreement is not None:
         agreement = f"{head.agreement:.1f} dB" if head.measure == "PSNR" else f"{head.measure} {head.agreement:.3f}"
+        agreement = agreement if head.judged_by == "agreement" else f"({agreement})"
     drift, most = ("" if number is None else f"{number:.3g}" for number in (head.drift, head.worst_drift))
     word = "not compared" if head.verdict is None else WORDS[head.verdict]
     return [agreement, drift, most, Text(word, style=_STYLES.get(head.verdict, ""))]
