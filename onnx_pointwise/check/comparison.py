@@ -25,10 +25,10 @@ from onnx_pointwise.check.findings import (
     random_warning,
     shape_faults,
 )
-from onnx_pointwise.check.limits import LIKENESSES, Limits, limits_of
+from onnx_pointwise.check.limits import LIKENESSES, Limits, limits_of, owner
 from onnx_pointwise.check.nonfinite import first_non_finite
 from onnx_pointwise.check.results import CheckResult, Finding, ProviderCheck, Trial
-from onnx_pointwise.check.running import Run, Side, described, is_cpu, owner, run, shapes_of
+from onnx_pointwise.check.running import Run, Side, described, is_cpu, run, shapes_of
 from onnx_pointwise.check.sites import SiteCheck, compare_sites
 from onnx_pointwise.check.trials import Batch, batches_of, first_item
 from onnx_pointwise.errors import InputError, ModelError
@@ -111,12 +111,9 @@ def _located(findings: Sequence[Finding], pairing: _Pairing) -> list[Finding]:
     if all(finding.code != "nothing_compared" for finding in findings):
         return list(findings)
     origin = first_non_finite(pairing.first.source, first_item(pairing.first.specs, pairing.batches[0]))
-    return [
-        replace(finding, sentence=f"{finding.sentence} {origin}".strip())
-        if finding.code == "nothing_compared"
-        else finding
-        for finding in findings
-    ]
+    place = next(index for index, finding in enumerate(findings) if finding.code == "nothing_compared")
+    told = replace(findings[place], sentence=f"{findings[place].sentence} {origin}".strip())
+    return [*findings[:place], told, *findings[place + 1 :]]
 
 
 def _sites(pairing: _Pairing, settings: CheckSettings) -> tuple[SiteCheck, ...]:
@@ -313,7 +310,7 @@ def _check_on(
     findings = [*met.findings, *drift_faults(provider, drift, settings.max_drift)]
     equal = all(trial.shapes_equal is not False for trial in met.trials)
     if equal:
-        findings += never_compared(provider, drift, _limited(pairing, settings))
+        findings += never_compared(provider, drift, _limited(pairing, dense, settings))
         findings += answer_faults(provider, heads, pairing.limits, settings)
     result = ProviderCheck(
         provider=provider,
@@ -365,13 +362,13 @@ def _counting(pairing: _Pairing, values: Mapping[str, Array]) -> dict[str, Array
     return {name: array for name, array in values.items() if owner(name) not in pairing.silent}
 
 
-def _limited(pairing: _Pairing, settings: CheckSettings) -> list[str]:
-    """Outputs whose drift is limited."""
+def _limited(pairing: _Pairing, dense: Run, settings: CheckSettings) -> list[str]:
+    """Outputs whose drift is limited; one number for all holds for those that can be compared."""
     limit = settings.max_drift
-    if limit is None:
-        return []
-    counting = [name for name in pairing.first.names if name not in pairing.silent]
-    return [name for name in counting if not isinstance(limit, Mapping) or limit.get(name) is not None]
+    if isinstance(limit, Mapping):
+        return [name for name in pairing.first.names if limit.get(name) is not None]
+    others = {*pairing.silent, *dense.others}
+    return [] if limit is None else [name for name in pairing.first.names if name not in others]
 
 
 def _merge(trials: Sequence[Trial]) -> list[Trial]:
@@ -426,5 +423,5 @@ def _not_compared(pairing: _Pairing, results: Sequence[ProviderCheck]) -> dict[s
     if results:
         for name in pairing.first.names:
             if name not in compared:
-                reasons.setdefault(name, "No run gave the same shape of it in both networks.")
+                reasons.setdefault(name, "It is no number, or no run gave the same shape of it in both networks.")
     return reasons

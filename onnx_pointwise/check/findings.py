@@ -8,16 +8,14 @@ from typing import Any
 import numpy as np
 
 from onnx_pointwise.check.answers import HeadCheck, worst_of
-from onnx_pointwise.check.limits import LIKENESSES, WORDS, Likeness, Limits
+from onnx_pointwise.check.limits import LIKENESSES, WORDS, Likeness, Limits, MaxDrift, limit_of, owner
 from onnx_pointwise.check.results import Finding, ProviderCheck
-from onnx_pointwise.check.running import Given, Side, owner, run
+from onnx_pointwise.check.running import Given, Side, run
 from onnx_pointwise.check.trials import Batch
 from onnx_pointwise.graph import ModelSource
 from onnx_pointwise.numerics import Drift
 from onnx_pointwise.runtime import Array
 from onnx_pointwise.settings import CheckSettings
-
-MaxDrift = float | Mapping[str, float] | None
 
 
 def declared_differences(before: Side, after: Side) -> list[Finding]:
@@ -131,13 +129,6 @@ def drift_faults(provider: str, drift: Mapping[str, Drift], max_drift: MaxDrift)
 
 def _of_values(value: Drift) -> str:
     return f"all its {value.values} values are NaN or infinite" if value.values else "it holds no values"
-
-
-def limit_of(name: str, max_drift: MaxDrift) -> float | None:
-    """The limit on the drift of an output; one for a sequence holds for its items."""
-    if isinstance(max_drift, Mapping):
-        return max_drift.get(name, max_drift.get(owner(name)))
-    return max_drift
 
 
 def never_compared(provider: str, drift: Mapping[str, Drift], names: Sequence[str]) -> list[Finding]:

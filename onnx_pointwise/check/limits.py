@@ -69,3 +69,21 @@ def severity(kind: Kind, figure: float, limits: Limits) -> float:
 def likeness(severity: float) -> Likeness:
     """The word for a severity."""
     return LIKENESSES[int(severity)]
+
+
+# --- limits on the drift of outputs -----------------------------------------------------------------------------------
+
+MaxDrift = float | Mapping[str, float] | None
+
+
+def limit_of(name: str, max_drift: MaxDrift) -> float | None:
+    """The limit on the drift of an output; one for a sequence holds for its items."""
+    if isinstance(max_drift, Mapping):
+        return max_drift.get(name, max_drift.get(owner(name)))
+    return max_drift
+
+
+def owner(name: str) -> str:
+    """The output that an array belongs to, where it is an item of a sequence."""
+    head, bracket, rest = name.rpartition("[")
+    return head if bracket and rest.endswith("]") and rest[:-1].isdigit() else name

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from onnx_pointwise.check.answers import HeadCheck, worst_of
-from onnx_pointwise.check.limits import Likeness, Limits
+from onnx_pointwise.check.limits import Likeness, Limits, limit_of
 from onnx_pointwise.check.sites import SiteCheck
 from onnx_pointwise.check.trials import Shapes
 from onnx_pointwise.graph import ModelCost
@@ -177,6 +177,11 @@ class CheckResult:
     def latency(self) -> LatencyComparison | None:
         """Latency of both networks on the first provider."""
         return self.providers[0].latency if self.providers else None
+
+    @property
+    def unlimited(self) -> list[str]:
+        """Outputs that were compared, but whose drift nothing limited."""
+        return [name for name in self.drift if limit_of(name, self.max_drift) is None]
 
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""

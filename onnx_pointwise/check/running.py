@@ -106,9 +106,16 @@ Given = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Run:
-    """What one network gave: for each batch its values by name, or why it did not run."""
+    """What one network gave.
+
+    Attributes:
+        values: For each batch its values by name, or why it did not run.
+        others: Outputs that are neither numbers nor sequences of them.
+        nodes_off: Nodes that ran on another provider.
+    """
 
     values: list[Given | str]
+    others: tuple[str, ...]
     nodes_off: tuple[AssignedNode, ...]
 
 
@@ -133,7 +140,7 @@ def run(
         if hidden:
             gc.collect()  # graphs are cyclic: only a collection gives the weights of the working copy back
         session = open_session(path, provider, threads=settings.threads, optimization=settings.optimization)
-        names = comparable(session)
+        names, others = _comparable(session)
         for batch in batches:
             wanted = [name for name in names if batch.counts or name not in hidden]
             try:
@@ -141,7 +148,7 @@ def run(
             except Exception as error:  # the runtime's exceptions share no base class
                 values.append(sentence(error))
         nodes_off = () if is_cpu(provider) else tuple(nodes_off_provider(session))
-    return Run(values, nodes_off)
+    return Run(values, others, nodes_off)
 
 
 def exposed(source: ModelSource | bytes, names: Collection[str]) -> ModelSource | bytes:
@@ -161,9 +168,11 @@ def exposed(source: ModelSource | bytes, names: Collection[str]) -> ModelSource 
     return model
 
 
-def comparable(session: ort.InferenceSession) -> list[str]:
-    """Outputs that hold numbers: tensors, and sequences of them."""
-    return [output.name for output in session.get_outputs() if _numbers(output.type)]
+def _comparable(session: ort.InferenceSession) -> tuple[list[str], tuple[str, ...]]:
+    """Outputs that hold numbers, tensors and sequences of them; and the others."""
+    outputs = session.get_outputs()
+    names = [output.name for output in outputs if _numbers(output.type)]
+    return names, tuple(output.name for output in outputs if output.name not in names)
 
 
 def _numbers(kind: str) -> bool:
@@ -179,9 +188,3 @@ def _flat(names: Sequence[str], values: Sequence[Array | list[Array]]) -> Given:
         else:
             flat[name] = value
     return flat
-
-
-def owner(name: str) -> str:
-    """The output that an array belongs to, where it is an item of a sequence."""
-    head, bracket, rest = name.rpartition("[")
-    return head if bracket and rest.endswith("]") and rest[:-1].isdigit() else name

@@ -452,8 +452,7 @@ def verdict(result: CheckResult) -> RenderableType:
 
 def _passed(result: CheckResult, *, good: bool) -> str:
     """Say what a check that passed stands for: without a limit, any drift passes."""
-    limit = result.max_drift
-    unlimited = [name for name in result.drift if (limit.get(name) if isinstance(limit, Mapping) else limit) is None]
+    unlimited = result.unlimited
     if not unlimited:
         drift = "the drift is within its limit"
     elif len(unlimited) == len(result.drift):
@@ -469,7 +468,7 @@ def _drift_row(name: str, where: str, drift: Drift) -> list[str]:
     return [
         name,
         where,
-        f"{drift.relative_l2:.3g}",
+        "nothing" if drift.values in (0, drift.non_finite_before) else f"{drift.relative_l2:.3g}",
         "" if drift.decibel is None else f"{drift.decibel:.1f}",
         f"{drift.max_abs:.3g}",
         "" if drift.cosine is None else f"{drift.cosine:.6f}",
