@@ -474,6 +474,12 @@ class BenchSettings(Opponent, Device, Optimising, Shapes, Freezing, Drawing):
 
     TITLE: ClassVar[str] = "Timing"
 
+    inputs: Mapping[str, NDArray[Any]] | None = option(
+        None,
+        "Inputs to time with, by name, a whole batch of them in every run; random ones otherwise.",
+        unit="[N, ...] each",
+        line=Line(metavar="FILE.npz", syntax="npz"),
+    )
     batch_sizes: Sequence[int] = option(
         (),
         "Batch sizes of inputs that leave theirs open; as the shapes are otherwise.",

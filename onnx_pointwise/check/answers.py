@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnx_pointwise.check.limits import Likeness, Limits, likeness, severity
 from onnx_pointwise.graph import ResolvedShapes
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Agreement, ClassMeter, PictureMeter, PresenceMeter, ValueMeter
 from onnx_pointwise.runtime import Array
 from onnx_pointwise.study import Head, Heads, Kind
@@ -72,6 +73,7 @@ class HeadCheck:
         outputs = " and ".join(self.outputs) or self.value
         return f"{outputs} ({self.kind})" if self.alone else f"{outputs} ({self.kind}, {shortened(self.value, 36)})"
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {
@@ -81,15 +83,11 @@ class HeadCheck:
             "agreement": self.agreement,
             "measure": self.measure,
             "counted": self.counted,
-            "drift": _finite(self.drift),
-            "worst_drift": _finite(self.worst_drift),
+            "drift": self.drift,
+            "worst_drift": self.worst_drift,
             "judged_by": self.judged_by,
             "verdict": self.verdict,
         }
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None
 
 
 def shortened(name: str, width: int) -> str:

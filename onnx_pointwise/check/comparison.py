@@ -25,23 +25,24 @@ from onnx_pointwise.check.findings import (
     random_warning,
     shape_faults,
 )
-from onnx_pointwise.check.limits import LIKENESSES, Limits, limits_of, owner
-from onnx_pointwise.check.nonfinite import first_non_finite
+from onnx_pointwise.check.limits import LIKENESSES, Limits, limits_of
 from onnx_pointwise.check.results import CheckResult, Finding, ProviderCheck, Trial
 from onnx_pointwise.check.running import Run, Side, described, is_cpu, run, shapes_of
 from onnx_pointwise.check.sites import SiteCheck, compare_sites
 from onnx_pointwise.check.trials import Batch, batches_of, first_item
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import ModelSource, ResolvedShapes, as_model, frozen, runtime_inputs
+from onnx_pointwise.graph import ModelSource, ResolvedShapes, as_model, frozen, holds_map, runtime_inputs
 from onnx_pointwise.numerics import Drift, DriftMeter
 from onnx_pointwise.runtime import (
     Array,
     LatencyComparison,
     ProviderInfo,
     compare,
+    first_non_finite,
     input_specs,
     machine,
     model_name,
+    output_of,
     provider_info,
     require,
 )
@@ -108,12 +109,18 @@ def sites_between(
 
 def _located(findings: Sequence[Finding], pairing: _Pairing) -> list[Finding]:
     """Say where NaN comes from, where that is why nothing could be compared."""
-    if all(finding.code != "nothing_compared" for finding in findings):
+    place = next((index for index, one in enumerate(findings) if one.code == "nothing_compared"), None)
+    if place is None:
         return list(findings)
-    origin = first_non_finite(pairing.first.source, first_item(pairing.first.specs, pairing.batches[0]))
-    place = next(index for index, finding in enumerate(findings) if finding.code == "nothing_compared")
-    told = replace(findings[place], sentence=f"{findings[place].sentence} {origin}".strip())
-    return [*findings[:place], told, *findings[place + 1 :]]
+    first, one = pairing.first, findings[place]
+    origin = first_non_finite(first.source, first_item(first.specs, pairing.batches[0]))
+    if origin is not None:
+        one = Finding(
+            one.code,
+            f"{one.sentence} In the first network {origin}.",
+            {**one.numbers, "origin": origin.to_dict()},
+        )
+    return [*findings[:place], one, *findings[place + 1 :]]
 
 
 def _sites(pairing: _Pairing, settings: CheckSettings) -> tuple[SiteCheck, ...]:
@@ -191,7 +198,8 @@ def _readings(
     heads = find_heads(shapes, weights=settings.heads, ignored=settings.ignore_outputs)
     silent = {name: reason for name, reason in heads.silent.items() if name in settings.ignore_outputs}
     silent |= {str(value.name): reason for value in model.graph.outputs if (reason := _unlike_numbers(value))}
-    readings = readings_of(shapes, heads)
+    # A map is put out by a node of which nothing is known, so it is found as a head of its own.
+    readings = [one for one in readings_of(shapes, heads) if one.head.value not in silent]
     if not readings:
         values = [value for value in model.graph.outputs if str(value.name) not in silent]
         readings = [output_reading(str(value.name), "numbers", value.dtype) for value in values]
@@ -200,10 +208,12 @@ def _readings(
 
 def _unlike_numbers(value: ir.Value) -> str:
     """Why an output cannot be compared; empty for one that can."""
+    if holds_map(value):
+        return "It is a map, or a sequence of them, and holds no numbers to compare."
     if value.dtype == ir.DataType.STRING:
-        return "It holds text."
+        return "It is text, and holds no numbers to compare."
     if value.type is not None and not isinstance(value.type, ir.TensorType | ir.SequenceType):
-        return "It is neither a tensor nor a sequence of tensors."
+        return "It is neither a tensor nor a sequence of them."
     if isinstance(value.type, ir.SequenceType) and not isinstance(value.type.elem_type, ir.TensorType):
         return "It is a sequence of something else than tensors."
     return ""
@@ -310,7 +320,7 @@ def _check_on(
     findings = [*met.findings, *drift_faults(provider, drift, settings.max_drift)]
     equal = all(trial.shapes_equal is not False for trial in met.trials)
     if equal:
-        findings += never_compared(provider, drift, _limited(pairing, dense, settings))
+        findings += never_compared(provider, drift, _compared_outputs(pairing, dense), settings.max_drift)
         findings += answer_faults(provider, heads, pairing.limits, settings)
     result = ProviderCheck(
         provider=provider,
@@ -354,21 +364,18 @@ def _meet(pairing: _Pairing, provider: str, dense: Run, rewritten: Run, settings
 def _outputs(pairing: _Pairing, values: Mapping[str, Array]) -> dict[str, Array]:
     """The network's outputs among all that it gave."""
     names = {*pairing.first.names, *pairing.second.names}
-    return {name: array for name, array in values.items() if name in names or owner(name) in names}
+    return {name: array for name, array in values.items() if output_of(name, names) in names}
 
 
 def _counting(pairing: _Pairing, values: Mapping[str, Array]) -> dict[str, Array]:
     """The outputs that count."""
-    return {name: array for name, array in values.items() if owner(name) not in pairing.silent}
+    outputs = pairing.first.names
+    return {name: array for name, array in values.items() if output_of(name, outputs) not in pairing.silent}
 
 
-def _limited(pairing: _Pairing, dense: Run, settings: CheckSettings) -> list[str]:
-    """Outputs whose drift is limited; one number for all holds for those that can be compared."""
-    limit = settings.max_drift
-    if isinstance(limit, Mapping):
-        return [name for name in pairing.first.names if limit.get(name) is not None]
-    others = {*pairing.silent, *dense.others}
-    return [] if limit is None else [name for name in pairing.first.names if name not in others]
+def _compared_outputs(pairing: _Pairing, dense: Run) -> list[str]:
+    """Outputs that count and hold numbers."""
+    return [name for name in pairing.first.names if name not in pairing.silent and name not in dense.others]
 
 
 def _merge(trials: Sequence[Trial]) -> list[Trial]:
@@ -418,7 +425,7 @@ def _drift_from(pairing: _Pairing, reference: Run, other: Run) -> dict[str, Drif
 
 def _not_compared(pairing: _Pairing, results: Sequence[ProviderCheck]) -> dict[str, str]:
     """Say of each output that no number stands for why that is so."""
-    compared = {owner(name) for result in results for name in result.drift}
+    compared = {output_of(name, pairing.first.names) for result in results for name in result.drift}
     reasons = dict(pairing.silent)
     if results:
         for name in pairing.first.names:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.numerics import MOST_DECIBELS
+from onnx_pointwise.runtime import output_of
 from onnx_pointwise.study import Kind
 
 #: What a network is compared with another, from the best to the worst.
@@ -68,7 +69,7 @@ def severity(kind: Kind, figure: float, limits: Limits) -> float:
 
 def likeness(severity: float) -> Likeness:
     """The word for a severity."""
-    return LIKENESSES[int(severity)]
+    return LIKENESSES[int(min(severity, 3.0))]
 
 
 # --- limits on the drift of outputs -----------------------------------------------------------------------------------
@@ -79,11 +80,5 @@ MaxDrift = float | Mapping[str, float] | None
 def limit_of(name: str, max_drift: MaxDrift) -> float | None:
     """The limit on the drift of an output; one for a sequence holds for its items."""
     if isinstance(max_drift, Mapping):
-        return max_drift.get(name, max_drift.get(owner(name)))
+        return max_drift.get(name, max_drift.get(output_of(name, ())))
     return max_drift
-
-
-def owner(name: str) -> str:
-    """The output that an array belongs to, where it is an item of a sequence."""
-    head, bracket, rest = name.rpartition("[")
-    return head if bracket and rest.endswith("]") and rest[:-1].isdigit() else name

@@ -11,6 +11,7 @@ from onnx_pointwise.check.limits import Likeness, Limits, limit_of
 from onnx_pointwise.check.sites import SiteCheck
 from onnx_pointwise.check.trials import Shapes
 from onnx_pointwise.graph import ModelCost
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Drift
 from onnx_pointwise.runtime import AssignedNode, LatencyComparison, Machine
 
@@ -34,6 +35,7 @@ class Finding:
     sentence: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {"code": self.code, "sentence": self.sentence, "numbers": dict(self.numbers)}
@@ -53,6 +55,7 @@ class Trial:
     shapes_equal: bool | None
     skipped: str | None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         shapes = {name: list(shape) for name, shape in self.input_shapes.items()}
@@ -94,6 +97,7 @@ class ProviderCheck:
     nodes_off_before: tuple[AssignedNode, ...]
     latency: LatencyComparison | None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {
@@ -183,6 +187,7 @@ class CheckResult:
         """Outputs that were compared, but whose drift nothing limited."""
         return [name for name in self.drift if limit_of(name, self.max_drift) is None]
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-import onnxruntime as ort
 from onnx_ir.passes.common import InlinePass
 
 from onnx_pointwise.check.trials import Batch, Shapes, is_open
@@ -19,8 +18,11 @@ from onnx_pointwise.graph import (
     as_model,
     file_bytes,
     model_cost,
+    named_after,
+    random_nodes,
     runtime_inputs,
     runtime_source,
+    stilled,
 )
 from onnx_pointwise.runtime import (
     Array,
@@ -29,10 +31,12 @@ from onnx_pointwise.runtime import (
     input_specs,
     model_name,
     nodes_off_provider,
+    not_compared,
     open_initializers,
     open_session,
     provider_name,
     resolve,
+    run_outputs,
     sentence,
 )
 from onnx_pointwise.settings import CheckSettings
@@ -71,8 +75,17 @@ def described(source: ModelSource | bytes, model: ir.Model, shapes: ResolvedShap
         outputs=tuple(_declaration(value) for value in model.graph.outputs),
         names=tuple(str(value.name) for value in model.graph.outputs),
         cost=model_cost(model, shapes, file_bytes=size),
-        warnings=tuple(open_initializers(model, model_name(source))),
+        warnings=(*open_initializers(model, model_name(source)), *_random_nodes(source, model)),
     )
+
+
+def _random_nodes(source: ModelSource | bytes, model: ir.Model) -> list[str]:
+    """Say that random nodes were made to draw alike."""
+    names = random_nodes(model)
+    if not names:
+        return []
+    shown = ", ".join(f"'{name}'" for name in names[:4]) + (", ..." if len(names) > 4 else "")
+    return [f"{model_name(source)}: {shown} draw random numbers; for the comparison they drew the same in both."]
 
 
 def _declaration(value: ir.Value) -> str:
@@ -110,12 +123,12 @@ class Run:
 
     Attributes:
         values: For each batch its values by name, or why it did not run.
-        others: Outputs that are neither numbers nor sequences of them.
+        others: Outputs that hold no numbers, maps and strings, and their types.
         nodes_off: Nodes that ran on another provider.
     """
 
     values: list[Given | str]
-    others: tuple[str, ...]
+    others: Mapping[str, str]
     nodes_off: tuple[AssignedNode, ...]
 
 
@@ -140,22 +153,24 @@ def run(
         if hidden:
             gc.collect()  # graphs are cyclic: only a collection gives the weights of the working copy back
         session = open_session(path, provider, threads=settings.threads, optimization=settings.optimization)
-        names, others = _comparable(session)
+        others = not_compared(session)
         for batch in batches:
-            wanted = [name for name in names if batch.counts or name not in hidden]
             try:
-                values.append(_flat(wanted, session.run(wanted, batch.feeds)))
+                given = run_outputs(session, batch.feeds)
             except Exception as error:  # the runtime's exceptions share no base class
                 values.append(sentence(error))
+            else:
+                values.append({name: value for name, value in given.items() if batch.counts or name not in hidden})
         nodes_off = () if is_cpu(provider) else tuple(nodes_off_provider(session))
     return Run(values, others, nodes_off)
 
 
 def exposed(source: ModelSource | bytes, names: Collection[str]) -> ModelSource | bytes:
-    """The same network with further values as outputs; those that it lacks are left out."""
+    """The same network with further values as outputs, if it has them, and the same noise in any run."""
+    source = stilled(source)
     if not names:
         return source
-    model = as_model(source).clone()
+    model = named_after(as_model(source).clone(), source)
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     if model.functions and any(name not in values for name in names):
         model = InlinePass()(model).model
@@ -166,25 +181,3 @@ def exposed(source: ModelSource | bytes, names: Collection[str]) -> ModelSource 
             value.shape = None  # a stored one may hold for another size
             model.graph.outputs.append(value)
     return model
-
-
-def _comparable(session: ort.InferenceSession) -> tuple[list[str], tuple[str, ...]]:
-    """Outputs that hold numbers, tensors and sequences of them; and the others."""
-    outputs = session.get_outputs()
-    names = [output.name for output in outputs if _numbers(output.type)]
-    return names, tuple(output.name for output in outputs if output.name not in names)
-
-
-def _numbers(kind: str) -> bool:
-    return kind.startswith(("tensor(", "seq(tensor(")) and "string" not in kind
-
-
-def _flat(names: Sequence[str], values: Sequence[Array | list[Array]]) -> Given:
-    """Name every array; the items of a sequence by their number."""
-    flat: dict[str, Array] = {}
-    for name, value in zip(names, values, strict=True):
-        if isinstance(value, list):
-            flat |= {f"{name}[{index}]": item for index, item in enumerate(value)}
-        else:
-            flat[name] = value
-    return flat

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from onnx_pointwise.check.running import exposed, shapes_of
 from onnx_pointwise.check.trials import Batch, is_open
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import ModelSource, as_model, constant, find_sites, runtime_source
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import ValueMeter
 from onnx_pointwise.runtime import Array, InputSpec, Piece, open_session, reads, run_session, without_shapes
 
@@ -39,12 +39,10 @@ class SiteCheck:
     drift: float | None
     own: float | None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
-        numbers = {"drift": self.drift, "own": self.own}
-        return {"name": self.name, "output": self.output} | {
-            key: number if number is not None and math.isfinite(number) else None for key, number in numbers.items()
-        }
+        return {"name": self.name, "output": self.output, "drift": self.drift, "own": self.own}
 
 
 @dataclass(frozen=True)

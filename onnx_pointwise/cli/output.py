@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,8 @@ import typer
 from rich.console import Console, RenderableType
 
 from onnx_pointwise.graph import require_writable, write_text
+from onnx_pointwise.jsonable import jsonable
+from onnx_pointwise.reports import Text, console
 
 CHECK_FAILED, BAD_INPUT = 1, 2
 #: Where the help lists options that say what becomes of the result.
@@ -39,18 +40,7 @@ External = Annotated[
 
 def errors() -> Console:
     """Where errors and progress go."""
-    return Console(stderr=True)
-
-
-def _finite(value: Any) -> Any:
-    """The same with ``None`` for what is NaN or infinite, which JSON does not know."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    return console(stderr=True)
 
 
 class Output:
@@ -58,7 +48,7 @@ class Output:
 
     def __init__(self, target: str | None) -> None:
         self._target = target
-        self.console = Console(stderr=target == "-")
+        self.console = console(stderr=target == "-")
         if target is not None and target != "-":
             require_writable(target)
 
@@ -70,7 +60,7 @@ class Output:
         """Write the JSON where it was asked for."""
         if self._target is None:
             return
-        text = json.dumps(_finite(document), indent=2, allow_nan=False, default=str) + "\n"
+        text = json.dumps(jsonable(document), indent=2, allow_nan=False, default=str) + "\n"
         if self._target == "-":
             sys.stdout.write(text)
         else:
@@ -80,7 +70,7 @@ class Output:
     def progress(self) -> Iterator[Callable[[str, str], None]]:
         """Show what is going on, stage by stage."""
         with errors().status("reading") as status:
-            yield lambda stage, what: status.update(f"{stage}: {what}")
+            yield lambda stage, what: status.update(Text(f"{stage}: {what}"))
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:

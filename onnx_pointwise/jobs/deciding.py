@@ -62,7 +62,7 @@ def asked(net: Network, examples: Calibration, unmeasured: str | None, settings:
     """
     wanted = _wanted(settings)
     split = settle(net.sites, wanted, settings.nodes_to_exclude)
-    latency = timed(net, split, settings) if split.open and unmeasured is None else None
+    latency = timed(net, split, examples, settings) if split.open and unmeasured is None else None
     clock.lap("latency")
     names = [*split.fixed, *(site.name for site in split.open)]
     found = studied(net, names, examples, settings, measure=bool(split.open))

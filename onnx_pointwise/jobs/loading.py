@@ -22,12 +22,14 @@ from onnx_pointwise.graph import (
     frozen,
     load,
     model_cost,
+    named_after,
     require_sites,
 )
 from onnx_pointwise.numerics import is_exact
 from onnx_pointwise.runtime import resolve
 from onnx_pointwise.settings import Opening, Settings
 
+_NOTHING = "No convolution of the model can be rewritten, so no example inputs were taken."
 _EXACT = "No rank is below full, so weights come from the kernels alone; example inputs are not needed."
 
 
@@ -65,6 +67,7 @@ def opened(model: ir.Model, settings: Opening) -> tuple[ir.Model, ResolvedShapes
     base = model.clone()
     if settings.inline_functions and base.functions:
         base = InlinePass()(base).model
+    named_after(base, model)
     shapes = resolve(base, settings.input_shapes)
     return base, shapes, find_sites(base, shapes, min_channels=settings.min_channels)
 
@@ -114,6 +117,8 @@ def examples_for(net: Network, replay: Plan | None, settings: Settings) -> Calib
         PlanError: The plan to replay does not fit the network.
         InputError: The examples do not fit the network.
     """
+    if not any(site.rewritable for site in net.sites):
+        return Calibration({}, {"source": "none", "sentence": _NOTHING})
     if replay is not None:
         require_sites(replay, net.by_name)
         if _keeps_the_function(replay, net):
@@ -134,8 +139,8 @@ def _keeps_the_function(plan: Plan, net: Network) -> bool:
     """Whether a plan only projects and expands, so that example inputs have nothing to say."""
     sites = net.by_name
     return all(
-        is_exact(choice.form, choice.rank, sites[name].in_channels, sites[name].out_channels)
-        for name, choice in plan.choices.items()
+        is_exact(choice.form, choice.rank, site.in_channels, site.out_channels, site.kernel_shape)
+        for site, choice in ((sites[name], choice) for name, choice in plan.choices.items())
     )
 
 

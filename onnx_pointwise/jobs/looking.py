@@ -13,7 +13,7 @@ from onnx_pointwise.examples import Calibration
 from onnx_pointwise.jobs.loading import Network
 from onnx_pointwise.latency import LatencyCache, NetworkLatency, network_latency
 from onnx_pointwise.planning import Split
-from onnx_pointwise.runtime import provider_info, require
+from onnx_pointwise.runtime import inputs_that_run, provider_info, require
 from onnx_pointwise.settings import PLAN_ONLY, Settings
 from onnx_pointwise.study import Effort, Study, study
 
@@ -91,8 +91,9 @@ def studied(
         )
 
 
-def timed(net: Network, split: Split, settings: Settings) -> NetworkLatency:
+def timed(net: Network, split: Split, examples: Calibration, settings: Settings) -> NetworkLatency:
     """Measure the network and those of its sites that a budget concerns, on the provider."""
+    given = settings.inputs if settings.inputs is not None else examples.inputs or None
     return network_latency(
         net.base,
         net.shapes,
@@ -102,5 +103,6 @@ def timed(net: Network, split: Split, settings: Settings) -> NetworkLatency:
         provider=settings.runs_on,
         threads=settings.threads,
         cache=LatencyCache() if settings.cache else None,
+        inputs=inputs_that_run(net.base, net.shapes.inputs, given, provider=settings.runs_on, seed=settings.seed),
         progress=lambda what: settings.tell("latency", what),
     )

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_pointwise.check import CheckResult, Likeness
 from onnx_pointwise.fitting import Weights
 from onnx_pointwise.graph import ModelCost, Plan, Refusal, Shape, SiteCost, save
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Form
 
 
@@ -42,6 +43,7 @@ class SiteResult:
     moment: str | None = None
     latency: float | None = None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {
@@ -78,6 +80,7 @@ class Score:
         """Whether it fell no further than it may."""
         return self.max_loss is None or self.before - self.after <= self.max_loss
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {"before": self.before, "after": self.after, "max_loss": self.max_loss, "passed": self.passed}
@@ -132,6 +135,7 @@ class RewriteResult:
         """Write the rewritten model; see ``model_io.save``."""
         save(self.model, path, use_external_data_format=use_external_data_format)
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {

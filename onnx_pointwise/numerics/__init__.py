@@ -14,18 +14,8 @@ from onnx_pointwise.numerics.agreement import (
 )
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
 from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, relative_drift, weighted_drift
-from onnx_pointwise.numerics.factorize import (
-    FORMS,
-    Factors,
-    Form,
-    Method,
-    Rank,
-    compose,
-    error_curve,
-    error_curves,
-    factorize,
-    is_exact,
-)
+from onnx_pointwise.numerics.factorize import Factors, Method, compose, error_curve, error_curves, factorize, is_exact
+from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, Rank, full_rank, has_form, view_of
 from onnx_pointwise.numerics.heldout import held_curves
 from onnx_pointwise.numerics.moments import (
     Lattice,
@@ -47,6 +37,7 @@ from onnx_pointwise.numerics.reconstruct import Activation, Block, Reconstructio
 __all__ = [
     "FORMS",
     "MOST_DECIBELS",
+    "SPATIAL",
     "Activation",
     "Agreement",
     "Block",
@@ -78,6 +69,8 @@ __all__ = [
     "exchange",
     "factorize",
     "fit_response",
+    "full_rank",
+    "has_form",
     "held_curves",
     "in_order",
     "is_exact",
@@ -90,6 +83,7 @@ __all__ = [
     "sample",
     "shrunk",
     "tap_blend",
+    "view_of",
     "weighted_drift",
     "workers",
 ]

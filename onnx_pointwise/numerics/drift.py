@@ -10,6 +10,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_pointwise.jsonable import json_ready
+
 Array = NDArray[Any]
 
 _NUMBERS = {"f", "i", "u", "b", "V"}  # NumPy's kinds; V is what ml_dtypes calls bfloat16
@@ -41,6 +43,7 @@ class Drift:
     non_finite_after: int
     non_finite_differs: int
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values; what is infinite is None, since JSON knows no infinity."""
         return asdict(self) | {"relative_l2": self.relative_l2 if math.isfinite(self.relative_l2) else None}

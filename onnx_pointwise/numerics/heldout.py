@@ -15,7 +15,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from onnx_pointwise.numerics.factorize import FORMS, Form, error_curves, nested_channels
+from onnx_pointwise.numerics.factorize import error_curves, nested_channels
+from onnx_pointwise.numerics.forms import FORMS, Form, View, full_rank, has_form, view_of
 from onnx_pointwise.numerics.norm import Norm
 
 Array = NDArray[np.float64]
@@ -26,8 +27,8 @@ def held_curves(
 ) -> tuple[dict[Form, Array], dict[Form, Array]]:
     """Relative squared error on held-back patches that each rank leaves, by form.
 
-    `expand` is exact; `reduce` is that of the nested directions of `error_curve`; `reduce_expand` adds what both sides
-    lose more than they promise to its own curve.
+    `expand` is exact; `reduce` and the spatial forms are those of the nested directions of `error_curve`;
+    `reduce_expand` adds what both sides lose more than they promise to its own curve.
 
     Args:
         kernel: W, [O, I, *k].
@@ -38,25 +39,30 @@ def held_curves(
     Returns:
         What `error_curves` promises, and what holds in T, not increasing; the same where T knows nothing.
     """
+    size = kernel.shape[2:]
+    forms = [form for form in forms if has_form(form, size)]
     promised = error_curves(kernel, list(dict.fromkeys([*forms, "reduce", "expand"])), norm)
     if held.moment is None or norm.moment is None:
         return promised, promised
-    weights = kernel.astype(np.float64).reshape(*kernel.shape[:2], -1)
-    weights = weights / max(float(np.abs(weights).max()), np.finfo(np.float64).tiny)
-    total = float(np.vdot(weights, held.apply(weights)))
+    plain = kernel.astype(np.float64)
+    plain = plain / max(float(np.abs(plain).max()), np.finfo(np.float64).tiny)
+    flat = View(size).of_kernel(plain)
+    total = float(np.vdot(flat, held.apply(flat)))
     if total <= 0.0:
         return promised, promised
-    sides: dict[Form, Array] = {
-        "expand": _falling(_behind(weights, norm, held) / total),
-        "reduce": _falling(_in_front(weights, norm, held) / total),
-    }
-    curves = {}
+
+    def in_view(form: Form) -> Array:
+        view = view_of(form, size)
+        lost = _in_front(view.of_kernel(plain), norm.seen(view), held.seen(view))
+        return _falling(lost[: full_rank(form, kernel.shape[1], len(kernel), size)[0] + 1] / total)
+
+    curves: dict[Form, Array] = {"expand": _falling(_behind(flat, norm, held) / total), "reduce": in_view("reduce")}
     for form in forms:
-        if form in sides:
-            curves[form] = sides[form]
-        else:
-            excess = {side: np.maximum(sides[side] - promised[side], 0.0) for side in sides}
+        if form == "reduce_expand":
+            excess = {side: np.maximum(curves[side] - promised[side], 0.0) for side in ("reduce", "expand")}
             curves[form] = _falling(promised[form] + excess["reduce"][:, None] + excess["expand"][None, :])
+        elif form not in curves:
+            curves[form] = in_view(form)
     return promised, curves
 
 

@@ -25,7 +25,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from onnx_pointwise.numerics.factorize import Factors, Form, Method, Rank, compose, factorize
+from onnx_pointwise.numerics.factorize import Factors, Method, compose, factorize
+from onnx_pointwise.numerics.forms import Form, Rank
 from onnx_pointwise.numerics.moments import Moments, Sums, blended, shrinkage, tap_blend
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.parallel import in_order

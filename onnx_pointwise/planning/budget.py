@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from onnx_pointwise.errors import PlanError, TargetError
 from onnx_pointwise.graph import Choice, ModelCost, Plan, Refusal, Site, dense_cost, make_choice, require_sites
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency import Measured, NetworkLatency
 from onnx_pointwise.numerics import FORMS, Form, Method
 from onnx_pointwise.planning.candidates import COLUMNS, Resource, candidates
@@ -81,6 +83,7 @@ class Budget:
         """What must fall for a rewrite to count."""
         return next(iter(self.targets), "macs")
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict of what was asked for."""
         ranks = {name: choice.rank for name, choice in self.ranks.items()}
@@ -142,7 +145,7 @@ def settle(sites: Sequence[Site], wanted: Budget, nodes_to_exclude: Sequence[str
         else:
             refusals[name] = Refusal(
                 "no_gain",
-                f"At rank {choice.rank} it takes as many MACs as before or more; insert_pointwise can do it.",
+                f"At rank {choice.rank} it takes as many MACs as before or more; insert (insert_pointwise) can do it.",
                 {"macs": float(dense.macs), "macs_after": float(cost.macs)},
             )
     for site in sites:
@@ -198,24 +201,12 @@ def choose(
         chosen |= by_ratio(listed, wanted.ratio)
     elif wanted.energy is not None:
         chosen |= by_energy(listed, wanted.energy)
-    elif wanted.targets and any(len(option.choices) > 1 for option in listed):
-        limits = _limits(listed, wanted.targets, total, _fixed_savings(sites, split, timed), timed)
-        if learned is None:
-            chosen |= share_out(listed, limits)
-        else:
+    elif wanted.targets:
+        saved = _fixed_savings(sites, split, timed)
+        limits = _limits(listed, wanted.targets, total, saved, timed, stuck=_stuck(sites, split, listed, timed))
+        if any(len(option.choices) > 1 for option in listed):
             progress("plan", "rehearsal")
-            chosen |= learned.share_out(listed, limits, split.fixed)
-            if repair_seconds > 0:
-                columns = [COLUMNS[resource] for resource in limits]
-                chosen = repaired(
-                    learned.rehearsal,
-                    listed,
-                    list(limits.values()),
-                    columns,
-                    chosen,
-                    seconds=repair_seconds,
-                    progress=progress,
-                )
+            chosen |= _shared_out(listed, limits, split.fixed, learned, repair_seconds, progress)
     refusals = dict(split.refusals) | _left_dense(listed, chosen, wanted.resource, timed)
     order = [site.name for site in sites]
     return Plan(
@@ -223,6 +214,31 @@ def choose(
         {name: refusals[name] for name in order if name in refusals},
         method,
         wanted.to_dict(),
+    )
+
+
+def _shared_out(
+    listed: Sequence[Options],
+    limits: Mapping[Resource, float],
+    fixed: Mapping[str, Choice],
+    learned: Corrected | None,
+    repair_seconds: float,
+    progress: Progress,
+) -> dict[str, Choice]:
+    """Choices within the limits, rehearsed and repaired where there are example inputs."""
+    if learned is None:
+        return share_out(listed, limits)
+    chosen = learned.share_out(listed, limits, fixed)
+    if repair_seconds <= 0:
+        return chosen
+    return repaired(
+        learned.rehearsal,
+        listed,
+        list(limits.values()),
+        [COLUMNS[resource] for resource in limits],
+        {**fixed, **chosen},
+        seconds=repair_seconds,
+        progress=progress,
     )
 
 
@@ -333,8 +349,18 @@ def _limits(
     total: ModelCost,
     fixed: Mapping[Resource, float],
     timed: NetworkLatency | None,
+    *,
+    stuck: str,
 ) -> dict[Resource, float]:
     """What the sites of a budget may cost together, so that the whole model keeps its shares.
+
+    Args:
+        listed: What could be done to each of them.
+        targets: The shares.
+        total: Cost of the model.
+        fixed: What ranks chosen by hand save already.
+        timed: What was measured, where latency was.
+        stuck: What to say of sites where nothing can be done.
 
     Raises:
         TargetError: Even the cheapest candidates cost more.
@@ -348,18 +374,35 @@ def _limits(
         dense = sum(float(option.costs[-1, column]) for option in listed)
         least = sum(float(option.costs[:, column].min()) for option in listed)
         rest = whole - fixed[resource] - dense
-        if rest + least > target * whole:
-            left = (rest + least) / max(whole, np.finfo(np.float64).tiny)
+        if rest + least > target * whole * (1.0 + _ROUNDING) or (not whole and target < 1.0):
+            left = (rest + least) / whole if whole else 1.0
             among = "" if timed is None else f" among the forms and ranks that are faster on {timed.provider}"
+            least_of_all = f"with every site at its lowest rank{among}"
+            if not any(len(option.choices) > 1 for option in listed):
+                least_of_all = "nothing can be rewritten" if not fixed[resource] else "with the ranks chosen by hand"
             way_out = "" if timed is None else "; ask for less, or name the provider none to plan by arithmetic alone"
             raise TargetError(
                 resource,
                 left,
-                f"The target {target:.3g} cannot be reached: with every site at its lowest rank{among}, "
-                f"{left:.3f} of the {_WORDS[resource]} are left{way_out}.",
+                f"The target {target:.3g} cannot be reached: {least_of_all}, "
+                f"{left:.3f} of the {_WORDS[resource]} are left{way_out}.{stuck}",
             )
         limits[resource] = target * whole - rest
     return limits
+
+
+def _stuck(sites: Sequence[Site], split: Split, listed: Sequence[Options], timed: NetworkLatency | None) -> str:
+    """Say what keeps sites from being rewritten, in a sentence of its own; nothing where none is kept from it."""
+    if not sites:
+        return " The model has no convolution."
+    codes = Counter(refusal.code for name, refusal in split.refusals.items() if name not in split.fixed)
+    if timed is not None and (slow := sum(len(option.choices) == 1 for option in listed)):
+        codes["not_faster"] += slow
+    if not codes:
+        return ""
+    reasons = ", ".join(f"{count} {code}" for code, count in codes.most_common())
+    hint = "; --inline-functions reaches those in functions" if codes["in_function"] else ""
+    return f" Of {len(sites)} convolutions these stay as they are: {reasons} (inspect says more){hint}."
 
 
 def _left_dense(
@@ -386,5 +429,8 @@ def _left_dense(
             )
     return said
 
+
+# Sums of times are not exact.
+_ROUNDING = 1e-9
 
 _WORDS: dict[Resource, str] = {"macs": "MACs", "params": "parameters", "latency": "latency"}

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
 
 from onnx_pointwise.check import WORDS, CheckResult, HeadCheck, Inputs, Likeness, ProviderCheck, shortened
-from onnx_pointwise.graph import ModelCost, Refusal
+from onnx_pointwise.graph import ModelCost, Refusal, another_size, competing
 from onnx_pointwise.jobs import ENERGIES, Benchmark, Inspection, RewriteResult, SiteResult, SiteView
 from onnx_pointwise.latency import CacheInfo
-from onnx_pointwise.numerics import Drift
+from onnx_pointwise.numerics import FORMS, Drift
+from onnx_pointwise.reports.plain import Table, Text, plain
 from onnx_pointwise.runtime import LatencyComparison, NodeTime, ProviderInfo
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -31,6 +30,10 @@ def size(value: float) -> str:
     """Write a number of bytes: 4.35 MB."""
     text = count(value)
     return f"{text}B" if text[-1].isalpha() else f"{text} B"
+
+
+def _known_size(value: float) -> str:
+    return size(value) if value else "unknown"
 
 
 def _three(value: float) -> str:
@@ -81,7 +84,7 @@ def assumptions(assumed: Iterable[str], shapes: dict[str, tuple[int, ...]]) -> l
     return [
         Text(
             f"The model leaves the size of '{name}' open; costs are for {_size_of(shapes[name])}. "
-            f"Name another with --input-shape {name}:{','.join(map(str, shapes[name]))}.",
+            f"Name another with --input-shape {name}:{','.join(map(str, another_size(shapes[name])))}.",
             style="yellow",
         )
         for name in assumed
@@ -132,14 +135,16 @@ def _treads(result: Inspection) -> list[RenderableType]:
         if view.latency is None:
             continue
         timed = view.latency
-        for form in ("reduce", "expand"):
+        shown = [form for form in competing(view.site, FORMS) if form != "reduce_expand"]
+        for form in shown:
             treads = [
                 f"{rank(at)}: {seconds / timed.dense:.2f}"
                 for (kind, at), seconds in zip(timed.choices, timed.seconds, strict=True)
                 if kind == form
             ]
-            dense = milliseconds(timed.dense) if form == "reduce" else ""
-            table.add_row(view.site.name if form == "reduce" else "", dense, form, "  ".join(treads) or "never faster")
+            first = form == shown[0]
+            dense = milliseconds(timed.dense) if first else ""
+            table.add_row(view.site.name if first else "", dense, form, "  ".join(treads) or "never faster")
     return [Text(), table, Text()] if table.rows else []
 
 
@@ -295,10 +300,11 @@ def costs(before: ModelCost, after: ModelCost, check: CheckResult | None = None)
         ("MACs", count, before.macs, after.macs),
         ("Parameters", count, before.params, after.params),
         ("File", size, before.bytes, after.bytes),
-        ("Activations", size, before.activation_bytes, after.activation_bytes),
+        ("Activations", _known_size, before.activation_bytes, after.activation_bytes),
     )
     for title, write, old, new in rows:
-        table.add_row(title, write(old), write(new), percent(new / old) if old else "")
+        unknown = not old or (title == "Activations" and not new)
+        table.add_row(title, write(old), write(new), "" if unknown else percent(new / old))
     for result in check.providers if check is not None else ():
         if result.latency is not None:
             timed = result.latency
@@ -419,10 +425,10 @@ class _Shortened:
         self._name = name
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(shortened(self._name, options.max_width), no_wrap=True)
+        yield Text(shortened(plain(self._name), options.max_width), no_wrap=True)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(min(12, len(self._name)), len(self._name))
+        return Measurement(min(12, len(plain(self._name))), len(plain(self._name)))
 
 
 def verdict(result: CheckResult) -> RenderableType:

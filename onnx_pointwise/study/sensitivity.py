@@ -47,11 +47,11 @@ class Sensitivity:
     def errors(self, form: Form, bounds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Estimate the error that `factorize` reaches from what `error_curve` gives.
 
-        The curve is an upper bound for `reduce` and `reduce_expand`; how far below it the alternation gets is
-        interpolated between the measured ranks.
+        The curve is an upper bound for all forms but `expand`; how far below it the alternation gets is interpolated
+        between the measured ranks, those of the form itself or, where it was not tried, of `reduce`.
         """
-        side = "expand" if form == "expand" else "reduce"
-        known = sorted((p.bound, p.error / p.bound) for p in self.points if p.form == side and p.bound > 0.0)
+        tried = form if any(point.form == form for point in self.points) else "reduce"
+        known = sorted((p.bound, p.error / p.bound) for p in self.points if p.form == tried and p.bound > 0.0)
         if not known:
             return bounds
         at, ratio = np.array(known).T

@@ -24,12 +24,14 @@ from onnx_pointwise.graph.sites import find_sites
 from onnx_pointwise.jobs import attempts, checking, loading, looking
 from onnx_pointwise.jobs.loading import require_other_file
 from onnx_pointwise.latency.cache import FOLDER_VARIABLE
-from onnx_pointwise.numerics.factorize import FORMS, Form
+from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, full_rank, has_form
 from onnx_pointwise.planning import repair
 from onnx_pointwise.settings import CheckSettings
 from tests import small
 from tests.staircase import install
 
+#: Forms that put a 1x1 beside the kernel.
+POINTWISE: tuple[Form, ...] = tuple(form for form in FORMS if form not in SPATIAL)
 DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits.onnx"
 
 
@@ -50,18 +52,11 @@ def test_path_proto_and_ir_model_give_the_same_bytes_and_stay_as_they_were() -> 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_exact_at_full_rank(form: Form) -> None:
-    choices = {
-        site.name: Choice(
-            form,
-            (site.in_channels, site.out_channels)
-            if form == "reduce_expand"
-            else site.in_channels
-            if form == "reduce"
-            else site.out_channels,
-        )
-        for site in find_sites(ir.load(DIGITS))
-        if site.rewritable
-    }
+    choices = {}
+    for site in find_sites(ir.load(DIGITS)):
+        if site.rewritable and has_form(form, site.kernel_shape):
+            full = full_rank(form, site.in_channels, site.out_channels, site.kernel_shape)
+            choices[site.name] = Choice(form, full if len(full) == 2 else full[0])
     result = onnx_pointwise.rewrite(DIGITS, plan=Plan(choices), max_drift=1e-5, latency=False, calibration=None)
     assert result.passed
     assert {site.form for site in result.sites} == {form}
@@ -180,7 +175,9 @@ def test_a_network_with_nothing_to_gain_comes_back_unchanged() -> None:
     value = [onnx.helper.make_tensor_value_info(name, 1, ["N", 8, 6, 6]) for name in "xy"]
     graph = onnx.helper.make_graph([depthwise], "depthwise", value[:1], value[1:], [weights])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    result = onnx_pointwise.rewrite(model, target_macs=0.5, latency=False, max_drift=0.0)
+    with pytest.raises(TargetError, match=r"nothing can be rewritten, 1\.000 of the MACs are left. .* 1 depthwise"):
+        onnx_pointwise.rewrite(model, target_macs=0.5, latency=False)
+    result = onnx_pointwise.rewrite(model, ratio=0.5, latency=False, max_drift=0.0)
     assert result.passed
     assert content(result.model) == content(ir.serde.deserialize_model(model))
     (site,) = result.sites
@@ -387,7 +384,7 @@ def test_the_same_command_gives_the_same_bytes_by_what_was_measured_once(
 
 def test_a_site_that_nothing_makes_faster_stays_dense_with_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, 128)  # one block holds all that any site has
-    result = onnx_pointwise.rewrite(DIGITS, ratio=0.9, calibration=None, check=False, cache=False)
+    result = onnx_pointwise.rewrite(DIGITS, ratio=0.9, forms=POINTWISE, calibration=None, check=False, cache=False)
     assert result.plan.choices == {}
     refusal = {site.name: site.refusal for site in result.sites}["conv2"]
     assert refusal is not None
@@ -397,7 +394,9 @@ def test_a_site_that_nothing_makes_faster_stays_dense_with_its_numbers(monkeypat
 
 def test_a_network_that_is_not_faster_in_the_end_comes_back_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, 8, slow=50.0)
-    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, calibration=None, latency=False, cache=False)
+    result = onnx_pointwise.rewrite(
+        DIGITS, target_macs=0.7, forms=POINTWISE, calibration=None, latency=False, cache=False
+    )
     assert result.passed
     assert result.plan.choices == {}
     assert content(result.model) == content(ir.load(DIGITS))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.runtime import resolve
@@ -113,8 +113,3 @@ def assert_gradients(
 def as_ir(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> ir.Model:
     """A model with its shapes resolved."""
     return resolve(ir.serde.deserialize_model(model), shapes).model
-
-
-def constant_of(array: Array, name: str) -> onnx.NodeProto:
-    """A Constant node."""
-    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array, name))
