@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -243,11 +243,44 @@ class Comparing:
     )
     max_drift: float | Mapping[str, float] | None = option(
         None,
-        "Fail where the relative L2 drift of an output is larger; for all outputs or by name.",
+        "Fail where the relative L2 drift is larger; of all outputs, or of an output or head by name.",
         unit="0 or above",
-        line=Line(metavar="[OUTPUT:]X", syntax="tolerances"),
+        line=Line(metavar="[NAME:]X", syntax="tolerances"),
     )
     latency: bool = option(True, "Time both networks too.", line=Line(without="Compare outputs and cost only."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """Where a network answers, and how alike the answers of another must be."""
+
+    TITLE: ClassVar[str] = "Check"
+
+    heads: Mapping[str, float] | None = option(
+        None,
+        "Values where the network answers, with their weights, in place of those that are found.",
+        line=Line("--head", metavar="VALUE[:WEIGHT]", syntax="weights"),
+    )
+    ignore_outputs: Sequence[str] = option(
+        (), "Outputs that do not count.", line=Line("--ignore-output", metavar="NAME")
+    )
+    limits: Mapping[str, Sequence[float]] | None = option(
+        None,
+        "Up to where answers are the same, close, only changed; by kind: classes, presence, picture (dB), numbers.",
+        line=Line("--limit", metavar="KIND:A,B,C", syntax="limits"),
+    )
+    require: Literal["same", "close", "changed"] = option(
+        "changed", "Fail where the answers are less alike than this; broken ones always do."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Locating:
+    """Which part of a network did it."""
+
+    TITLE: ClassVar[str] = "Check"
+
+    sites: bool = option(False, "Compare at every convolution that the second network computes otherwise, too.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,6 +382,7 @@ class Settings(
     Working,
     Checking,
     Comparing,
+    Answering,
     Scoring,
     Opening,
     Freezing,
@@ -402,6 +436,7 @@ class InsertSettings(
     Working,
     Checking,
     Comparing,
+    Answering,
     Shapes,
     Inlining,
     Freezing,
@@ -411,7 +446,7 @@ class InsertSettings(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckSettings(Threads, Optimising, Comparing, Trying, Shapes, Freezing, Drawing):
+class CheckSettings(Threads, Optimising, Comparing, Answering, Locating, Trying, Shapes, Freezing, Drawing):
     """What `check` can be asked for."""
 
     TITLE: ClassVar[str] = "Target"

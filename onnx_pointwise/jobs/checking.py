@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnx_pointwise.check import CheckResult, Finding, check
+from onnx_pointwise.check import CheckResult, Finding, check, sites_between
 from onnx_pointwise.graph import ModelSource, runtime_source
 from onnx_pointwise.jobs.attempts import Attempt
 from onnx_pointwise.jobs.loading import Network
@@ -17,26 +17,36 @@ from onnx_pointwise.settings import CheckSettings, Settings
 
 # Seconds of timing both networks after a rewrite; `bench` takes longer over it.
 _LATENCY_SECONDS = 4.0
+# What makes a user ask which convolution did it.
+_FAR = ("changed", "broken")
 
 
 def compared(net: Network, model: ir.Model, seen: Evidence, settings: Settings, *, latency: bool) -> CheckResult:
     """Compare a rewritten model with its source: on the inputs given, on examples held back, or on random ones."""
+    asked = _asked(seen, settings, latency=latency)
+    result = check(net.source, model, asked)
+    held = settings.inputs is None and asked.inputs is not None
+    return replace(result, inputs="held_back") if held else result
+
+
+def _asked(seen: Evidence, settings: Settings, *, latency: bool) -> CheckSettings:
+    """What the check is asked for."""
     inputs = settings.inputs
     if inputs is None and seen.found is not None and seen.found.held:
         inputs = seen.found.held
-    return check(
-        net.source,
-        model,
-        CheckSettings(
-            inputs=inputs,
-            input_shapes=settings.input_shapes if inputs is None else None,
-            providers=(settings.runs_on,),
-            max_drift=settings.max_drift,
-            latency=latency,
-            latency_seconds=_LATENCY_SECONDS,
-            threads=settings.threads,
-            seed=settings.seed,
-        ),
+    return CheckSettings(
+        inputs=inputs,
+        input_shapes=settings.input_shapes if inputs is None else None,
+        providers=(settings.runs_on,),
+        max_drift=settings.max_drift,
+        heads=settings.heads,
+        ignore_outputs=settings.ignore_outputs,
+        limits=settings.limits,
+        require=settings.require,
+        latency=latency,
+        latency_seconds=_LATENCY_SECONDS,
+        threads=settings.threads,
+        seed=settings.seed,
     )
 
 
@@ -45,6 +55,8 @@ def judged(net: Network, made: Attempt, seen: Evidence, settings: Settings) -> C
     if not settings.check:
         return None
     verdict = compared(net, made.model, seen, settings, latency=settings.latency)
+    if verdict.verdict in _FAR:
+        verdict = replace(verdict, sites=sites_between(net.source, made.model, _asked(seen, settings, latency=False)))
     return _not_slower(verdict) if seen.timed is not None and made.plan.choices else verdict
 
 

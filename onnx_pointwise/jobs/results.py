@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnx_pointwise.check import CheckResult
+from onnx_pointwise.check import CheckResult, Likeness
 from onnx_pointwise.fitting import Weights
 from onnx_pointwise.graph import ModelCost, Plan, Refusal, Shape, SiteCost, save
 from onnx_pointwise.jsonable import json_ready
@@ -189,6 +189,11 @@ class RewriteResult:
         """Whether check and score found nothing wrong, or were not asked for."""
         return (self.check is None or self.check.passed) and (self.score is None or self.score.passed)
 
+    @property
+    def verdict(self) -> Likeness | None:
+        """How alike the answers of both models are; ``None`` where they were not compared."""
+        return None if self.check is None else self.check.verdict
+
     def save(self, path: str | Path, *, use_external_data_format: bool | None = None) -> None:
         """Write the rewritten model; see ``model_io.save``."""
         save(self.model, path, use_external_data_format=use_external_data_format)
@@ -197,6 +202,7 @@ class RewriteResult:
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {
+            "verdict": self.verdict,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "sites": [site.to_dict() for site in self.sites],

@@ -3,6 +3,15 @@
 It knows neither ONNX nor the runtime.
 """
 
+from onnx_pointwise.numerics.agreement import (
+    MOST_DECIBELS,
+    Agreement,
+    ClassMeter,
+    PictureMeter,
+    PresenceMeter,
+    ValueDrift,
+    ValueMeter,
+)
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
 from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, relative_drift, weighted_drift
 from onnx_pointwise.numerics.factorize import Factors, Method, compose, error_curve, error_curves, factorize, is_exact
@@ -27,9 +36,12 @@ from onnx_pointwise.numerics.reconstruct import Activation, Block, Reconstructio
 
 __all__ = [
     "FORMS",
+    "MOST_DECIBELS",
     "SPATIAL",
     "Activation",
+    "Agreement",
     "Block",
+    "ClassMeter",
     "Drift",
     "DriftMeter",
     "Factors",
@@ -38,10 +50,14 @@ __all__ = [
     "Method",
     "Moments",
     "Norm",
+    "PictureMeter",
+    "PresenceMeter",
     "Rank",
     "Reconstruction",
     "Response",
     "Stationary",
+    "ValueDrift",
+    "ValueMeter",
     "Window",
     "beside",
     "blended",
