@@ -413,7 +413,9 @@ class Settings(
         if self.max_loss is not None and self.evaluate is None:
             raise PlanError("max_loss needs a score: name a function with evaluate.")
         if self.searches and not self.check:
-            raise PlanError("Without a target the network is searched by its answers, which takes the check; leave it on.")
+            raise PlanError(
+                "Without a target a network is searched by its answers, which takes the check; leave it on."
+            )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ It does not know how a network was rewritten.
 
 from onnx_pointwise.check.answers import HeadCheck, shortened
 from onnx_pointwise.check.comparison import check, sites_between
-from onnx_pointwise.check.limits import LIKENESSES, LIMITS, WORDS, Likeness
+from onnx_pointwise.check.limits import LIKENESSES, LIMITS, WORDS, Likeness, Limits, limits_of
 from onnx_pointwise.check.results import CheckResult, Finding, Inputs, ProviderCheck
 from onnx_pointwise.check.sites import SiteCheck
 
@@ -18,9 +18,11 @@ __all__ = [
     "HeadCheck",
     "Inputs",
     "Likeness",
+    "Limits",
     "ProviderCheck",
     "SiteCheck",
     "check",
+    "limits_of",
     "shortened",
     "sites_between",
 ]

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnx_pointwise.check import CheckResult, HeadCheck, limits_of
+from onnx_pointwise.check import CheckResult, HeadCheck, Limits, limits_of
 from onnx_pointwise.jobs.results import Score
 from onnx_pointwise.settings import Settings
 from onnx_pointwise.study import Heads
-
-_Limits = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Promise:
     """
 
     same: bool
-    limits: _Limits
+    limits: Limits
     max_drift: float | Mapping[str, float] | None
     max_loss: float | None
 

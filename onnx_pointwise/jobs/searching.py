@@ -63,6 +63,11 @@ def require_promises(question: Question, settings: Settings) -> None:
         raise PlanError(_NO_EXAMPLES.format(why=" ".join(said)))
 
 
+def promised(settings: Settings) -> Settings:
+    """What the networks of a search are checked for: that answers stay the same, where no other limit was named."""
+    return replace(settings, require="same") if Promise.of(settings).same else settings
+
+
 def searched(net: Network, question: Question, score: float | None, settings: Settings) -> tuple[Attempt, Search]:
     """Find the cheapest network that keeps the limits: in latency where that is measured, else in MACs.
 

@@ -14,6 +14,9 @@ from onnx_pointwise.numerics import FORMS, Form, knapsack
 from onnx_pointwise.planning.candidates import COLUMNS, Resource, candidates
 from onnx_pointwise.study import Sensitivity, Study
 
+# Share of the largest loss below which the solver tells plans apart no more.
+_FINE = 1e-3
+
 
 @dataclass(frozen=True)
 class Options:
@@ -107,8 +110,21 @@ def share_out(listed: Sequence[Options], limits: Mapping[Resource, float]) -> di
         PlanError: The limits cannot be met.
     """
     columns = [COLUMNS[name] for name in limits]
-    picked = knapsack([one.costs[:, columns] for one in listed], [one.losses for one in listed], list(limits.values()))
-    return _named(listed, picked)
+    costs, losses = [one.costs[:, columns] for one in listed], [one.losses for one in listed]
+    kept = [np.arange(len(loss)) for loss in losses]
+    while True:
+        found = knapsack(
+            [cost[at] for cost, at in zip(costs, kept, strict=True)],
+            [loss[at] for loss, at in zip(losses, kept, strict=True)],
+            list(limits.values()),
+        )
+        picked = [int(at[index]) for at, index in zip(kept, found, strict=True)]
+        total = sum(float(loss[index]) for loss, index in zip(losses, picked, strict=True))
+        largest = max((float(loss[at].max()) for loss, at in zip(losses, kept, strict=True)), default=0.0)
+        if total >= _FINE * largest:
+            return _named(listed, picked)
+        # What alone loses more than this plan is in no better one; the solver does not see differences much smaller.
+        kept = [np.flatnonzero(loss <= total * (1.0 + _FINE)) for loss in losses]
 
 
 def _named(listed: Sequence[Options], picked: Sequence[int]) -> dict[str, Choice]:

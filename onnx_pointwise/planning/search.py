@@ -21,7 +21,7 @@ from onnx_pointwise.planning.options import Options, share_out
 
 # Plans to rehearse for one strain, at most, and the share of what can be saved at which a limit is known.
 _STEPS = 8
-_FINE = 0.01
+_FINE = 0.005
 # What the next plan is aimed at, a little inside the limit.
 _AIM = 0.95
 # How much further, or how much less far, the next plan may go at once.
