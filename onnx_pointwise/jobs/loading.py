@@ -31,6 +31,10 @@ from onnx_pointwise.settings import Opening, Settings
 from onnx_pointwise.study import find_heads, telling
 
 _NOTHING = "No convolution of the model can be rewritten, so no example inputs were taken."
+_DRAWN = (
+    "Only drawn images tell how far this network may go: on real ones its answers may move further. Name some with "
+    "--calibration, or --inputs to check with."
+)
 _EXACT = "No rank is below full, so weights come from the kernels alone; example inputs are not needed."
 
 
@@ -142,8 +146,15 @@ def _told(net: Network, examples: Calibration, settings: Settings) -> Calibratio
     if not examples.inputs:
         return examples
     found = telling(net.base, net.shapes, find_heads(net.shapes), examples.inputs, threads=settings.jobs)
-    said = {**examples.description, "warnings": [*examples.description.get("warnings", ()), *found.warnings()]}
-    return Calibration({} if found.useless else examples.inputs, said)
+    warnings = found.warnings()
+    if settings.searches and settings.inputs is None and examples.description["source"] == "synthetic":
+        warnings.append(_DRAWN)
+    said = {**examples.description, "warnings": warnings} if warnings else examples.description
+    if found.useless:
+        return Calibration({}, said)
+    # Held back, a copy of an example would tell nothing but good.
+    inputs = {name: array[list(found.different)] for name, array in examples.inputs.items()}
+    return Calibration(inputs if found.few else examples.inputs, said)
 
 
 def _keeps_the_function(plan: Plan, net: Network) -> bool:

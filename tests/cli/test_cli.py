@@ -281,7 +281,7 @@ def test_bad_files_are_refused(command: str, case: str, tmp_path: Path) -> None:
         (["--rank", "conv2=many"], ["--rank", "NODE=32"]),
         (["--rank", "conv2=middle:3"], ["unknown form 'middle'"]),
         (["--target-macs", "0.5", "--ratio", "0.5"], ["one budget"]),
-        ([], ["Name a budget"]),
+        (["--calibration", "none"], ["Without a target", "--calibration", "--target-latency"]),
         (["--max-loss", "0.1"], ["max_loss", "evaluate"]),
         (["--target-macs", "0.5", "--evaluate", "nowhere:nothing"], ["nowhere:nothing"]),
         (["--target-macs", "0.5", "--calibration", "missing.npz"], ["missing.npz", "no such file"]),
@@ -398,7 +398,6 @@ def test_a_calibrated_rewrite_says_what_it_saw_and_repeats_to_the_byte(small_fol
         "rewrite", model, tmp_path / "three.onnx", "--plan", tmp_path / "one.json", *examples, "--no-latency",
     )  # fmt: skip
     assert replay.returncode == 0, replay.stderr
-    assert "predicted" not in replay.stdout
     assert (tmp_path / "three.onnx").read_bytes() == (tmp_path / "one.onnx").read_bytes()
 
 
