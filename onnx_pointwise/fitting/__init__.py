@@ -3,6 +3,7 @@
 It takes plans as they are.
 """
 
+from onnx_pointwise.fitting.refit import refit
 from onnx_pointwise.fitting.weights import Weights, make_weights
 
-__all__ = ["Weights", "make_weights"]
+__all__ = ["Weights", "make_weights", "refit"]

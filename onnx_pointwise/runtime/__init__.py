@@ -29,6 +29,7 @@ from onnx_pointwise.runtime.segments import (
     reads,
     run_session,
     site_values,
+    tensor_outputs,
     without_shapes,
 )
 from onnx_pointwise.runtime.shape_inference import input_sizes, resolve
@@ -79,5 +80,6 @@ __all__ = [
     "sentence",
     "site_values",
     "split_inputs",
+    "tensor_outputs",
     "without_shapes",
 ]
