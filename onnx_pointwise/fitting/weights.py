@@ -81,6 +81,7 @@ def make_weights(
             kept,
             found.fit,
             method=found.method,
+            norms=found.norms,
             batch=found.batch,
             effort=found.effort,
             rounds=rounds,

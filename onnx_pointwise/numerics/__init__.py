@@ -22,6 +22,7 @@ from onnx_pointwise.numerics.moments import (
     tap_blend,
 )
 from onnx_pointwise.numerics.norm import Norm
+from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
 from onnx_pointwise.numerics.reconstruct import Activation, Block, Reconstruction, reconstruct
 
@@ -38,6 +39,7 @@ __all__ = [
     "Method",
     "Moments",
     "Norm",
+    "OutputNorm",
     "Rank",
     "Reconstruction",
     "Response",

@@ -99,6 +99,14 @@ def named_seed(seed: int, name: str, *parts: int) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *parts]).generate_state(1)[0])
 
 
+def declared_batch(model: ir.Model) -> int | None:
+    """The batch size that a model's inputs declare; None where they leave it open."""
+    for value in runtime_inputs(model):
+        if value.shape is not None and len(value.shape) and isinstance(size := value.shape[0], int) and size > 0:
+            return size
+    return None
+
+
 def fitting_batch(model: ir.Model, shapes: ResolvedShapes) -> int:
     """Choose how many examples to run at once.
 
@@ -109,9 +117,9 @@ def fitting_batch(model: ir.Model, shapes: ResolvedShapes) -> int:
     Returns:
         The batch size that the inputs declare, if they do; else one at which the largest activation stays small.
     """
-    for value in runtime_inputs(model):
-        if value.shape is not None and len(value.shape) and isinstance(size := value.shape[0], int) and size > 0:
-            return size
+    declared = declared_batch(model)
+    if declared is not None:
+        return declared
     base = max((shape[0] for shape in shapes.inputs.values() if shape), default=1)
     largest = max((4 * math.prod(shape) / base for shape in shapes.shapes.values()), default=1.0)
     return int(max(1, min(_LARGEST_BATCH, _BATCH_BYTES // largest)))

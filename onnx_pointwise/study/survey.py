@@ -12,11 +12,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import Choice, Replacement, ResolvedShapes, Site, corrected
-from onnx_pointwise.numerics import FORMS, Form, Method, factorize, in_order, workers
-from onnx_pointwise.runtime import MEMORY
-from onnx_pointwise.study.collect import PATCHES, Seen, fitting_batch, site_moments
+from onnx_pointwise.numerics import FORMS, Form, Method, OutputNorm, factorize, in_order, workers
+from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, site_moments
+from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
 from onnx_pointwise.study.heads import Heads, find_heads
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
+from onnx_pointwise.study.slopes import Slopes
 from onnx_pointwise.study.whole import WholeNetwork
 
 Array = NDArray[Any]
@@ -28,27 +29,6 @@ _HELD_BACK = 8
 _TRIALS = 32
 # Fewer examples than this are not parted into those that factors are made from and those that they are tried on.
 _LEAST_SPLIT = 2
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much may be spent on looking and fitting.
-
-    Attributes:
-        patch_limit: Patches of a site to look at, about.
-        memory: Bytes of activations or moments to hold in memory.
-        seed: Seed of everything that is drawn.
-        threads: Threads of the runtime, and pieces of the algebra to work on at a time; as many as there are cores if
-            None.
-    """
-
-    patch_limit: int = PATCHES
-    memory: int = MEMORY
-    seed: int = 0
-    threads: int | None = None
-
-
-DEFAULT_EFFORT = Effort()
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +44,7 @@ class Study:
         held: Example inputs held back from all that; empty where there were too few.
         heads: Where the network answers.
         moments: What each site sees.
+        norms: Which errors of a site's outputs count, by its name.
         sensitivities: What each site's error does to the answers.
         batch: Examples in one run.
         method: How factors are computed.
@@ -78,6 +59,7 @@ class Study:
     held: Mapping[str, Array]
     heads: Heads
     moments: Mapping[str, Seen]
+    norms: Mapping[str, OutputNorm]
     sensitivities: Mapping[str, Sensitivity]
     batch: int
     method: Method
@@ -101,7 +83,12 @@ class Study:
         seen = self.moments[site.name].part if part else self.moments[site.name].whole
         kernel, bias = site.weights()
         factors = factorize(
-            kernel.astype(site.dtype), choice.form, choice.rank, method=self.method, second_moment=seen.covariance
+            kernel.astype(site.dtype),
+            choice.form,
+            choice.rank,
+            method=self.method,
+            second_moment=seen.covariance,
+            outputs=self.norms.get(site.name),
         )
         return corrected(site, Replacement(factors, bias), seen.mean)
 
@@ -196,23 +183,39 @@ def study(
         progress=lambda what: progress("moments", what),
     )
     seen = [site for site in sites if site.name in moments]
+    trial = {name: array[tried] for name, array in fit.items()} if tried.any() else fit
     found: Mapping[str, Sensitivity] = {}
-    if measure and seen:
+    norms: Mapping[str, OutputNorm] = {}
+    slopes = None
+    if seen and (measure or method == "als"):
+        progress("sensitivity", "gradients")
+        slopes = Slopes(
+            shapes,
+            seen,
+            trial,
+            heads,
+            batch=declared_batch(model),
+            memory=effort.memory,
+            seed=effort.seed,
+            threads=effort.threads,
+        )
+        norms = slopes.norms() if method == "als" else {}
+    if measure and slopes is not None:
         found = sensitivities(
-            shapes.model,
+            shapes,
             seen,
             moments,
-            {name: array[tried] for name, array in fit.items()} if tried.any() else fit,
+            slopes,
+            norms,
+            trial,
             heads,
             forms=forms,
             method=method,
             batch=batch,
-            memory=effort.memory,
-            seed=effort.seed,
-            threads=effort.threads,
+            effort=effort,
             progress=lambda what: progress("sensitivity", what),
         )
-    return Study(model, shapes, tuple(seen), fit, tried, held, heads, moments, found, batch, method, effort)
+    return Study(model, shapes, tuple(seen), fit, tried, held, heads, moments, norms, found, batch, method, effort)
 
 
 def _split(inputs: Mapping[str, Array], batch: int) -> tuple[dict[str, Array], dict[str, Array]]:
