@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -62,14 +63,14 @@ def test_one_example_serves_for_everything() -> None:
 
 
 def test_factors_of_a_part_do_not_know_the_examples_that_are_tried_on() -> None:
-    """Whatever these show, they stay what they are; those of the whole change."""
+    """Whatever these show, in one norm of the outputs they stay what they are; those of the whole change."""
     shapes, sites = prepared(residual(), fewest_taps=2)
     feeds = examples(14)  # of which one in eight is held back
-    first = look(shapes.model, shapes, sites, feeds, measure=False)
+    first = replace(look(shapes.model, shapes, sites, feeds, measure=False), norms={})
     changed = {name: array.copy() for name, array in feeds.items()}
     fit = np.flatnonzero(np.arange(14) % 8 != 7)
     changed["x"][fit[first.tried]] = examples(14, seed=5)["x"][fit[first.tried]]
-    second = look(shapes.model, shapes, sites, changed, measure=False)
+    second = replace(look(shapes.model, shapes, sites, changed, measure=False), norms={})
     assert first.sensitivities == second.sensitivities == {}
     for site in sites[1:]:
         choice = Choice("reduce", 4)
