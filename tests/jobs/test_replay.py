@@ -11,6 +11,7 @@ import onnx_pointwise
 from onnx_pointwise.graph import Choice
 from onnx_pointwise.graph.model_io import serialize
 from tests import small
+from tests.networks import examples, prepared, residual
 
 QUIET: dict[str, Any] = {"provider": "none", "check": False}
 
@@ -49,3 +50,16 @@ def test_a_replay_of_part_of_the_sites_gives_the_same_bytes(small_folder: Path, 
     made.append(onnx_pointwise.rewrite(small_folder / "small.onnx", plan=made[0].plan, **options))
     assert made[0].plan == made[1].plan
     assert len({model_bytes(one) for one in made}) == 1
+
+
+@pytest.mark.parametrize("left", range(2))
+def test_sites_that_a_plan_leaves_dense_change_nothing(left: int) -> None:
+    """What is asked of a session decides what the runtime fuses, and so how it rounds, wherever nodes branch."""
+    model = residual()
+    options = QUIET | {"calibration": examples(12)["x"]}
+    sites = [site.name for site in prepared(model)[1]]
+    ranks: dict[str, Any] = dict.fromkeys(sites[left::2], 3)
+    first = onnx_pointwise.rewrite(model, ranks=ranks, target_macs=0.98, **options)
+    assert len(first.plan.choices) < len(sites)
+    again = onnx_pointwise.rewrite(model, plan=first.plan, **options)
+    assert model_bytes(again) == model_bytes(first)
