@@ -189,16 +189,7 @@ def study(
     slopes = None
     if seen and (measure or method == "als"):
         progress("sensitivity", "gradients")
-        slopes = Slopes(
-            shapes,
-            _all_sites(model, shapes),
-            trial,
-            heads,
-            batch=declared_batch(model),
-            memory=effort.memory,
-            seed=effort.seed,
-            threads=effort.threads,
-        )
+        slopes = _slopes(model, shapes, trial, heads, effort)
         names = {site.name for site in seen}
         told = slopes.norms() if method == "als" else {}
         norms = {name: norm for name, norm in told.items() if name in names}
@@ -220,14 +211,26 @@ def study(
     return Study(model, shapes, tuple(seen), fit, tried, held, heads, moments, norms, found, batch, method, effort)
 
 
-def _all_sites(model: ir.Model, shapes: ResolvedShapes) -> list[Site]:
-    """Every site that could be looked at.
+def _slopes(
+    model: ir.Model, shapes: ResolvedShapes, trial: Mapping[str, Array], heads: Heads, effort: Effort
+) -> Slopes:
+    """Gradients at every site that could be looked at.
 
     What is asked of a session decides what the runtime fuses, and so how it rounds. Gradients of all sites are asked
     for whichever of them are wanted, so that the replay of a plan, which wants fewer, gives the same bytes.
     """
     known = {str(value.name) for node in shapes.model.graph for value in node.outputs}
-    return [site for site in find_sites(model, shapes) if site.rewritable and str(site.output.name) in known]
+    sites = [site for site in find_sites(model, shapes) if site.rewritable and str(site.output.name) in known]
+    return Slopes(
+        shapes,
+        sites,
+        trial,
+        heads,
+        batch=declared_batch(model),
+        memory=effort.memory,
+        seed=effort.seed,
+        threads=effort.threads,
+    )
 
 
 def _split(inputs: Mapping[str, Array], batch: int) -> tuple[dict[str, Array], dict[str, Array]]:
