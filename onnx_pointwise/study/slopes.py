@@ -102,14 +102,14 @@ class Slopes:
         """Predict what errors at each site do to the heads.
 
         Args:
-            outlooks: What to try at each site, by its name.
+            outlooks: What to try, by the name of a site; the others are left out.
             norms: In which norm the error of its outputs is told, by its name; the plain one if it has none.
             progress: Called with how far it is.
 
         Returns:
             The measurements by site name, without the sites that are cut off.
         """
-        known = [site for site in self._sites if site.name not in self.cut]
+        known = [site for site in self._sites if site.name in outlooks and site.name not in self.cut]
         tallies = {site.name: _Tally(site, outlooks[site.name], norms.get(site.name), self._threads) for site in known}
         for start, part in zip(self._starts, self._parts, strict=True):
             progress(f"{start} of {self._count}")

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import Choice, Replacement, ResolvedShapes, Site, corrected
+from onnx_pointwise.graph import Choice, Replacement, ResolvedShapes, Site, corrected, find_sites
 from onnx_pointwise.numerics import FORMS, Form, Method, OutputNorm, factorize, in_order, workers
 from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, site_moments
 from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
@@ -189,17 +189,10 @@ def study(
     slopes = None
     if seen and (measure or method == "als"):
         progress("sensitivity", "gradients")
-        slopes = Slopes(
-            shapes,
-            seen,
-            trial,
-            heads,
-            batch=declared_batch(model),
-            memory=effort.memory,
-            seed=effort.seed,
-            threads=effort.threads,
-        )
-        norms = slopes.norms() if method == "als" else {}
+        slopes = _slopes(model, shapes, trial, heads, effort)
+        names = {site.name for site in seen}
+        told = slopes.norms() if method == "als" else {}
+        norms = {name: norm for name, norm in told.items() if name in names}
     if measure and slopes is not None:
         found = sensitivities(
             shapes,
@@ -216,6 +209,28 @@ def study(
             progress=lambda what: progress("sensitivity", what),
         )
     return Study(model, shapes, tuple(seen), fit, tried, held, heads, moments, norms, found, batch, method, effort)
+
+
+def _slopes(
+    model: ir.Model, shapes: ResolvedShapes, trial: Mapping[str, Array], heads: Heads, effort: Effort
+) -> Slopes:
+    """Gradients at every site that could be looked at.
+
+    What is asked of a session decides what the runtime fuses, and so how it rounds. Gradients of all sites are asked
+    for whichever of them are wanted, so that the replay of a plan, which wants fewer, gives the same bytes.
+    """
+    known = {str(value.name) for node in shapes.model.graph for value in node.outputs}
+    sites = [site for site in find_sites(model, shapes) if site.rewritable and str(site.output.name) in known]
+    return Slopes(
+        shapes,
+        sites,
+        trial,
+        heads,
+        batch=declared_batch(model),
+        memory=effort.memory,
+        seed=effort.seed,
+        threads=effort.threads,
+    )
 
 
 def _split(inputs: Mapping[str, Array], batch: int) -> tuple[dict[str, Array], dict[str, Array]]:

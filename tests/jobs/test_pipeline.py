@@ -310,7 +310,7 @@ def test_threads_are_those_of_the_network_and_jobs_those_of_the_work(
     look, compare = looking.study, checking.check
 
     def studied(*arguments: Any, **options: Any) -> Any:
-        seen["jobs"] = options["threads"]
+        seen["jobs"] = options["effort"].threads
         return look(*arguments, **options)
 
     def compared(before: Any, after: Any, settings: CheckSettings) -> Any:
