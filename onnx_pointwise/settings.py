@@ -27,7 +27,6 @@ from onnx_pointwise.examples import (
 )
 from onnx_pointwise.graph import MIN_CHANNELS, Choice, ModelSource, Plan
 from onnx_pointwise.numerics import FORMS, Form, Method
-from onnx_pointwise.planning import NO_BUDGET
 from onnx_pointwise.runtime import MEMORY
 from onnx_pointwise.schema import Line, about, option
 from onnx_pointwise.study import Progress
@@ -40,7 +39,7 @@ _SHARE = "above 0, at most 1"
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
-    """How far to go; one of them, or a limit on drift or loss, must be named."""
+    """How far to go; without any, as far as the answers stay the same, or a limit on drift or loss allows."""
 
     TITLE: ClassVar[str] = "Budget"
 
@@ -400,23 +399,23 @@ class Settings(
 
     @property
     def searches(self) -> bool:
-        """Whether nothing but a limit says how far to go, so that the cheapest network within it is wanted."""
+        """Whether nothing but limits says how far to go, so that the cheapest network within them is wanted."""
         return self.plan is None and not self.has_budget()
 
     def require_consistent(self) -> None:
         """Refuse what contradicts itself, before any work is done.
 
         Raises:
-            PlanError: There is no budget, or one beside a plan, or a limit that nothing measures.
+            PlanError: There is a budget beside a plan, or a limit that nothing measures.
         """
         if self.plan is not None and self.has_budget():
             raise PlanError("A plan replays as it is; leave out every budget beside it, or edit the plan.")
-        if self.searches and self.max_drift is None and self.max_loss is None:
-            raise PlanError(NO_BUDGET)
         if self.max_loss is not None and self.evaluate is None:
             raise PlanError("max_loss needs a score: name a function with evaluate.")
         if self.searches and not self.check:
-            raise PlanError("Searching for the cheapest network within a limit takes the check; leave it on.")
+            raise PlanError(
+                "Without a target a network is searched by its answers, which takes the check; leave it on."
+            )
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Drift
 from onnx_pointwise.runtime import AssignedNode, LatencyComparison, Machine
 
-#: Where inputs came from: given by the user, held back from the example inputs, or drawn.
-Inputs = Literal["given", "held_back", "random"]
+#: Where inputs came from: given by the user, held back from the example inputs, those that the weights were made from,
+#: or drawn.
+Inputs = Literal["given", "held_back", "examples", "random"]
 
 
 @dataclass(frozen=True)

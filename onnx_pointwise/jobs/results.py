@@ -87,6 +87,67 @@ class Score:
 
 
 @dataclass(frozen=True)
+class SearchStep:
+    """A network that was made on the way to the cheapest one.
+
+    Attributes:
+        share: What it leaves of the whole network's latency or MACs, by what its sites promise.
+        latency: Its latency as a share of before, as measured; ``None`` where it was not.
+        rehearsed: How far its answers went before its weights were made, as a share of how far they may, at the head
+            that is off most; ``None`` where nothing was rehearsed.
+        measured: The same of the network itself; a network that failed for another reason is put above 1, too.
+        passed: Whether it keeps the limits.
+        verdict: What its answers are called.
+    """
+
+    share: float
+    latency: float | None
+    rehearsed: float | None
+    measured: float
+    passed: bool
+    verdict: Likeness | None
+
+    @json_ready
+    def to_dict(self) -> dict[str, Any]:
+        """Give a JSON-ready dict."""
+        return {
+            "share": self.share,
+            "latency": self.latency,
+            "rehearsed": self.rehearsed,
+            "measured": self.measured,
+            "passed": self.passed,
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the cheapest network within limits was found.
+
+    Attributes:
+        limits: What was asked for.
+        resource: What had to fall: ``latency`` or ``macs``.
+        steps: The networks that were made.
+        reason: Why the network stays as it was; ``None`` where it does not.
+    """
+
+    limits: Mapping[str, Any]
+    resource: str
+    steps: tuple[SearchStep, ...]
+    reason: str | None
+
+    @json_ready
+    def to_dict(self) -> dict[str, Any]:
+        """Give a JSON-ready dict."""
+        return {
+            "limits": dict(self.limits),
+            "resource": self.resource,
+            "steps": [step.to_dict() for step in self.steps],
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
 class RewriteResult:
     """A rewritten model and the evidence about it.
 
@@ -104,6 +165,7 @@ class RewriteResult:
         assumed_inputs: Inputs whose open dimensions had to be assumed.
         unmeasured: Why the plan was made by arithmetic alone; ``None`` where latency was measured, or where there was
             nothing to plan.
+        search: How it was searched for; ``None`` where a budget or a plan said how far to go.
         seconds: Wall time of each stage, in seconds.
     """
 
@@ -119,6 +181,7 @@ class RewriteResult:
     input_shapes: Mapping[str, Shape]
     assumed_inputs: tuple[str, ...]
     unmeasured: str | None = None
+    search: Search | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -150,6 +213,7 @@ class RewriteResult:
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
             "assumed_inputs": list(self.assumed_inputs),
             "unmeasured": self.unmeasured,
+            "search": None if self.search is None else self.search.to_dict(),
             "seconds": dict(self.seconds),
         }
 

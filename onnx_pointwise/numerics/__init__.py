@@ -9,7 +9,6 @@ from onnx_pointwise.numerics.agreement import (
     ClassMeter,
     PictureMeter,
     PresenceMeter,
-    ValueDrift,
     ValueMeter,
 )
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
@@ -58,7 +57,6 @@ __all__ = [
     "Reconstruction",
     "Response",
     "Stationary",
-    "ValueDrift",
     "ValueMeter",
     "Window",
     "beside",

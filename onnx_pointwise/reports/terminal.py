@@ -221,6 +221,7 @@ def rewrite(result: RewriteResult) -> RenderableType:
 def calibration(result: RewriteResult) -> list[Text]:
     """Say what the weights were computed from, and what the examples held back say."""
     lines = [Text(str(result.calibration["sentence"]))]
+    lines += [Text(warning, style="yellow") for warning in result.calibration.get("warnings", ())]
     coarse = [site for site in result.sites if site.moment not in (None, "exact")]
     for kind, words in (
         ("stationary", "taken to be the same at every position of the kernel"),
@@ -238,8 +239,7 @@ def calibration(result: RewriteResult) -> list[Text]:
         elif found.dropped is not None:
             other = f"{found.dropped:.3g} with a refit, which was dropped"
         lines.append(Text(f"Drift on examples held back: {found.drift:.3g}{plan}; {other}."))
-    if not result.plan.choices:
-        lines.append(Text("Nothing was rewritten; the model is as it was.", style="bold yellow"))
+    lines += search(result)
     if result.score is not None:
         score = result.score
         lines.append(
@@ -247,6 +247,24 @@ def calibration(result: RewriteResult) -> list[Text]:
                 f"Your score: {score.before:.4f} before, {score.after:.4f} after.", style="" if score.passed else "red"
             )
         )
+    return lines
+
+
+def search(result: RewriteResult) -> list[Text]:
+    """Say how the network was searched for, and that nothing was rewritten where nothing was, with the reason."""
+    lines = []
+    found = result.search
+    if found is not None and found.steps:
+        wanted = "fastest" if found.resource == "latency" else "cheapest"
+        limits = "answers stay the same" if found.limits.get("answers") == "same" else "limits are kept"
+        kept = sum(step.passed for step in found.steps)
+        made = f"{len(found.steps)} network{'s were' if len(found.steps) > 1 else ' was'} made"
+        lines.append(
+            Text(f"Searched for the {wanted} network whose {limits}: {made}, {kept or 'none'} of them kept it.")
+        )
+    if not result.plan.choices:
+        reason = "" if found is None or found.reason is None else f" {found.reason}"
+        lines.append(Text(f"Nothing was rewritten; the model is as it was.{reason}", style="bold yellow"))
     return lines
 
 
@@ -333,6 +351,7 @@ _STYLES: Mapping[Likeness | None, str] = {"changed": "bold yellow", "broken": "b
 _ON: Mapping[Inputs, str] = {
     "given": "on the inputs given",
     "held_back": "on held-back examples",
+    "examples": "on the examples that its weights were made from",
     "random": "on random inputs",
 }
 
