@@ -26,7 +26,7 @@ Progress = Callable[[str, str], None]
 # One example in so many is held back to see whether the refit helped, where there are enough.
 _HELD_BACK = 8
 # Examples that the sensitivities are measured on, at most; no more than half of them.
-_TRIALS = 32
+_TRIALS = 64
 # Fewer examples than this are not parted into those that factors are made from and those that they are tried on.
 _LEAST_SPLIT = 2
 
