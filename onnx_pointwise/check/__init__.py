@@ -5,13 +5,11 @@ It does not know how a network was rewritten.
 
 from onnx_pointwise.check.answers import HeadCheck, shortened
 from onnx_pointwise.check.comparison import check, sites_between
-from onnx_pointwise.check.limits import LIKENESSES, LIMITS, WORDS, Likeness, Limits, limits_of
+from onnx_pointwise.check.limits import WORDS, Likeness, Limits, limits_of
 from onnx_pointwise.check.results import CheckResult, Finding, Inputs, ProviderCheck
 from onnx_pointwise.check.sites import SiteCheck
 
 __all__ = [
-    "LIKENESSES",
-    "LIMITS",
     "WORDS",
     "CheckResult",
     "Finding",

@@ -28,6 +28,7 @@ from onnx_pointwise.numerics import (
     Block,
     Lattice,
     Method,
+    OutputNorm,
     Reconstruction,
     beside,
     lattices,
@@ -77,6 +78,7 @@ def refit(
     inputs: Mapping[str, Array],
     *,
     method: Method = "als",
+    norms: Mapping[str, OutputNorm] | None = None,
     batch: int = 64,
     effort: Effort,
     rounds: int = 2,
@@ -90,6 +92,7 @@ def refit(
         choices: Form and rank by site name; sites that lie in subgraphs are left out.
         inputs: Example inputs by name, [N, ...].
         method: How the factors are computed, see `factorize`.
+        norms: Which errors of a site's outputs count, by its name.
         batch: Examples in one run of the runtime.
         effort: How much may be spent; activations beyond the memory lie in a temporary folder.
         rounds: Rounds through activations with flat parts, see `reconstruct`.
@@ -119,6 +122,7 @@ def refit(
             choice.rank,
             problem.blocks(),
             method=method,
+            norm=(norms or {}).get(site.name),
             activation=problem.task.activation,
             rounds=rounds,
             threads=workers(threads),

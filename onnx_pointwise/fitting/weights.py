@@ -81,6 +81,7 @@ def make_weights(
             kept,
             found.fit,
             method=found.method,
+            norms=found.norms,
             batch=found.batch,
             effort=found.effort,
             rounds=rounds,
@@ -117,6 +118,8 @@ def drift_of(
         The drift at the heads, their weighted root mean square.
     """
     names = found.heads.names
+    if not names:
+        return 0.0
     rewritten = found.shapes.model.clone()
     BottleneckPass(Plan(choices, method=found.method), replacements)(rewritten)
     results = []

@@ -9,7 +9,6 @@ from onnx_pointwise.numerics.agreement import (
     ClassMeter,
     PictureMeter,
     PresenceMeter,
-    ValueDrift,
     ValueMeter,
 )
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
@@ -31,6 +30,7 @@ from onnx_pointwise.numerics.moments import (
     tap_blend,
 )
 from onnx_pointwise.numerics.norm import Norm
+from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
 from onnx_pointwise.numerics.reconstruct import Activation, Block, Reconstruction, reconstruct
 
@@ -50,13 +50,13 @@ __all__ = [
     "Method",
     "Moments",
     "Norm",
+    "OutputNorm",
     "PictureMeter",
     "PresenceMeter",
     "Rank",
     "Reconstruction",
     "Response",
     "Stationary",
-    "ValueDrift",
     "ValueMeter",
     "Window",
     "beside",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_pointwise.numerics.drift import _CONSTANT, _ENOUGH
+from onnx_pointwise.numerics.drift import CONSTANT
 
 Array = NDArray[Any]
 
@@ -261,13 +261,13 @@ class ValueMeter:
         total = float(self._counts.sum())
         if not total:
             return None
-        whole = float(self._squares.sum())
-        few = self._counts[self._counts > 0].min() < _ENOUGH
-        grand = float((self._counts * self._means).sum() / total)
-        if few:
-            whole += float((self._counts * (self._means - grand) ** 2).sum())
+        if self._counts[self._counts > 0].min() > 1:  # as `drift.centred` does it
+            whole = float((self._squares * self._counts / np.maximum(self._counts - 1.0, 1.0)).sum())
+        else:
+            grand = float((self._counts * self._means).sum() / total)
+            whole = float((self._squares + self._counts * (self._means - grand) ** 2).sum())
         energy = float((self._squares + self._counts * self._means**2).sum())
-        if not whole > _CONSTANT * energy:
+        if not whole > CONSTANT * energy:
             whole = energy
         count = len(self._errors)
         return ValueDrift(_ratio(sum(self._errors), whole), _ratio(max(self._errors) * count, whole), count)

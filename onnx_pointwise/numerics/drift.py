@@ -125,10 +125,8 @@ def _holds_scores(output: NDArray[Any]) -> bool:
 
 # Deviations of a value at which errors are cut, unless the value itself goes further.
 _SATURATION = 5.0
-# Fewer numbers than this in a channel have no mean worth taking out.
-_ENOUGH = 8
-# Share of its energy below which a value does not vary.
-_CONSTANT = 1e-12
+#: Share of its energy below which a value does not vary.
+CONSTANT = 1e-12
 
 
 def centred(values: Array, axis: int) -> Array:
@@ -139,15 +137,18 @@ def centred(values: Array, axis: int) -> Array:
         axis: Axis of the channels.
 
     Returns:
-        float64, the same shape; less the mean of each channel, or the mean of all where a channel holds few numbers.
+        float64, the same shape; less the mean of each channel, and stretched by what a mean of few numbers takes with
+        it, so that the energy does not depend on how many there are. Where a channel holds one number, less the mean of
+        all.
     """
     truth = values.astype(np.float64)
     if truth.size == 0 or not truth.ndim:
         return truth
     others = tuple(index for index in range(truth.ndim) if index != axis % truth.ndim)
-    if math.prod(truth.shape[index] for index in others) < _ENOUGH:
+    count = math.prod(truth.shape[index] for index in others)
+    if count == 1:
         return cast(Array, truth - truth.mean())
-    return cast(Array, truth - truth.mean(axis=others, keepdims=True))
+    return cast(Array, (truth - truth.mean(axis=others, keepdims=True)) * math.sqrt(count / (count - 1)))
 
 
 def relative_drift(reference: Array, moved: Array, axis: int = 1) -> float | None:
@@ -168,7 +169,7 @@ def relative_drift(reference: Array, moved: Array, axis: int = 1) -> float | Non
     truth = reference.astype(np.float64)  # squares of narrow types overflow
     spread = centred(truth, axis)
     whole = float(np.vdot(spread, spread))
-    if not whole > _CONSTANT * float(np.vdot(truth, truth)):
+    if not whole > CONSTANT * float(np.vdot(truth, truth)):
         return None
     error = np.nan_to_num(np.abs(moved.astype(np.float64) - truth), nan=np.inf)
     most = max(_SATURATION * math.sqrt(whole / spread.size), float(np.abs(spread).max()))

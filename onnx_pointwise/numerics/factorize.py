@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
@@ -41,6 +41,7 @@ from onnx_pointwise.errors import PlanError
 from onnx_pointwise.numerics.basis import GRAIN, cosines, quiet_basis
 from onnx_pointwise.numerics.forms import FORMS, AnyArray, Form, Rank, View, full_rank, has_form, view_of
 from onnx_pointwise.numerics.norm import Norm
+from onnx_pointwise.numerics.outputs import OutputNorm
 
 Method = Literal["svd", "whitened", "als"]
 Array = NDArray[np.float64]
@@ -113,6 +114,7 @@ def factorize(
     *,
     method: Method = "als",
     second_moment: AnyArray | Norm | None = None,
+    outputs: OutputNorm | None = None,
     sweeps: int = 4,
     start: AnyArray | None = None,
 ) -> Factors:
@@ -133,6 +135,7 @@ def factorize(
         second_moment: E[p p^T] of the input patches, [I*K, I*K] in the index order of `kernel.reshape(O, I*K)`, or of
             the channels only, [I, I]; None stands for the identity. Scale does not matter. A `Norm` is made of it
             once for several calls.
+        outputs: What errors of the outputs count, see `OutputNorm`; all alike if None. For `als` alone.
         sweeps: The most alternating sweeps for the forms that have no closed form.
         start: The piece in front, as `Factors.before`, to start the alternation of `als` from, such as that of a kernel
             that differs little; the solutions for simpler moments if None. It makes no difference where there is a
@@ -150,11 +153,13 @@ def factorize(
         raise PlanError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     plain, scale = _unfold(kernel)
     view = view_of(form, plain.shape[2:])
-    weights, norm = view.of_kernel(plain), _norm(second_moment, plain).seen(view)
-    outputs, inputs, taps = weights.shape
+    true, norm = view.of_kernel(plain), _norm(second_moment, plain).seen(view)
     r_in, r_out = _ranks(form, rank)
+    turned = outputs is not None and method == "als"
+    weights = outputs.turn(true) if outputs is not None and turned else true
+    count, inputs, taps = weights.shape
     weighted = norm.apply(weights)
-    if view.first and outputs * taps <= min(r_in, inputs - 1):
+    if view.first and count * taps <= min(r_in, inputs - 1):
         split = _exact_rows(weights)
     elif method == "svd":
         split = _split_by_channels(weights, r_in, r_out, None, sweeps)
@@ -162,9 +167,16 @@ def factorize(
         split = _split_by_channels(weights, r_in, r_out, norm.channels, sweeps)
     else:
         split = _split_by_patches(weights, weighted + norm.jitter * weights, r_in, r_out, norm, sweeps, start)
-    before, core, after = _store(_finish(split, weights, r_in, r_out, norm), scale, kernel.dtype)
+    split = _finish(split, weights, r_in, r_out, norm)
+    if outputs is not None and turned:
+        if split.after is None:
+            split = replace(split, kernel=outputs.back(split.kernel))
+        else:
+            split = replace(split, after=outputs.back(split.after))
+        weighted = norm.apply(true)
+    before, core, after = _store(split, scale, kernel.dtype)
     approximation = _merge(before, core, after)
-    error = math.sqrt(_relative_squared_error(weights, weighted, approximation / scale, norm))
+    error = math.sqrt(_relative_squared_error(true, weighted, approximation / scale, norm))
     if before is not None and view.first:
         before = before.reshape(r_in, -1, *view.first_size)
     core = core.reshape(*core.shape[:2], *view.second_size)

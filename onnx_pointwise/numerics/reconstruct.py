@@ -29,6 +29,7 @@ from onnx_pointwise.numerics.factorize import Factors, Method, compose, factoriz
 from onnx_pointwise.numerics.forms import Form, Rank
 from onnx_pointwise.numerics.moments import Moments, Sums, blended, shrinkage, tap_blend
 from onnx_pointwise.numerics.norm import Norm
+from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.parallel import in_order
 
 Array32 = NDArray[np.float32]
@@ -108,6 +109,7 @@ def reconstruct(
     blocks: Sequence[Callable[[], Block]],
     *,
     method: Method = "als",
+    norm: OutputNorm | None = None,
     activation: Activation = Activation(),
     rounds: int = 2,
     sweeps: int = 4,
@@ -123,6 +125,7 @@ def reconstruct(
         blocks: Each gives patches and targets, the same ones at each call, in any thread. They are asked for once and
             again for each round.
         method: See `factorize`.
+        norm: Which errors of the outputs count, `outputs` of `factorize`.
         activation: What follows the site.
         rounds: Rounds through the activation, where it has a flat part.
         sweeps: See `factorize`.
@@ -139,7 +142,7 @@ def reconstruct(
     flat = kernel.astype(np.float64).reshape(outputs, -1)
     offset = np.zeros(outputs) if bias is None else bias
     fit, held, residuals = _accumulate(flat, offset, blocks, threads)
-    problem = _Problem(kernel, offset, form, rank, blocks, residuals, method, activation, sweeps, threads)
+    problem = _Problem(kernel, offset, form, rank, blocks, residuals, method, norm, activation, sweeps, threads)
     both = fit.merged(held) if held is not None else fit
     ridge = RIDGES[2] if held is None else _pick_ridge(fit, held, threads)
     if activation.linear:
@@ -185,6 +188,7 @@ class _Problem:
     blocks: Sequence[Callable[[], Block]]
     residuals: Sequence[Array32]
     method: Method
+    outputs: OutputNorm | None
     activation: Activation
     sweeps: int
     threads: int
@@ -219,6 +223,7 @@ class _Problem:
                 self.rank,
                 method=self.method,
                 second_moment=norm,
+                outputs=self.outputs,
                 sweeps=self.sweeps,
                 start=None if start is None else start.before,
             )

@@ -30,7 +30,7 @@ from onnx_pointwise.runtime import Piece, without_shapes
 
 Array = NDArray[Any]
 _View = tuple[str, Shape, Shape, Shape, Shape | str]
-Kind = Literal["exact", "stationary", "channels"]
+MomentKind = Literal["exact", "stationary", "channels"]
 
 #: Patches of each site that are looked at, unless told otherwise.
 PATCHES = 60_000
@@ -63,7 +63,7 @@ class SiteMoments:
 
     covariance: NDArray[np.float32]
     mean: NDArray[np.float64]
-    kind: Kind
+    kind: MomentKind
     count: int = 0
     blend: float = 0.0
 
@@ -83,7 +83,7 @@ class Seen:
     rest: NDArray[np.float32] | None
 
 
-def moment_kind(site: Site) -> Kind:
+def moment_kind(site: Site) -> MomentKind:
     """How closely the inputs of a site are looked at."""
     width = site.in_channels * site.taps
     return "exact" if width <= EXACT else "stationary" if width <= STATIONARY else "channels"
@@ -99,6 +99,14 @@ def named_seed(seed: int, name: str, *parts: int) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *parts]).generate_state(1)[0])
 
 
+def declared_batch(model: ir.Model) -> int | None:
+    """The batch size that a model's inputs declare; None where they leave it open."""
+    for value in runtime_inputs(model):
+        if value.shape is not None and len(value.shape) and isinstance(size := value.shape[0], int) and size > 0:
+            return size
+    return None
+
+
 def fitting_batch(model: ir.Model, shapes: ResolvedShapes) -> int:
     """Choose how many examples to run at once.
 
@@ -109,9 +117,9 @@ def fitting_batch(model: ir.Model, shapes: ResolvedShapes) -> int:
     Returns:
         The batch size that the inputs declare, if they do; else one at which the largest activation stays small.
     """
-    for value in runtime_inputs(model):
-        if value.shape is not None and len(value.shape) and isinstance(size := value.shape[0], int) and size > 0:
-            return size
+    declared = declared_batch(model)
+    if declared is not None:
+        return declared
     base = max((shape[0] for shape in shapes.inputs.values() if shape), default=1)
     largest = max((4 * math.prod(shape) / base for shape in shapes.shapes.values()), default=1.0)
     return int(max(1, min(_LARGEST_BATCH, _BATCH_BYTES // largest)))

@@ -46,7 +46,7 @@ _MOVES = {
     *("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Dropout"),
     *("Slice", "Split", "Resize", "Upsample", "DepthToSpace", "SpaceToDepth", "Pad", "ReduceMax", "ReduceL2"),
     *("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "ArgMax", "ArgMin", "LpNormalization"),
-    *("Exp", "Neg", "Sqrt", "Reciprocal", "Floor", "Ceil", "Round", "Not"),
+    *("Exp", "Neg", "Sqrt", "Reciprocal", "Floor", "Ceil", "Round", "Not", "QuantizeLinear", "DequantizeLinear"),
 }
 # Nodes that put several values together without mixing them, or choose among one by another.
 _GATHERS = {

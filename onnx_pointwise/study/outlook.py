@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import Replacement, Site, competing, corrected
-from onnx_pointwise.numerics import Form, Method, Norm, compose, error_curves, factorize, held_curves
+from onnx_pointwise.numerics import Form, Method, Norm, OutputNorm, compose, error_curves, factorize, held_curves
 from onnx_pointwise.study.collect import Seen
 from onnx_pointwise.study.points import Point
 
@@ -48,7 +48,9 @@ class Outlook:
     trials: Sequence[Trial]
 
 
-def outlook(site: Site, seen: Seen, forms: Sequence[Form], method: Method) -> Outlook:
+def outlook(
+    site: Site, seen: Seen, forms: Sequence[Form], method: Method, outputs: OutputNorm | None = None
+) -> Outlook:
     """Look at what could become of a site.
 
     Args:
@@ -56,6 +58,7 @@ def outlook(site: Site, seen: Seen, forms: Sequence[Form], method: Method) -> Ou
         seen: What it sees.
         forms: Forms that plans may use.
         method: How factors are computed.
+        outputs: Which errors of its outputs count; all alike if None. Errors are told in that norm.
 
     Returns:
         Its curves, on examples that factors are not made from, and factors made without the examples to try them on.
@@ -65,16 +68,19 @@ def outlook(site: Site, seen: Seen, forms: Sequence[Form], method: Method) -> Ou
     held = Norm.of(seen.rest, site.in_channels, site.taps) if seen.rest is not None else norm
     tried = competing(site, _FORMS)
     wanted = list(dict.fromkeys([*tried, *competing(site, forms)]))
-    promised, judged = held_curves(kernel, norm, held, wanted)
+    turned = kernel if outputs is None else outputs.turn(kernel.astype(np.float64))
+    promised, judged = held_curves(turned, norm, held, wanted)
     trials = []
     for form in tried:
         curve = judged[form]
         inner = np.sqrt(curve[1:-1])
         ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}
         for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
-            factors = factorize(kernel.astype(site.dtype), form, rank, method=method, second_moment=norm)
+            factors = factorize(
+                kernel.astype(site.dtype), form, rank, method=method, second_moment=norm, outputs=outputs
+            )
             trials.append(Trial(corrected(site, Replacement(factors, None), seen.part.mean), float(curve[rank])))
-    return Outlook(_expected(kernel, site, seen, promised, judged), trials)
+    return Outlook(_expected(turned, site, seen, promised, judged), trials)
 
 
 def _expected(

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import Site
-from onnx_pointwise.numerics import FORMS, Form, Method, Response, fit_response, in_order, workers
+from onnx_pointwise.graph import ResolvedShapes, Site
+from onnx_pointwise.numerics import FORMS, Form, Method, OutputNorm, Response, fit_response, in_order, workers
 from onnx_pointwise.study.collect import Seen
+from onnx_pointwise.study.effort import Effort
 from onnx_pointwise.study.gradients import Unsupported
 from onnx_pointwise.study.heads import Heads
 from onnx_pointwise.study.outlook import Outlook, outlook
 from onnx_pointwise.study.points import Point
-from onnx_pointwise.study.slopes import by_gradients
+from onnx_pointwise.study.slopes import Slopes
 from onnx_pointwise.study.trials import by_trials
 
 Array = NDArray[Any]
@@ -61,34 +61,34 @@ class Sensitivity:
 
 
 def sensitivities(
-    model: ir.Model,
+    shapes: ResolvedShapes,
     sites: Sequence[Site],
     moments: Mapping[str, Seen],
+    slopes: Slopes,
+    norms: Mapping[str, OutputNorm],
     inputs: Mapping[str, Array],
     heads: Heads,
     *,
     forms: Sequence[Form] = FORMS,
     method: Method = "als",
     batch: int = 64,
-    memory: int = 2**31,
-    seed: int = 0,
-    threads: int | None = None,
+    effort: Effort,
     progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Sensitivity]:
     """Find out what the error of each site does to the network's answers.
 
     Args:
-        model: The untouched model with its types inferred (`ResolvedShapes.model`); it is left as it is.
+        shapes: The untouched model and its shapes; it is left as it is.
         sites: The sites to measure, in graph order.
         moments: What each site sees, by its name.
+        slopes: Gradients at the sites, on the same inputs.
+        norms: Which errors of its outputs count, by its name.
         inputs: Example inputs by name, [N, ...], best those that the moments' parts are not made from.
         heads: Where the network answers.
         forms: Forms that plans may use.
         method: How factors are computed.
         batch: Examples in one run of the runtime.
-        memory: Bytes of activations to hold in memory.
-        seed: Seed of the probes.
-        threads: Threads of the runtime; its own choice if None.
+        effort: How much may be spent.
         progress: Called with what is taken up.
 
     Returns:
@@ -97,34 +97,24 @@ def sensitivities(
     Raises:
         ModelError: The model does not run on the inputs.
     """
+    threads = effort.threads
 
     def look(site: Site) -> Outlook:
         progress(site.name)
-        return outlook(site, moments[site.name], forms, method)
+        return outlook(site, moments[site.name], forms, method, norms.get(site.name))
 
     looks = dict(zip((site.name for site in sites), in_order(look, sites, workers(threads)), strict=True))
-    points, cut = by_gradients(
-        model,
-        sites,
-        list(looks.values()),
-        inputs,
-        heads,
-        batch=batch,
-        memory=memory,
-        seed=seed,
-        threads=threads,
-        progress=lambda what: progress(f"gradients, {what}"),
-    )
-    left = [site for site in sites if site.name in cut]
+    points = slopes.points(looks, norms, lambda what: progress(f"gradients, {what}"))
+    left = [site for site in sites if site.name in slopes.cut]
     if left:
         points |= by_trials(
-            model,
+            shapes.model,
             left,
             [looks[site.name] for site in left],
             inputs,
             heads,
             batch=batch,
-            memory=memory,
+            memory=effort.memory,
             threads=threads,
             progress=progress,
         )
@@ -132,5 +122,6 @@ def sensitivities(
     for site in sites:
         measured = points[site.name]
         response = fit_response([point.error for point in measured], [point.drift for point in measured])
-        found[site.name] = Sensitivity(tuple(measured), response, looks[site.name].curves, cut.get(site.name, ()))
+        cut = slopes.cut.get(site.name, ())
+        found[site.name] = Sensitivity(tuple(measured), response, looks[site.name].curves, cut)
     return found

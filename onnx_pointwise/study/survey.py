@@ -11,12 +11,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import Choice, Replacement, ResolvedShapes, Site, corrected
-from onnx_pointwise.numerics import FORMS, Form, Method, factorize, in_order, workers
-from onnx_pointwise.runtime import MEMORY
-from onnx_pointwise.study.collect import PATCHES, Seen, fitting_batch, site_moments
+from onnx_pointwise.graph import Choice, Replacement, ResolvedShapes, Site, corrected, find_sites
+from onnx_pointwise.numerics import FORMS, Form, Method, OutputNorm, factorize, in_order, workers
+from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, site_moments
+from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
 from onnx_pointwise.study.heads import Heads, find_heads
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
+from onnx_pointwise.study.slopes import Slopes
 from onnx_pointwise.study.whole import WholeNetwork
 
 Array = NDArray[Any]
@@ -25,30 +26,9 @@ Progress = Callable[[str, str], None]
 # One example in so many is held back to see whether the refit helped, where there are enough.
 _HELD_BACK = 8
 # Examples that the sensitivities are measured on, at most; no more than half of them.
-_TRIALS = 32
+_TRIALS = 64
 # Fewer examples than this are not parted into those that factors are made from and those that they are tried on.
 _LEAST_SPLIT = 2
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much may be spent on looking and fitting.
-
-    Attributes:
-        patch_limit: Patches of a site to look at, about.
-        memory: Bytes of activations or moments to hold in memory.
-        seed: Seed of everything that is drawn.
-        threads: Threads of the runtime, and pieces of the algebra to work on at a time; as many as there are cores if
-            None.
-    """
-
-    patch_limit: int = PATCHES
-    memory: int = MEMORY
-    seed: int = 0
-    threads: int | None = None
-
-
-DEFAULT_EFFORT = Effort()
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +44,7 @@ class Study:
         held: Example inputs held back from all that; empty where there were too few.
         heads: Where the network answers.
         moments: What each site sees.
+        norms: Which errors of a site's outputs count, by its name.
         sensitivities: What each site's error does to the answers.
         batch: Examples in one run.
         method: How factors are computed.
@@ -78,6 +59,7 @@ class Study:
     held: Mapping[str, Array]
     heads: Heads
     moments: Mapping[str, Seen]
+    norms: Mapping[str, OutputNorm]
     sensitivities: Mapping[str, Sensitivity]
     batch: int
     method: Method
@@ -101,7 +83,12 @@ class Study:
         seen = self.moments[site.name].part if part else self.moments[site.name].whole
         kernel, bias = site.weights()
         factors = factorize(
-            kernel.astype(site.dtype), choice.form, choice.rank, method=self.method, second_moment=seen.covariance
+            kernel.astype(site.dtype),
+            choice.form,
+            choice.rank,
+            method=self.method,
+            second_moment=seen.covariance,
+            outputs=self.norms.get(site.name),
         )
         return corrected(site, Replacement(factors, bias), seen.mean)
 
@@ -205,23 +192,54 @@ def study(
         progress=lambda what: progress("moments", what),
     )
     seen = [site for site in sites if site.name in moments]
+    trial = {name: array[tried] for name, array in fit.items()} if tried.any() else fit
     found: Mapping[str, Sensitivity] = {}
-    if measure and seen:
+    norms: Mapping[str, OutputNorm] = {}
+    slopes = None
+    if seen and (measure or method == "als"):
+        progress("sensitivity", "gradients")
+        slopes = _slopes(model, shapes, trial, heads, effort)
+        names = {site.name for site in seen}
+        told = slopes.norms() if method == "als" else {}
+        norms = {name: norm for name, norm in told.items() if name in names}
+    if measure and slopes is not None:
         found = sensitivities(
-            shapes.model,
+            shapes,
             seen,
             moments,
-            {name: array[tried] for name, array in fit.items()} if tried.any() else fit,
+            slopes,
+            norms,
+            trial,
             heads,
             forms=forms,
             method=method,
             batch=batch,
-            memory=effort.memory,
-            seed=effort.seed,
-            threads=effort.threads,
+            effort=effort,
             progress=lambda what: progress("sensitivity", what),
         )
-    return Study(model, shapes, tuple(seen), fit, tried, held, heads, moments, found, batch, method, effort)
+    return Study(model, shapes, tuple(seen), fit, tried, held, heads, moments, norms, found, batch, method, effort)
+
+
+def _slopes(
+    model: ir.Model, shapes: ResolvedShapes, trial: Mapping[str, Array], heads: Heads, effort: Effort
+) -> Slopes:
+    """Gradients at every site that could be looked at.
+
+    What is asked of a session decides what the runtime fuses, and so how it rounds. Gradients of all sites are asked
+    for whichever of them are wanted, so that the replay of a plan, which wants fewer, gives the same bytes.
+    """
+    known = {str(value.name) for node in shapes.model.graph for value in node.outputs}
+    sites = [site for site in find_sites(model, shapes) if site.rewritable and str(site.output.name) in known]
+    return Slopes(
+        shapes,
+        sites,
+        trial,
+        heads,
+        batch=declared_batch(model),
+        memory=effort.memory,
+        seed=effort.seed,
+        threads=effort.threads,
+    )
 
 
 def _split(inputs: Mapping[str, Array], batch: int) -> tuple[dict[str, Array], dict[str, Array]]:

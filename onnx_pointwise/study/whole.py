@@ -57,7 +57,7 @@ class WholeNetwork:
                 self._open(copy.graph, site, name)
         with runtime_source(copy) as source:
             self._session = open_session(source, "cpu", threads=threads)
-        self._reference = self._run({})
+        self._reference = self._run({}) if self._outputs else []
 
     def _open(self, graph: ir.Graph, site: Site, name: str) -> None:
         """Turn the kernel and the bias of a site into inputs; what folds into them goes."""
@@ -80,7 +80,7 @@ class WholeNetwork:
         self._trained[keys[1]] = (np.zeros(len(kernel)) if bias is None else bias).astype(dtype)
 
     def drift(self, replacements: Mapping[str, Replacement]) -> float:
-        """Relative squared drift at the heads, with weights in place.
+        """Relative squared drift at the heads, with weights in place; 0 for a network without any.
 
         Args:
             replacements: Weights by site name; the other sites stay as they are.
@@ -89,6 +89,8 @@ class WholeNetwork:
 
     def drifts(self, replacements: Mapping[str, Replacement]) -> list[float | None]:
         """The same at each gauge of the heads; None for one that does not vary over the examples."""
+        if not self._outputs:
+            return []
         weights: dict[str, Array] = {}
         for name, replacement in replacements.items():
             kernel, bias = self._feeds[name]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import numpy as np
 import pytest
 
-from onnx_pointwise.fitting import refit as refitting
 from onnx_pointwise.fitting.refit import refit, site_session
 from onnx_pointwise.fitting.weights import drift_of, make_weights
 from onnx_pointwise.graph.cost import dense_cost
@@ -29,6 +29,8 @@ from tests.networks import (
     residual,
     run,
 )
+
+refitting = sys.modules[refit.__module__]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -246,22 +246,21 @@ def test_few_patches_take_taps_apart_and_many_do_not(count, channels, taps):
 
 
 @pytest.mark.parametrize("form", ["reduce", "expand"])
-def test_factors_of_few_patches_lose_less_on_others_with_a_blend(form):
-    """On average over draws, at half, one and three patches for each number in one."""
+@pytest.mark.parametrize(("share", "gain"), [(0.5, 0.95), (1.0, 0.98), (3.0, 1.0)])
+def test_factors_of_few_patches_lose_less_on_others_with_a_blend(form, share, gain):
+    """With so many patches for each number in one, in the mean over draws."""
     channels, rank = 8, 3
     width = 9 * channels
     kernel = np.random.default_rng(1).standard_normal((8, channels, 3, 3))
     truth = np.cov(smooth_patches(np.random.default_rng(99), channels, 20_000))
-    for share in (0.5, 1.0, 3.0):
-        lost = []
-        for seed in range(12):
-            seen = smooth_patches(np.random.default_rng(seed), channels, int(share * width))
-            covariance, count = np.cov(seen, bias=True), seen.shape[1]
-            errors = []
-            for blend in (0.0, tap_blend(count, width, 9)):
-                moment = shrunk(blended(covariance, 9, blend), count)
-                factors = factorize(kernel, form, rank, second_moment=moment)
-                errors.append(relative_error(kernel, compose(factors), truth) ** 2)
-            lost.append(errors)
-        without, with_blend = np.mean(lost, axis=0)
-        assert with_blend < without * 1.002
+    lost = []
+    for seed in range(12):
+        seen = smooth_patches(np.random.default_rng(seed), channels, int(share * width))
+        covariance, count = np.cov(seen, bias=True), seen.shape[1]
+        errors = []
+        for blend in (0.0, tap_blend(count, width, 9)):
+            factors = factorize(kernel, form, rank, second_moment=shrunk(blended(covariance, 9, blend), count))
+            errors.append(relative_error(kernel, compose(factors), truth) ** 2)
+        lost.append(errors)
+    without, with_blend = np.mean(lost, axis=0)
+    assert with_blend < gain * without

@@ -277,7 +277,6 @@ def test_a_rule_may_refuse() -> None:
 @pytest.mark.parametrize(
     ("op_type", "inputs", "attributes", "reason"),
     [
-        ("Dropout", ["first", "", "yes"], {}, "training"),
         ("Resize", ["first", "", "", "sizes"], {"keep_aspect_ratio_policy": "not_larger"}, "aspect ratio"),
         ("Resize", ["first", "box", "scales"], {"coordinate_transformation_mode": "tf_crop_and_resize"}, "crops"),
         ("Pad", ["first", "pads"], {"mode": "reflect"}, "takes away"),
@@ -287,7 +286,6 @@ def test_what_rules_refuse(op_type: str, inputs: list[str], attributes: dict[str
     model = tail_model(
         helper.make_node(op_type, inputs, ["y"], name="tail", **attributes),
         opset=18,
-        yes=np.array(True),
         sizes=np.array([2, 4, 3, 3], np.int64),
         box=np.array([0, 0, 0, 0, 1, 1, 0.5, 0.5], np.float32),
         scales=np.ones(4, np.float32),

@@ -10,25 +10,26 @@ import pytest
 
 from onnx_pointwise.graph.surgery import Replacement, corrected
 from onnx_pointwise.numerics.factorize import factorize
-from onnx_pointwise.study import slopes
+from onnx_pointwise.study import slopes as sloping
 from onnx_pointwise.study.collect import site_moments
-from onnx_pointwise.study.gradients import Backward
 from onnx_pointwise.study.heads import find_heads
 from onnx_pointwise.study.outlook import Outlook, Trial, outlook
 from onnx_pointwise.study.sensitivity import sensitivities
-from onnx_pointwise.study.slopes import by_gradients
+from onnx_pointwise.study.slopes import Slopes
 from onnx_pointwise.study.trials import by_trials
-from tests.networks import CHANNELS, Builder, branching, detector, examples, prepared, residual
+from tests.networks import CHANNELS, EFFORT, Builder, branching, detector, examples, prepared, residual
 
 
 def measured(model: ir.Model, count: int = 32, *, fewest_taps: int = 1, tried: bool = False):
+    """Sensitivities of a network's sites, in the plain norm of their outputs."""
     shapes, sites = prepared(model, fewest_taps=fewest_taps)
     feeds = examples(count)
     back = np.arange(count) % 2 == 1 if tried else None
     moments = site_moments(shapes, sites, feeds, batch=16, tried=back, threads=1)
     used = feeds if back is None else {name: array[back] for name, array in feeds.items()}
-    found = sensitivities(shapes.model, sites, moments, used, find_heads(shapes), batch=16, threads=1)
-    return sites, found
+    heads = find_heads(shapes)
+    slopes = Slopes(shapes, sites, used, heads, threads=1)
+    return sites, sensitivities(shapes, sites, moments, slopes, {}, used, heads, batch=16, effort=EFFORT)
 
 
 def test_sensitivities_are_measured_where_it_counts():
@@ -89,15 +90,16 @@ def small_errors(shapes, sites, feeds) -> list[Outlook]:
 
 @pytest.mark.parametrize("network", [residual, branching, detector])
 def test_gradients_tell_what_trials_tell_of_small_errors(network: Callable[[], ir.Model], monkeypatch):
-    monkeypatch.setattr(slopes, "_PROBES", 1000)
-    monkeypatch.setattr(slopes, "_MOST_PROBES", 40)
+    monkeypatch.setattr(sloping, "_PROBES", 1000)
+    monkeypatch.setattr(sloping, "_MOST_PROBES", 40)
     shapes, sites = prepared(network())
     feeds = examples(48)
     heads = find_heads(shapes)
     looks = small_errors(shapes, sites, feeds)
-    gradients, cut = by_gradients(shapes.model, sites, looks, feeds, heads, batch=16, threads=1)
+    slopes = Slopes(shapes, sites, feeds, heads, threads=1)
+    gradients = slopes.points(dict(zip((site.name for site in sites), looks, strict=True)), {})
     trials = by_trials(shapes.model, sites, looks, feeds, heads, batch=16, threads=1)
-    assert not cut
+    assert not slopes.cut
     compared = 0
     for site in sites:
         for one, other in zip(gradients[site.name], trials[site.name], strict=True):
@@ -111,33 +113,36 @@ def test_gradients_tell_what_trials_tell_of_small_errors(network: Callable[[], i
 def test_a_few_probes_tell_a_gain_to_about_a_seventh():
     shapes, sites = prepared(residual(), fewest_taps=2)
     feeds, heads = examples(48), find_heads(shapes)
-    looks = small_errors(shapes, sites, feeds)
-    drawn = [by_gradients(shapes.model, sites, looks, feeds, heads, seed=seed, threads=1)[0] for seed in range(8)]
+    looks = dict(zip((site.name for site in sites), small_errors(shapes, sites, feeds), strict=True))
+    drawn = [Slopes(shapes, sites, feeds, heads, seed=seed, threads=1).points(looks, {}) for seed in range(8)]
     table = np.array([[point.drift for site in sites for point in one[site.name]] for one in drawn])
     scatter = table.std(axis=0) / table.mean(axis=0)
     assert np.sqrt((scatter**2).mean()) < 0.25
 
 
-@pytest.mark.parametrize("memory", [1, 10**5, 10**6])
-def test_gradients_take_smaller_batches_where_memory_is_short(memory: int, monkeypatch):
-    seen: list[int] = []
-    real = Backward.forward
-
-    def counted(self, inputs):
-        seen.append(len(inputs["x"]))
-        return real(self, inputs)
-
-    monkeypatch.setattr(Backward, "forward", counted)
+@pytest.mark.parametrize("memory", [1, 10**6, 4 * 10**6])
+def test_gradients_do_not_depend_on_how_examples_are_cut(memory: int):
+    """Where memory is short, fewer are run at once, with the same probes; the seed of these counts."""
     shapes, sites = prepared(residual(), fewest_taps=2)
     feeds, heads = examples(24), find_heads(shapes)
-    looks = small_errors(shapes, sites, feeds)
-    found, _ = by_gradients(shapes.model, sites, looks, feeds, heads, batch=8, memory=memory, threads=1)
-    whole, _ = by_gradients(shapes.model, sites, looks, feeds, heads, batch=8, threads=1)
-    assert sum(seen) == 4 * 24  # the heads are looked at first
-    assert max(seen[: seen.index(8)] if 8 in seen else seen) <= 8
+    looks = dict(zip((site.name for site in sites), small_errors(shapes, sites, feeds), strict=True))
+    short = Slopes(shapes, sites, feeds, heads, memory=memory, threads=1)
+    assert len(short._parts[0]["x"]) == (1 if memory == 1 else len(short._parts[0]["x"])) <= 16
+    found = short.points(looks, {})
+    whole = Slopes(shapes, sites, feeds, heads, threads=1).points(looks, {})
+    other = Slopes(shapes, sites, feeds, heads, seed=1, threads=1).points(looks, {})
     for site in sites:
-        for one, other in zip(found[site.name], whole[site.name], strict=True):
-            assert one.error == pytest.approx(other.error, rel=1e-4)
+        for one, two, three in zip(found[site.name], whole[site.name], other[site.name], strict=True):
+            assert one.error == pytest.approx(two.error, rel=1e-4)
+            assert one.drift == pytest.approx(two.drift, rel=1e-3)
+            assert three.drift != two.drift
+
+
+def test_gradients_keep_to_a_batch_that_is_fixed():
+    shapes, sites = prepared(residual(batch=4))
+    slopes = Slopes(shapes, sites, examples(12), find_heads(shapes), batch=4, memory=1, threads=1)
+    assert [len(part["x"]) for part in slopes._parts] == [4, 4, 4]
+    assert set(slopes.norms()) == {site.name for site in sites}
 
 
 def test_where_no_gradient_leads_sites_are_tried():
