@@ -183,8 +183,8 @@ class _Searcher:
         measured = self._promise.measured(found, score)
         within = measured <= 1.0 + 1e-9 or not self._promise.same
         passed = found.passed and (score is None or score.passed) and within
-        if not passed:
-            measured = max(measured, _FAILED)
+        if not passed and measured <= 1.0:
+            measured = _FAILED
         share = self._share(plan)
         self._made.append(_Made(attempt, Outcome(strain, measured, passed), share if ratio is None else ratio))
         rehearsed = None if learned is None else strain
