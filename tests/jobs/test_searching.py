@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from rich.console import Console
 
 import onnx_pointwise
+from onnx_pointwise.check import CheckResult, Finding
 from onnx_pointwise.errors import PlanError
-from onnx_pointwise.jobs import searching
+from onnx_pointwise.jobs import checking, searching
 from onnx_pointwise.jobs.promise import Promise
 from onnx_pointwise.reports import terminal
 from tests import small
@@ -88,6 +90,19 @@ def test_where_nothing_pays_the_network_comes_back(
     assert content(result.model) == content(onnx_pointwise.rewrite(model, ranks={"conv2": 99}, check=False).model)
     assert result.search is not None and result.search.reason is not None and words in result.search.reason
     assert words in shown(result)
+
+
+def test_a_network_that_turns_out_slower_in_the_end_is_taken_back(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 4)
+    real = checking._not_slower
+
+    def slower(verdict: CheckResult) -> CheckResult:
+        return replace(real(verdict), passed=False, findings=(Finding("slower", "It is slower."),))
+
+    monkeypatch.setattr(checking, "_not_slower", slower)
+    result = onnx_pointwise.rewrite(model, calibration=small.examples(32), latency=False, **TIMED)
+    assert result.passed and not result.plan.choices and result.after == result.before
+    assert result.search is not None and "slower" in str(result.search.reason)
 
 
 def test_answers_that_may_not_move_leave_the_network_as_it_was(model: Path) -> None:
