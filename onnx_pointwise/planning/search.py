@@ -1,10 +1,10 @@
 """The cheapest plan within a limit on what the answers may do, found by rehearsals.
 
 Nothing is fitted here. Along one budget, latency where it is measured and MACs where it is not, plans are made for
-limits that are halved again and again, and each is run once (`study.Rehearsal`). How far a plan goes is its strain:
-what its answers do as a share of what they may, at the head that is off most. A rehearsal knows the strain only about:
-the weights that are made in the end are better, or promised too much. So what a plan was rehearsed at is compared with
-what was measured of it once its weights were made, and the next plan is asked for accordingly (`next_strain`).
+limits that close in on it, and each is run once (`study.Rehearsal`). How far a plan goes is its strain: what its
+answers do as a share of what they may, at the head that is off most. A rehearsal knows the strain only about: the
+weights that are made in the end are better, or promised too much. So what a plan was rehearsed at is compared with what
+was measured of it once its weights were made, and the next plan is asked for accordingly (`next_strain`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from onnx_pointwise.planning.options import Options, share_out
 # Plans to rehearse for one strain, at most, and the share of what can be saved at which a limit is known.
 _STEPS = 8
 _FINE = 0.005
+# A rehearsed strain is near enough to the one that is asked for from this share of it on.
+_NEAR = 0.95
 # What the next plan is aimed at, a little inside the limit.
 _AIM = 0.95
 # How much further, or how much less far, the next plan may go at once.
@@ -76,17 +78,19 @@ class Ladder:
     def within(self, most: float) -> Rehearsed:
         """The cheapest plan that was found to strain the answers no further than this; maybe the untouched network."""
         kept = [plan for plan in self.tried if plan.strain <= most]
-        high = min(plan.limit for plan in kept)
-        low = max((plan.limit for plan in self.tried if plan.strain > most and plan.limit < high), default=self._least)
+        high = min(kept, key=lambda plan: plan.limit)
+        beyond = [plan for plan in self.tried if plan.strain > most and plan.limit < high.limit]
+        low = max(beyond, key=lambda plan: plan.limit, default=Rehearsed(self._least, self._least, math.inf, {}))
         for _ in range(_STEPS):
-            if high - low <= _FINE * (self._dense - self._least):
+            wide = high.limit - low.limit > _FINE * (self._dense - self._least)
+            if not wide or any(plan.strain >= _NEAR * most for plan in kept):
                 break
-            plan = self._rehearse((low + high) / 2)
+            plan = self._rehearse(_between(low, high, most))
             if plan.strain <= most:
                 kept.append(plan)
-                high = plan.limit
+                high = plan
             else:
-                low = plan.limit
+                low = plan
         return min(kept, key=lambda plan: (plan.cost, plan.strain))
 
     def _rehearse(self, limit: float) -> Rehearsed:
@@ -100,6 +104,14 @@ class Ladder:
         plan = Rehearsed(limit, _cost(self.listed, chosen, COLUMNS[self.resource]), strain, chosen)
         self.tried.append(plan)
         return plan
+
+
+def _between(low: Rehearsed, high: Rehearsed, most: float) -> float:
+    """A limit between that of a plan that goes too far and that of one that does not: strains grow by factors."""
+    way = 0.5
+    if 0.0 < high.strain < low.strain < math.inf:
+        way = _clipped(math.log(most / high.strain) / math.log(low.strain / high.strain), (0.2, 0.8))
+    return high.limit + way * (low.limit - high.limit)
 
 
 def _cost(listed: Sequence[Options], chosen: Mapping[str, Choice], column: int) -> float:
