@@ -347,9 +347,7 @@ def test_sequences_are_compared_item_by_item_and_maps_are_named(tmp_path: Path) 
     assert run("inspect", path).exit_code == 0
     result = run("rewrite", path, out, "--rank", "c1=4", "--calibration", "none", *QUICK)
     assert result.exit_code == 0, result.output
-    assert (
-        "Output 'map' is seq(map(int64,tensor(float))), which holds no numbers, so it was not compared" in result.output
-    )
+    assert "Not compared: map. It is a map, or a sequence of them" in " ".join(result.output.split())
     onnx.checker.check_model(onnx.load(out), full_check=True)
     found = onnx_pointwise.check(path, out, latency=False)
     assert list(found.drift) == ["sequence[0]", "sequence[1]", "tensor"]
@@ -357,9 +355,12 @@ def test_sequences_are_compared_item_by_item_and_maps_are_named(tmp_path: Path) 
     assert result.exit_code == 1 and "Output 'sequence[1]' drifts" in " ".join(result.output.split())
     assert run("check", path, out, "--no-latency", "--max-drift", "sequence:9").exit_code == 0
     refused(run("check", path, out, "--no-latency", "--max-drift", "map:0.1"), "'map'", "holds no numbers to compare")
-    # A network that has nothing else to compare cannot be held to any limit.
+    # A network that has nothing else to compare gets no verdict, unless it is said where it answers.
     only = saved(answers("map"), tmp_path / "map.onnx")
-    assert run("check", only, only, "--no-latency").exit_code == 0
+    result = run("check", only, only, "--no-latency")
+    assert result.exit_code == 1 and "name a value with --head" in " ".join(result.output.split())
+    value = onnx.load(only).graph.node[-1].input[0]
+    assert run("check", only, only, "--no-latency", "--head", value).exit_code == 0
 
 
 def test_a_limit_that_compared_nothing_has_failed_and_the_first_node_is_named(tmp_path: Path) -> None:
@@ -371,7 +372,7 @@ def test_a_limit_that_compared_nothing_has_failed_and_the_first_node_is_named(tm
     assert result.exit_code == 1
     words = " ".join(result.output.split())
     assert "compared nothing on cpu: all of its" in words and "the node 'logarithm' (Log) makes" in words
-    assert run("check", path, path, "--no-latency").exit_code == 0
+    assert run("check", path, path, "--no-latency").exit_code == 1, "nor has the verdict anything to stand on"
     np.savez(tmp_path / "given.npz", x=np.abs(normal(3, 16, 12, 12)) + 0.1)
     limited = ("check", path, path, "--no-latency", "--max-drift", "0.1")
     assert run(*limited, "--inputs", tmp_path / "given.npz").exit_code == 0

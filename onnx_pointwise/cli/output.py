@@ -13,6 +13,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from onnx_pointwise.graph import require_writable, write_text
+from onnx_pointwise.jsonable import jsonable
 from onnx_pointwise.reports import Text, console
 
 CHECK_FAILED, BAD_INPUT = 1, 2
@@ -59,7 +60,7 @@ class Output:
         """Write the JSON where it was asked for."""
         if self._target is None:
             return
-        text = json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
+        text = json.dumps(jsonable(document), indent=2, allow_nan=False, default=str) + "\n"
         if self._target == "-":
             sys.stdout.write(text)
         else:

@@ -3,7 +3,6 @@
 It takes plans as they are.
 """
 
-from onnx_pointwise.fitting.refit import refit
 from onnx_pointwise.fitting.weights import Weights, make_weights
 
-__all__ = ["Weights", "make_weights", "refit"]
+__all__ = ["Weights", "make_weights"]

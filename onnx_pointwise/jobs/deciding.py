@@ -60,7 +60,7 @@ def asked(net: Network, examples: Calibration, unmeasured: str | None, settings:
     Raises:
         PlanError: The budget makes no sense, or does not fit the network.
     """
-    wanted = _wanted(settings)
+    wanted = _wanted(settings, measured=unmeasured is None)
     split = settle(net.sites, wanted, settings.nodes_to_exclude)
     latency = timed(net, split, examples, settings) if split.open and unmeasured is None else None
     clock.lap("latency")
@@ -74,10 +74,10 @@ def asked(net: Network, examples: Calibration, unmeasured: str | None, settings:
     return Question(wanted, split, listed, seen, learned, examples.description)
 
 
-def _wanted(settings: Settings) -> Budget:
-    """The budget; for a search the whole network, since its shares come later."""
+def _wanted(settings: Settings, *, measured: bool) -> Budget:
+    """The budget; for a search the whole network, of which as little is left as its limits allow."""
     if settings.searches:
-        return Budget(target_macs=1.0)
+        return Budget(target_latency=1.0) if measured else Budget(target_macs=1.0)
     return Budget(hand_made(settings.ranks or {}, settings.forms), **settings.shares())
 
 

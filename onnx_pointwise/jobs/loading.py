@@ -28,6 +28,7 @@ from onnx_pointwise.graph import (
 from onnx_pointwise.numerics import is_exact
 from onnx_pointwise.runtime import resolve
 from onnx_pointwise.settings import Opening, Settings
+from onnx_pointwise.study import find_heads, telling
 
 _NOTHING = "No convolution of the model can be rewritten, so no example inputs were taken."
 _EXACT = "No rank is below full, so weights come from the kernels alone; example inputs are not needed."
@@ -123,7 +124,7 @@ def examples_for(net: Network, replay: Plan | None, settings: Settings) -> Calib
         require_sites(replay, net.by_name)
         if _keeps_the_function(replay, net):
             return Calibration({}, {"source": "none", "sentence": _EXACT})
-    return calibrate(
+    examples = calibrate(
         net.base,
         settings.calibration,
         net.shapes,
@@ -133,6 +134,16 @@ def examples_for(net: Network, replay: Plan | None, settings: Settings) -> Calib
         layout=settings.layout,
         seed=settings.seed,
     )
+    return _told(net, examples, settings)
+
+
+def _told(net: Network, examples: Calibration, settings: Settings) -> Calibration:
+    """Look at what examples can tell; those that tell nothing are left aside, as if there were none."""
+    if not examples.inputs:
+        return examples
+    found = telling(net.base, net.shapes, find_heads(net.shapes), examples.inputs, threads=settings.jobs)
+    said = {**examples.description, "warnings": [*examples.description.get("warnings", ()), *found.warnings()]}
+    return Calibration({} if found.useless else examples.inputs, said)
 
 
 def _keeps_the_function(plan: Plan, net: Network) -> bool:

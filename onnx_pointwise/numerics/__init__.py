@@ -3,6 +3,14 @@
 It knows neither ONNX nor the runtime.
 """
 
+from onnx_pointwise.numerics.agreement import (
+    MOST_DECIBELS,
+    Agreement,
+    ClassMeter,
+    PictureMeter,
+    PresenceMeter,
+    ValueMeter,
+)
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
 from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, relative_drift, weighted_drift
 from onnx_pointwise.numerics.factorize import Factors, Method, compose, error_curve, error_curves, factorize, is_exact
@@ -28,9 +36,12 @@ from onnx_pointwise.numerics.reconstruct import Activation, Block, Reconstructio
 
 __all__ = [
     "FORMS",
+    "MOST_DECIBELS",
     "SPATIAL",
     "Activation",
+    "Agreement",
     "Block",
+    "ClassMeter",
     "Drift",
     "DriftMeter",
     "Factors",
@@ -40,10 +51,13 @@ __all__ = [
     "Moments",
     "Norm",
     "OutputNorm",
+    "PictureMeter",
+    "PresenceMeter",
     "Rank",
     "Reconstruction",
     "Response",
     "Stationary",
+    "ValueMeter",
     "Window",
     "beside",
     "blended",

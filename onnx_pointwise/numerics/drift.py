@@ -125,8 +125,8 @@ def _holds_scores(output: NDArray[Any]) -> bool:
 
 # Deviations of a value at which errors are cut, unless the value itself goes further.
 _SATURATION = 5.0
-# Share of its energy below which a value does not vary.
-_CONSTANT = 1e-12
+#: Share of its energy below which a value does not vary.
+CONSTANT = 1e-12
 
 
 def centred(values: Array, axis: int) -> Array:
@@ -169,7 +169,7 @@ def relative_drift(reference: Array, moved: Array, axis: int = 1) -> float | Non
     truth = reference.astype(np.float64)  # squares of narrow types overflow
     spread = centred(truth, axis)
     whole = float(np.vdot(spread, spread))
-    if not whole > _CONSTANT * float(np.vdot(truth, truth)):
+    if not whole > CONSTANT * float(np.vdot(truth, truth)):
         return None
     error = np.nan_to_num(np.abs(moved.astype(np.float64) - truth), nan=np.inf)
     most = max(_SATURATION * math.sqrt(whole / spread.size), float(np.abs(spread).max()))

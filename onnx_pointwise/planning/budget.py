@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-import numpy as np
 
 from onnx_pointwise.errors import PlanError, TargetError
 from onnx_pointwise.graph import Choice, ModelCost, Plan, Refusal, Site, dense_cost, make_choice, require_sites
 from onnx_pointwise.jsonable import json_ready
-from onnx_pointwise.latency import Measured, NetworkLatency
+from onnx_pointwise.latency import NetworkLatency
 from onnx_pointwise.numerics import FORMS, Form, Method
-from onnx_pointwise.planning.candidates import COLUMNS, Resource, candidates
+from onnx_pointwise.planning.candidates import COLUMNS, Resource
 from onnx_pointwise.planning.correction import Corrected
-from onnx_pointwise.planning.options import Options, options, share_out
+from onnx_pointwise.planning.options import Options, options, plain_options, share_out
 from onnx_pointwise.planning.repair import repaired
 from onnx_pointwise.study import Progress, Study
 
@@ -207,13 +205,37 @@ def choose(
         if any(len(option.choices) > 1 for option in listed):
             progress("plan", "rehearsal")
             chosen |= _shared_out(listed, limits, split.fixed, learned, repair_seconds, progress)
-    refusals = dict(split.refusals) | _left_dense(listed, chosen, wanted.resource, timed)
+    plan = plan_of(sites, split, listed, chosen, wanted.resource, timed=timed, method=method)
+    return replace(plan, budget=wanted.to_dict())
+
+
+def plan_of(
+    sites: Sequence[Site],
+    split: Split,
+    listed: Sequence[Options],
+    chosen: Mapping[str, Choice],
+    resource: Resource,
+    *,
+    timed: NetworkLatency | None = None,
+    method: Method = "als",
+) -> Plan:
+    """Put choices into a plan, with a refusal for every convolution that stays dense.
+
+    Args:
+        sites: All sites of the model.
+        split: What is settled already, from ``settle``.
+        listed: What could be done to the sites that are open.
+        chosen: Choices by site name.
+        resource: What had to fall.
+        timed: What the network takes on a provider, where the options come from that.
+        method: How the factors will be computed.
+    """
+    refusals = dict(split.refusals) | _left_dense(listed, chosen, resource, timed)
     order = [site.name for site in sites]
     return Plan(
         {name: chosen[name] for name in order if name in chosen},
         {name: refusals[name] for name in order if name in refusals},
         method,
-        wanted.to_dict(),
     )
 
 
@@ -273,13 +295,7 @@ def options_of(
         names = {site.name for site in split.open}
         seen = options(found, forms=forms, resource=wanted.resource, measured=measured)
         return [option for option in seen if option.site.name in names]
-    return [_plain_options(site, forms, wanted.resource, measured.get(site.name)) for site in split.open]
-
-
-def _plain_options(site: Site, forms: Sequence[Form], resource: Resource, measured: Measured | None) -> Options:
-    listed = candidates(site, forms=forms, resource=resource, measured=measured)
-    losses = np.append(listed.error, 0.0)
-    return Options(site, (*listed.choices, None), np.vstack([listed.costs, listed.dense]), losses, losses, measured)
+    return [plain_options(site, forms, wanted.resource, measured.get(site.name)) for site in split.open]
 
 
 def _fixed_savings(sites: Sequence[Site], split: Split, timed: NetworkLatency | None) -> dict[Resource, float]:

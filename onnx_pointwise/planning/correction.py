@@ -122,6 +122,14 @@ class Corrected:
         self.rehearsed, self.predicted, best = min(tried, key=lambda plan: plan[0])
         return best
 
+    def rehearse(self, listed: Sequence[Options], chosen: Mapping[str, Choice]) -> list[float | None]:
+        """Run a plan once and learn from it; gives the relative squared drift at each gauge."""
+        drifts = self.rehearsal.drifts(chosen)
+        self.rehearsed = self.rehearsal.heads.whole(drifts)
+        self.observed.append((*_sums(listed, chosen), self.rehearsed))
+        self.correction = fitted(self.observed)
+        return drifts
+
 
 def _sums(listed: Sequence[Options], chosen: Mapping[str, Choice]) -> tuple[float, float]:
     """Sums of L_s and of L_s e_s over a plan."""

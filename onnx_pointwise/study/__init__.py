@@ -5,6 +5,23 @@ It chooses nothing and makes no weights that are handed over.
 
 from onnx_pointwise.study.collect import named_seed, patch_count
 from onnx_pointwise.study.effort import Effort
+from onnx_pointwise.study.heads import Head, Heads, Kind, find_heads
+from onnx_pointwise.study.sensitivity import Sensitivity
 from onnx_pointwise.study.survey import Progress, Rehearsal, Study, study
+from onnx_pointwise.study.telling import telling
 
-__all__ = ["Effort", "Progress", "Rehearsal", "Study", "named_seed", "patch_count", "study"]
+__all__ = [
+    "Effort",
+    "Head",
+    "Heads",
+    "Kind",
+    "Progress",
+    "Rehearsal",
+    "Sensitivity",
+    "Study",
+    "find_heads",
+    "named_seed",
+    "patch_count",
+    "study",
+    "telling",
+]

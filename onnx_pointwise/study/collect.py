@@ -30,7 +30,7 @@ from onnx_pointwise.runtime import Piece, without_shapes
 
 Array = NDArray[Any]
 _View = tuple[str, Shape, Shape, Shape, Shape | str]
-Kind = Literal["exact", "stationary", "channels"]
+MomentKind = Literal["exact", "stationary", "channels"]
 
 #: Patches of each site that are looked at, unless told otherwise.
 PATCHES = 60_000
@@ -63,7 +63,7 @@ class SiteMoments:
 
     covariance: NDArray[np.float32]
     mean: NDArray[np.float64]
-    kind: Kind
+    kind: MomentKind
     count: int = 0
     blend: float = 0.0
 
@@ -83,7 +83,7 @@ class Seen:
     rest: NDArray[np.float32] | None
 
 
-def moment_kind(site: Site) -> Kind:
+def moment_kind(site: Site) -> MomentKind:
     """How closely the inputs of a site are looked at."""
     width = site.in_channels * site.taps
     return "exact" if width <= EXACT else "stationary" if width <= STATIONARY else "channels"

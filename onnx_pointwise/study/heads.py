@@ -149,8 +149,12 @@ class Heads:
 
     def drift(self, reference: Sequence[NDArray[Any]], moved: Sequence[NDArray[Any]]) -> float:
         """Relative squared drift of the network, the weighted mean over the gauges; 0 where none of them varies."""
-        whole = weighted_drift(self.drifts(reference, moved), [gauge.weight for gauge in self.gauges])
-        return 0.0 if whole is None else whole
+        return self.whole(self.drifts(reference, moved))
+
+    def whole(self, drifts: Sequence[float | None]) -> float:
+        """The weighted mean of what `drifts` gave; 0 where no gauge varies."""
+        mean = weighted_drift(drifts, [gauge.weight for gauge in self.gauges])
+        return 0.0 if mean is None else mean
 
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""

@@ -26,7 +26,7 @@ Progress = Callable[[str, str], None]
 # One example in so many is held back to see whether the refit helped, where there are enough.
 _HELD_BACK = 8
 # Examples that the sensitivities are measured on, at most; no more than half of them.
-_TRIALS = 32
+_TRIALS = 64
 # Fewer examples than this are not parted into those that factors are made from and those that they are tried on.
 _LEAST_SPLIT = 2
 
@@ -110,6 +110,11 @@ class Rehearsal:
         self._sites = {site.name: site for site in found.sites}
         self._made: dict[tuple[str, Choice], Replacement] = {}
 
+    @property
+    def heads(self) -> Heads:
+        """Where drift is measured."""
+        return self._found.heads
+
     @cached_property
     def _network(self) -> WholeNetwork:
         found = self._found
@@ -123,6 +128,10 @@ class Rehearsal:
         Args:
             choices: Form and rank by site name; sites that were not studied stay as they are.
         """
+        return self._found.heads.whole(self.drifts(choices))
+
+    def drifts(self, choices: Mapping[str, Choice]) -> list[float | None]:
+        """The same at each gauge of the heads; None for one that does not vary over the examples."""
         wanted = [(name, replace(choice, error=None)) for name, choice in choices.items() if name in self._sites]
         new = [key for key in wanted if key not in self._made]
         made = in_order(
@@ -131,7 +140,7 @@ class Rehearsal:
             workers(self._found.effort.threads),
         )
         self._made.update(zip(new, made, strict=True))
-        return self._network.drift({name: self._made[name, choice] for name, choice in wanted})
+        return self._network.drifts({name: self._made[name, choice] for name, choice in wanted})
 
 
 def study(

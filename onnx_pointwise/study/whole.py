@@ -85,8 +85,12 @@ class WholeNetwork:
         Args:
             replacements: Weights by site name; the other sites stay as they are.
         """
+        return self._heads.whole(self.drifts(replacements))
+
+    def drifts(self, replacements: Mapping[str, Replacement]) -> list[float | None]:
+        """The same at each gauge of the heads; None for one that does not vary over the examples."""
         if not self._outputs:
-            return 0.0
+            return []
         weights: dict[str, Array] = {}
         for name, replacement in replacements.items():
             kernel, bias = self._feeds[name]
@@ -94,7 +98,7 @@ class WholeNetwork:
             weights[kernel] = compose(replacement.factors).astype(dtype)
             if replacement.bias is not None:
                 weights[bias] = replacement.bias.astype(dtype)
-        return self._heads.drift(self._reference, self._run(weights))
+        return self._heads.drifts(self._reference, self._run(weights))
 
     def _run(self, weights: Mapping[str, Array]) -> list[Array]:
         count = len(next(iter(self._inputs.values())))

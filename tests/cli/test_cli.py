@@ -15,7 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from onnx_pointwise.cli.app import app
+from onnx_pointwise.cli.output import Output
 from onnx_pointwise.graph.plan import Plan
+from tests.check import networks
 from tests.commands import invoke
 from tests.staircase import install
 
@@ -56,9 +58,10 @@ def refused(result: Run, *words: str) -> None:
 @pytest.fixture(scope="module")
 def rewritten(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("rewritten")
+    np.savez(folder / "images.npz", image=np.load(DIGITS.with_suffix(".npz"))["x"][:48])
     result = run(
         "rewrite", DIGITS, folder / "out.onnx", "--target-macs", "0.6", "--no-latency", "--json", folder / "out.json",
-        "--save-plan", folder / "plan.json",
+        "--save-plan", folder / "plan.json", "--inputs", folder / "images.npz",
     )  # fmt: skip
     return {"folder": folder, "result": result, "document": json.loads((folder / "out.json").read_text())}
 
@@ -131,6 +134,64 @@ def test_a_failed_check_writes_nothing_unless_forced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert run(*arguments, "--force").returncode == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+
+
+def detector_files(folder: Path, share: float) -> tuple[Path, Path, Path]:
+    """A detector, the same with kernels that are off by a share, and inputs."""
+    onnx.save(networks.detector(), folder / "before.onnx")
+    onnx.save(networks.moved(networks.detector(), share), folder / "after.onnx")
+    np.savez(folder / "inputs.npz", **networks.images(16))
+    return folder / "before.onnx", folder / "after.onnx", folder / "inputs.npz"
+
+
+def test_a_changed_pair_passes_unless_more_is_required(tmp_path: Path) -> None:
+    before, after, inputs = detector_files(tmp_path, 0.2)
+    pair = ("check", before, after, "--inputs", inputs, "--no-latency")
+    plain = run(*pair)
+    assert plain.returncode == 0 and plain.stdout.startswith("The answers are changed: ")
+    assert "Check passed" not in plain.stdout
+    for required, code in (("changed", 0), ("close", 1), ("same", 1)):
+        result = run(*pair, "--require", required, "--json", tmp_path / "check.json")
+        assert result.returncode == code
+        document = json.loads((tmp_path / "check.json").read_text())
+        assert document["verdict"] == "changed" and document["passed"] == (code == 0)
+        assert [finding["code"] for finding in document["findings"]] == ["not_alike"] * code
+    loose = run(*pair, "--require", "same", "--limit", "presence:0.5,0.2,0.1", "--limit", "numbers:1,2,3")
+    assert loose.returncode == 0 and loose.stdout.startswith("The answers are the same: ")
+    refused(run(*pair, "--limit", "presence:0.5"), "presence", "three numbers")
+    refused(run(*pair, "--limit", "presence"), "--limit presence", "presence:0.99,0.95,0.8")
+    refused(run(*pair, "--head", "nose:2"), "nose")
+    refused(run(*pair, "--ignore-output", "nose"), "nose")
+
+
+def test_a_broken_pair_fails_and_sites_say_where(tmp_path: Path) -> None:
+    before, after, inputs = detector_files(tmp_path, 1.0)
+    result = run("check", before, after, "--inputs", inputs, "--no-latency", "--sites", "--json", "-")
+    assert result.returncode == 1 and result.stderr.startswith("The network is broken: ")
+    document = json.loads(result.stdout)
+    assert document["verdict"] == "broken" and [finding["code"] for finding in document["findings"]] == ["broken"]
+    assert [site["name"] for site in document["sites"]] == ["first", "second"]
+    assert "failed: The network is broken on cpu: " in result.stderr.replace("\n", " ")
+
+
+def test_a_ruined_rewrite_is_not_handed_over(tmp_path: Path) -> None:
+    before, _, inputs = detector_files(tmp_path, 0.0)
+    ruin = (
+        "insert", before, tmp_path / "out.onnx", "--node", "second", "--feature-maps", "1", "--inputs", inputs,
+        "--no-latency", "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    result = run(*ruin)
+    assert result.returncode == 1 and result.stdout.startswith("The network is broken: ")
+    assert not (tmp_path / "out.onnx").exists()
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["verdict"] == "broken" and [site["name"] for site in document["check"]["sites"]] == ["second"]
+    forced = run(*ruin, "--force")
+    assert forced.returncode == 1 and (tmp_path / "out.onnx").exists()
+
+
+def test_json_knows_no_infinity(tmp_path: Path) -> None:
+    Output(str(tmp_path / "out.json")).save({"a": [float("inf"), {"b": (float("nan"), 1.5)}], "c": np.float64("-inf")})
+    assert json.loads((tmp_path / "out.json").read_text()) == {"a": [None, {"b": [None, 1.5]}], "c": None}
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -130,7 +130,8 @@ def test_a_failed_limit_is_a_finding_not_an_exception() -> None:
     result = onnx_pointwise.rewrite(DIGITS, ratio=0.3, max_drift=1e-9, latency=False, calibration=None, provider="none")
     assert not result.passed
     assert result.check is not None
-    assert [finding.code for finding in result.check.findings] == ["drift"]
+    assert [finding.code for finding in result.check.findings] == ["drift", "broken"]
+    assert result.verdict == "broken"
 
 
 def test_given_inputs_are_what_the_drift_is_measured_on() -> None:
@@ -413,11 +414,12 @@ def test_a_network_that_is_slower_against_its_plan_fails_its_check(monkeypatch: 
         return replace(made, providers=(replace(made.providers[0], latency=timed),))
 
     monkeypatch.setattr(checking, "check", slower)
-    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, calibration=None, cache=False)
+    any_drift = {"numbers": (9.0, 9.0, 9.0)}
+    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, calibration=None, cache=False, limits=any_drift)
     assert not result.passed
     assert result.check is not None
     assert [finding.code for finding in result.check.findings] == ["slower"]
-    by_hand = onnx_pointwise.rewrite(DIGITS, ranks={"conv2": 4}, calibration=None, cache=False)
+    by_hand = onnx_pointwise.rewrite(DIGITS, ranks={"conv2": 4}, calibration=None, cache=False, limits=any_drift)
     assert by_hand.passed
 
 

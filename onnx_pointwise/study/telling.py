@@ -1,0 +1,155 @@
+"""What example inputs can tell at all: how many of them differ, and where the network answers alike to all of them.
+
+An error that no example shows is not small: where the answers do not vary, nothing can be learned of what errors do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_pointwise.graph import ResolvedShapes
+from onnx_pointwise.runtime import Piece, without_shapes
+from onnx_pointwise.study.collect import fitting_batch
+from onnx_pointwise.study.heads import Gauge, Heads
+
+Array = NDArray[Any]
+
+#: Examples that would do for most networks: fewer make what errors do to the answers uncertain.
+ENOUGH = 24
+#: Of fewer examples than this, none are held back.
+FEW = 8
+# Examples that are run, at most, and shares of their energy from which on values vary: from example to example beyond
+# the rounding of float32, and from place to place.
+_RUN = 16
+_AMONG, _WITHIN = 1e-10, 1e-6
+# Places that one example must answer at to tell something alone.
+_PLACES = 16
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What examples can tell.
+
+    Attributes:
+        count: How many there are.
+        distinct: How many of them differ.
+        blank: Whether each of them is one number throughout, or one for each channel.
+        silent: Values at which the network answers alike to all of them, or gives NaN.
+        answers: How many values it answers at.
+    """
+
+    count: int
+    distinct: int
+    blank: bool
+    silent: tuple[str, ...]
+    answers: int
+
+    @property
+    def useless(self) -> bool:
+        """Whether nothing can be learned from them."""
+        return self.blank or len(self.silent) == self.answers
+
+    def warnings(self) -> list[str]:
+        """What a person should know of them, in sentences."""
+        which = (
+            "The only example input"
+            if self.count == 1
+            else f"All {self.count} example inputs are the same, and one alone"
+            if self.distinct == 1
+            else f"Of {self.count} example inputs, {self.distinct} of them different, every one"
+        )
+        would = f"{ENOUGH} different ones would do."
+        if self.blank:
+            how = "is blank" if self.count == 1 else "is the same throughout"
+            return [f"{which} {how}, which tells nothing: plan and weights come from the kernels alone. {would}"]
+        if self.useless:
+            how = "gives answers that do not vary" if self.distinct == 1 else "gives the same answers, or no number"
+            return [
+                f"{which} {how}, so nothing shows what errors do: plan and weights come from the kernels alone. {would}"
+            ]
+        said = []
+        if self.distinct < FEW:
+            differ = "" if self.distinct == self.count else f"; the other {self.count - self.distinct} are copies"
+            said.append(
+                f"Only {self.distinct} different example input{'s' if self.distinct > 1 else ''}{differ}: too few to "
+                f"hold any back, and figures may be far off. {ENOUGH} would do."
+            )
+        if self.silent:
+            said.append(
+                f"The examples show nothing of what errors do at {', '.join(self.silent)}, which does not vary over "
+                "them: convolutions that matter only there are planned from their kernels."
+            )
+        return said
+
+
+def telling(
+    model: ir.Model, shapes: ResolvedShapes, heads: Heads, inputs: Mapping[str, Array], *, threads: int | None = None
+) -> Telling:
+    """Find out what example inputs can tell of a network.
+
+    Args:
+        model: The model as it was read.
+        shapes: Its shapes.
+        heads: Where it answers.
+        inputs: Example inputs by name, [N, ...].
+        threads: Threads of the runtime; its own choice if None.
+
+    Raises:
+        ModelError: The model does not run on them.
+    """
+    count = len(next(iter(inputs.values())))
+    rows = {tuple(_row(array, index) for array in inputs.values()): index for index in reversed(range(count))}
+    picked = sorted(rows.values())
+    picked = [picked[at] for at in np.unique(np.linspace(0, len(picked) - 1, _RUN).round().astype(int))]
+    # A model may fix how many examples it takes at once; they then go in as they came.
+    batch = fitting_batch(model, shapes)
+    piece = Piece(without_shapes(shapes.model), list(inputs), heads.names, threads=threads)
+    fixed = batch > 1 and count % batch == 0 and count >= batch
+    groups = [list(range(batch))] if fixed and len(rows) == 1 else [[index] for index in picked]
+    if fixed and len(rows) > 1:
+        groups = [list(range(start, start + batch)) for start in range(0, min(count, _RUN * batch), batch)][:_RUN]
+    runs = [piece.run({name: array[group] for name, array in inputs.items()}) for group in groups]
+    silent = [
+        gauge.value for index, gauge in enumerate(heads.gauges) if not _varies([run[index] for run in runs], gauge)
+    ]
+    return Telling(count, len(rows), _blank(inputs), tuple(dict.fromkeys(silent)), len(heads.gauges))
+
+
+def _row(array: Array, index: int) -> bytes:
+    return np.ascontiguousarray(array[index]).tobytes() if array.ndim else b""
+
+
+def _blank(inputs: Mapping[str, Array]) -> bool:
+    """Whether all maps among the inputs are one number for each channel."""
+    maps = [array for array in inputs.values() if array.ndim > 2]
+    return bool(maps) and all(_flat(array) for array in maps)
+
+
+def _flat(array: Array) -> bool:
+    places = array.reshape(*array.shape[:2], -1)  # channels first
+    last = array.reshape(len(array), -1, array.shape[-1])  # and last
+    return bool((places == places[..., :1]).all() or (last == last[:, :1]).all())
+
+
+def _varies(runs: Sequence[Array], gauge: Gauge) -> bool:
+    """Whether a value is another one for other examples, or at other places of one."""
+    if len({run.shape for run in runs}) > 1:
+        return True
+    values = np.concatenate(runs).astype(np.float64) if runs[0].ndim else np.array(runs, np.float64)
+    whole = float((values**2).sum())
+    if not math.isfinite(whole) or whole == 0.0:
+        return False
+    if len(values) > 1 and float(((values - values.mean(axis=0)) ** 2).sum()) > _AMONG * whole:
+        return True
+    channel = gauge.axis % max(values.ndim, 1)
+    places = tuple(axis for axis in range(1, values.ndim) if axis != channel)
+    if math.prod(values.shape[axis] for axis in places) < _PLACES:
+        return False
+    return float(((values - values.mean(axis=places, keepdims=True)) ** 2).sum()) > _WITHIN * whole
