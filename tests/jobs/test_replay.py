@@ -31,6 +31,9 @@ def test_a_replay_gives_the_same_bytes(small_folder: Path, tmp_path: Path, count
     path.write_text(first.plan.to_json())
     again = onnx_pointwise.rewrite(small_folder / "small.onnx", plan=path, **options)
     assert model_bytes(again) == model_bytes(first)
+    if count == 1:  # which is too few to make anything of
+        assert first.calibrated is again.calibrated is None
+        return
     assert first.calibrated is not None and again.calibrated is not None
     # Another number of kernels are inputs of the session that plans are rehearsed in, which rounds otherwise.
     assert again.calibrated.predicted == pytest.approx(first.calibrated.predicted, rel=1e-3)
