@@ -44,7 +44,7 @@ JOBS: dict[str, tuple[type, Callable[..., Any]]] = {
 #: The files that a job's settings are read in, beside `settings.py` itself.
 ROOMS = {
     "rewrite": ["jobs/pipeline.py", "jobs/loading.py", "jobs/looking.py", "jobs/deciding.py", "jobs/attempts.py",
-                "jobs/checking.py"],
+                "jobs/checking.py", "jobs/promise.py", "jobs/searching.py"],
     "insert": ["jobs/insertion.py"],
     "check": ["check/comparison.py", "check/running.py", "check/findings.py"],
     "bench": ["jobs/benchmark.py"],
@@ -284,7 +284,7 @@ def test_calls_that_make_no_sense(call: Callable[[], Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({}, "Name a budget"),
+        ({"check": False}, "takes the check"),
         ({"plan": "a.json", "ratio": 0.5}, "replays as it is"),
         ({"max_loss": 0.1, "target_macs": 0.5}, "needs a score"),
         ({"max_drift": 0.1, "check": False}, "takes the check"),

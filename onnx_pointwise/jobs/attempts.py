@@ -38,7 +38,9 @@ def fitted(net: Network, plan: Plan, found: Study | None, settings: Settings) ->
     made = None
     with one_thread_of_blas():
         if found is not None:
-            made = make_weights(found, plan.choices, refit=settings.refit, progress=settings.tell)
+            # A refit from two or three examples does harm that only others would show.
+            refit = settings.refit and bool(found.held)
+            made = make_weights(found, plan.choices, refit=refit, progress=settings.tell)
         weights = dict(made.replacements) if made is not None else {}
         for name, choice in plan.choices.items():
             if name not in weights:

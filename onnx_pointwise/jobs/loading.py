@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
@@ -28,9 +29,13 @@ from onnx_pointwise.graph import (
 from onnx_pointwise.numerics import is_exact
 from onnx_pointwise.runtime import resolve
 from onnx_pointwise.settings import Opening, Settings
-from onnx_pointwise.study import find_heads, telling
+from onnx_pointwise.study import Heads, find_heads, telling
 
 _NOTHING = "No convolution of the model can be rewritten, so no example inputs were taken."
+_DRAWN = (
+    "Only drawn images tell how far this network may go: on real ones its answers may move further. Name some with "
+    "--calibration, or --inputs to check with."
+)
 _EXACT = "No rank is below full, so weights come from the kernels alone; example inputs are not needed."
 
 
@@ -44,6 +49,7 @@ class Network:
         shapes: Its shapes.
         sites: Its convolutions, in graph order.
         cost: Cost of the source.
+        heads: Where it answers.
     """
 
     source: ModelSource
@@ -51,6 +57,7 @@ class Network:
     shapes: ResolvedShapes
     sites: Sequence[Site]
     cost: ModelCost
+    heads: Heads
 
     @property
     def by_name(self) -> dict[str, Site]:
@@ -91,7 +98,8 @@ def network(model: ModelSource, settings: Settings) -> Network:
     dense = load(model)
     base, shapes, sites = opened(dense, settings)
     source = model if isinstance(model, str | Path) else dense
-    return Network(source, base, shapes, sites, cost_of(model, dense, shapes))
+    heads = find_heads(shapes, weights=settings.heads, ignored=settings.ignore_outputs)
+    return Network(source, base, shapes, sites, cost_of(model, dense, shapes), heads)
 
 
 def read_plan(plan: Plan | str | Path) -> Plan:
@@ -139,11 +147,18 @@ def examples_for(net: Network, replay: Plan | None, settings: Settings) -> Calib
 
 def _told(net: Network, examples: Calibration, settings: Settings) -> Calibration:
     """Look at what examples can tell; those that tell nothing are left aside, as if there were none."""
-    if not examples.inputs:
+    if not examples.inputs or len({np.shape(array)[:1] for array in examples.inputs.values()}) > 1:
         return examples
-    found = telling(net.base, net.shapes, find_heads(net.shapes), examples.inputs, threads=settings.jobs)
-    said = {**examples.description, "warnings": [*examples.description.get("warnings", ()), *found.warnings()]}
-    return Calibration({} if found.useless else examples.inputs, said)
+    found = telling(net.base, net.shapes, net.heads, examples.inputs, threads=settings.jobs)
+    warnings = found.warnings()
+    if settings.searches and settings.inputs is None and examples.description["source"] == "synthetic":
+        warnings.append(_DRAWN)
+    said = {**examples.description, "warnings": warnings} if warnings else examples.description
+    if found.useless:
+        return Calibration({}, said)
+    # Held back, a copy of an example would tell nothing but good.
+    inputs = {name: array[list(found.different)] for name, array in examples.inputs.items()}
+    return Calibration(inputs if found.few else examples.inputs, said)
 
 
 def _keeps_the_function(plan: Plan, net: Network) -> bool:

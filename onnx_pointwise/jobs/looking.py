@@ -83,6 +83,7 @@ def studied(
             net.shapes,
             [site for site in net.sites if site.name in names],
             examples.inputs,
+            heads=net.heads,
             forms=tuple(settings.forms),
             method=settings.method,
             measure=measure,

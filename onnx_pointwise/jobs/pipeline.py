@@ -12,7 +12,7 @@ from onnx_pointwise.jobs.deciding import asked, planned
 from onnx_pointwise.jobs.loading import examples_for, network, read_plan
 from onnx_pointwise.jobs.looking import Evidence, not_measurable, studied
 from onnx_pointwise.jobs.results import RewriteResult, Search, SiteResult
-from onnx_pointwise.jobs.searching import promised, searched
+from onnx_pointwise.jobs.searching import promised, searched, untouched
 from onnx_pointwise.runtime import resolve
 from onnx_pointwise.schema import job
 from onnx_pointwise.settings import Settings
@@ -73,8 +73,11 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
             made = fitted(net, planned(net, question, settings), seen.found, settings)
     clock.lap("weights")
 
-    after = model_cost(made.model, resolve(made.model, net.shapes.inputs)) if made.plan.choices else net.cost
     verdict = judged(net, made, seen, settings)
+    if search is not None and verdict is not None and any(found.code == "slower" for found in verdict.findings):
+        made, search = untouched(net, made, search, "Timed once more, the network that was found was slower.", settings)
+        verdict = judged(net, made, seen, settings)
+    after = model_cost(made.model, resolve(made.model, net.shapes.inputs)) if made.plan.choices else net.cost
     clock.lap("check")
     scores = scores_of(score, made.model, settings)
     if scores is not None:

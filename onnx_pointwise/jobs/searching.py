@@ -87,6 +87,13 @@ def searched(net: Network, question: Question, score: float | None, settings: Se
     return _Searcher(net, question, score, settings).run()
 
 
+def untouched(net: Network, made: Attempt, search: Search, reason: str, settings: Settings) -> tuple[Attempt, Search]:
+    """Take everything back that a search did, for a reason that only showed in the end."""
+    refusal = Refusal("network_not_faster", reason)
+    plan = replace(made.plan.without(dict.fromkeys(made.plan.choices, refusal)), latency={})
+    return fitted(net, plan, None, settings), replace(search, reason=reason)
+
+
 class _Searcher:
     """One search."""
 
@@ -181,10 +188,12 @@ class _Searcher:
         found = compared(self._net, attempt.model, self._question.seen, settings, latency=False)
         score = None if settings.max_loss is None else scores_of(self._score, attempt.model, settings)
         measured = self._promise.measured(found, score)
+        if found.inputs == "examples":  # its weights know them; the rehearsal's did not
+            measured = max(measured, strain)
         within = measured <= 1.0 + 1e-9 or not self._promise.same
         passed = found.passed and (score is None or score.passed) and within
-        if not passed:
-            measured = max(measured, _FAILED)
+        if not passed and measured <= 1.0:
+            measured = _FAILED
         share = self._share(plan)
         self._made.append(_Made(attempt, Outcome(strain, measured, passed), share if ratio is None else ratio))
         rehearsed = None if learned is None else strain

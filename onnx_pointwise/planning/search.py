@@ -134,10 +134,11 @@ def next_strain(outcomes: Sequence[Outcome]) -> float | None:
     failed = min((one for one in outcomes if not one.passed), key=lambda one: one.rehearsed, default=None)
     if kept is None:
         assert failed is not None, "there is an outcome"
-        return failed.rehearsed * _clipped(_AIM / failed.measured if failed.measured > 0.0 else 0.0, _BACK)
+        way = _AIM / failed.measured if failed.measured > 0.0 else 0.0
+        return failed.rehearsed * _clipped(way ** (1.0 / _slope(outcomes)), _BACK)
     if failed is None:
         room = _AIM / kept.measured if kept.measured > 0.0 else math.inf
-        return None if room <= _CLOSE else kept.rehearsed * _clipped(room, _FURTHER)
+        return None if room <= _CLOSE else kept.rehearsed * _clipped(room ** (1.0 / _slope(outcomes)), _FURTHER)
     if failed.rehearsed <= _CLOSE * kept.rehearsed:
         return None
     # Between both, where a power law through them would put the limit; not at either end.
@@ -145,6 +146,17 @@ def next_strain(outcomes: Sequence[Outcome]) -> float | None:
     if failed.measured > kept.measured > 0.0:
         way = math.log(max(_AIM / kept.measured, 1.0)) / math.log(failed.measured / kept.measured)
     return float(kept.rehearsed * (failed.rehearsed / kept.rehearsed) ** _clipped(way, (0.2, 0.8)))
+
+
+def _slope(outcomes: Sequence[Outcome]) -> float:
+    """How fast what is measured grows with what was rehearsed, by the last two plans; alike where that is unknown."""
+    if len(outcomes) < 2:
+        return 1.0
+    one, two = outcomes[-2:]
+    told = all(0.0 < value < math.inf for plan in (one, two) for value in (plan.rehearsed, plan.measured))
+    if not told or one.rehearsed == two.rehearsed:
+        return 1.0
+    return _clipped(math.log(one.measured / two.measured) / math.log(one.rehearsed / two.rehearsed), (0.5, 2.0))
 
 
 def _clipped(value: float, ends: tuple[float, float]) -> float:

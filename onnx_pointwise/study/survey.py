@@ -149,6 +149,7 @@ def study(
     sites: Sequence[Site],
     inputs: Mapping[str, Array],
     *,
+    heads: Heads | None = None,
     forms: Sequence[Form] = FORMS,
     method: Method = "als",
     measure: bool = True,
@@ -162,6 +163,7 @@ def study(
         shapes: Its shapes.
         sites: Sites that may be rewritten, in graph order.
         inputs: Example inputs by name, [N, ...].
+        heads: Where the network answers; they are found if None.
         forms: Forms that plans may use.
         method: How factors are computed, see `factorize`.
         measure: Whether to measure sensitivities, which plans need and given ranks do not.
@@ -177,7 +179,7 @@ def study(
     """
     batch = fitting_batch(model, shapes)
     fit, held = _split(inputs, batch)
-    heads = find_heads(shapes)
+    heads = heads or find_heads(shapes)
     tried = _tried(len(next(iter(fit.values()))), batch)
     moments = site_moments(
         shapes,

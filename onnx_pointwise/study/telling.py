@@ -14,16 +14,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import ResolvedShapes
+from onnx_pointwise.graph import ResolvedShapes, runtime_inputs
 from onnx_pointwise.runtime import Piece, without_shapes
-from onnx_pointwise.study.collect import fitting_batch
 from onnx_pointwise.study.heads import Gauge, Heads
 
 Array = NDArray[Any]
 
 #: Examples that would do for most networks: fewer make what errors do to the answers uncertain.
 ENOUGH = 24
-#: Of fewer examples than this, none are held back.
+#: Of fewer examples than this, none are held back; copies do not count then.
 FEW = 8
 # Examples that are run, at most, and shares of their energy from which on values vary: from example to example beyond
 # the rounding of float32, and from place to place.
@@ -31,6 +30,8 @@ _RUN = 16
 _AMONG, _WITHIN = 1e-10, 1e-6
 # Places that one example must answer at to tell something alone.
 _PLACES = 16
+# Channels of an input whose first axis behind the examples, or whose last one, is that of the channels, at most.
+_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Telling:
     Attributes:
         count: How many there are.
         distinct: How many of them differ.
+        different: Which of them to look at: each once, or all where the model fixes how many it takes at a time.
         blank: Whether each of them is one number throughout, or one for each channel.
         silent: Values at which the network answers alike to all of them, or gives NaN.
         answers: How many values it answers at.
@@ -47,9 +49,15 @@ class Telling:
 
     count: int
     distinct: int
+    different: tuple[int, ...]
     blank: bool
     silent: tuple[str, ...]
     answers: int
+
+    @property
+    def few(self) -> bool:
+        """Whether they are too few to hold any back."""
+        return self.distinct < FEW
 
     @property
     def useless(self) -> bool:
@@ -58,28 +66,24 @@ class Telling:
 
     def warnings(self) -> list[str]:
         """What a person should know of them, in sentences."""
-        which = (
-            "The only example input"
-            if self.count == 1
-            else f"All {self.count} example inputs are the same, and one alone"
-            if self.distinct == 1
-            else f"Of {self.count} example inputs, {self.distinct} of them different, every one"
-        )
         would = f"{ENOUGH} different ones would do."
+        alone = "plan and weights come from the kernels alone"
+        if self.count == 1:
+            which, verb = "The only example input", "gives answers that do not vary"
+        elif self.distinct == 1:
+            which, verb = f"All {self.count} example inputs are the same, and one", "gives answers that do not vary"
+        else:
+            which, verb = f"Each of the {self.count} example inputs", "gives the same answers, or none that are numbers"
         if self.blank:
-            how = "is blank" if self.count == 1 else "is the same throughout"
-            return [f"{which} {how}, which tells nothing: plan and weights come from the kernels alone. {would}"]
+            return [f"{which} is blank, which tells nothing: {alone}. {would}"]
         if self.useless:
-            how = "gives answers that do not vary" if self.distinct == 1 else "gives the same answers, or no number"
-            return [
-                f"{which} {how}, so nothing shows what errors do: plan and weights come from the kernels alone. {would}"
-            ]
+            return [f"{which} {verb}, so nothing shows what errors do: {alone}. {would}"]
         said = []
-        if self.distinct < FEW:
+        if self.few:
             differ = "" if self.distinct == self.count else f"; the other {self.count - self.distinct} are copies"
             said.append(
                 f"Only {self.distinct} different example input{'s' if self.distinct > 1 else ''}{differ}: too few to "
-                f"hold any back, and figures may be far off. {ENOUGH} would do."
+                f"hold any back or to refit with, and figures may be far off. {ENOUGH} would do."
             )
         if self.silent:
             said.append(
@@ -106,20 +110,27 @@ def telling(
     """
     count = len(next(iter(inputs.values())))
     rows = {tuple(_row(array, index) for array in inputs.values()): index for index in reversed(range(count))}
-    picked = sorted(rows.values())
-    picked = [picked[at] for at in np.unique(np.linspace(0, len(picked) - 1, _RUN).round().astype(int))]
-    # A model may fix how many examples it takes at once; they then go in as they came.
-    batch = fitting_batch(model, shapes)
+    different = sorted(rows.values())
+    batch = _declared_batch(model)
     piece = Piece(without_shapes(shapes.model), list(inputs), heads.names, threads=threads)
-    fixed = batch > 1 and count % batch == 0 and count >= batch
-    groups = [list(range(batch))] if fixed and len(rows) == 1 else [[index] for index in picked]
-    if fixed and len(rows) > 1:
-        groups = [list(range(start, start + batch)) for start in range(0, min(count, _RUN * batch), batch)][:_RUN]
+    if batch > 1:  # they go in as they came; one group alone may hold different ones
+        starts = [batch * (index // batch) for index in different if batch * (index // batch + 1) <= count]
+        groups = [list(range(start, start + batch)) for start in dict.fromkeys(starts)]
+    else:
+        groups = [[index] for index in different]
+    groups = [groups[at] for at in np.unique(np.linspace(0, len(groups) - 1, _RUN).round().astype(int))]
     runs = [piece.run({name: array[group] for name, array in inputs.items()}) for group in groups]
     silent = [
         gauge.value for index, gauge in enumerate(heads.gauges) if not _varies([run[index] for run in runs], gauge)
     ]
-    return Telling(count, len(rows), _blank(inputs), tuple(dict.fromkeys(silent)), len(heads.gauges))
+    kept = tuple(different) if batch == 1 else tuple(range(count))
+    return Telling(count, len(rows), kept, _blank(inputs), tuple(dict.fromkeys(silent)), len(heads.gauges))
+
+
+def _declared_batch(model: ir.Model) -> int:
+    """How many examples the model takes at once; 1 where it leaves that open."""
+    sizes = [value.shape[0] for value in runtime_inputs(model) if value.shape is not None and len(value.shape)]
+    return max((size for size in sizes if isinstance(size, int)), default=1)
 
 
 def _row(array: Array, index: int) -> bytes:
@@ -133,9 +144,14 @@ def _blank(inputs: Mapping[str, Array]) -> bool:
 
 
 def _flat(array: Array) -> bool:
-    places = array.reshape(*array.shape[:2], -1)  # channels first
-    last = array.reshape(len(array), -1, array.shape[-1])  # and last
-    return bool((places == places[..., :1]).all() or (last == last[:, :1]).all())
+    """Whether each example is one number throughout, or one for each of a few channels, first or last."""
+    if array.shape[1] <= _CHANNELS:
+        maps = array.reshape(*array.shape[:2], -1)
+    elif array.shape[-1] <= _CHANNELS:
+        maps = np.moveaxis(array, -1, 1).reshape(len(array), array.shape[-1], -1)
+    else:
+        maps = array.reshape(len(array), 1, -1)
+    return maps.shape[-1] >= _PLACES and bool((maps == maps[..., :1]).all())
 
 
 def _varies(runs: Sequence[Array], gauge: Gauge) -> bool:

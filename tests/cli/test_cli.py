@@ -281,7 +281,7 @@ def test_bad_files_are_refused(command: str, case: str, tmp_path: Path) -> None:
         (["--rank", "conv2=many"], ["--rank", "NODE=32"]),
         (["--rank", "conv2=middle:3"], ["unknown form 'middle'"]),
         (["--target-macs", "0.5", "--ratio", "0.5"], ["one budget"]),
-        ([], ["Name a budget"]),
+        (["--calibration", "none"], ["Without a target", "--calibration", "--target-latency"]),
         (["--max-loss", "0.1"], ["max_loss", "evaluate"]),
         (["--target-macs", "0.5", "--evaluate", "nowhere:nothing"], ["nowhere:nothing"]),
         (["--target-macs", "0.5", "--calibration", "missing.npz"], ["missing.npz", "no such file"]),
@@ -398,8 +398,43 @@ def test_a_calibrated_rewrite_says_what_it_saw_and_repeats_to_the_byte(small_fol
         "rewrite", model, tmp_path / "three.onnx", "--plan", tmp_path / "one.json", *examples, "--no-latency",
     )  # fmt: skip
     assert replay.returncode == 0, replay.stderr
-    assert "predicted" not in replay.stdout
     assert (tmp_path / "three.onnx").read_bytes() == (tmp_path / "one.onnx").read_bytes()
+
+
+def test_without_options_answers_stay_the_same(small_folder: Path, tmp_path: Path) -> None:
+    examples = ("--calibration", f"{small_folder / 'small.npz'}:examples", "--calibration-limit", "48")
+    model, out = small_folder / "small.onnx", tmp_path / "out.onnx"
+    plan = ("--save-plan", tmp_path / "plan.json")
+    result = run("rewrite", model, out, *examples, "--no-latency", *plan, "--json", tmp_path / "out.json")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.startswith("The answers are the same")
+    assert "Searched for the cheapest network whose answers stay the same" in " ".join(result.stdout.split())
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["verdict"] == "same" and document["after"]["macs"] < 0.7 * document["before"]["macs"]
+    assert document["plan"]["budget"] == document["search"]["limits"]
+    replay = run("rewrite", model, tmp_path / "two.onnx", "--plan", tmp_path / "plan.json", *examples, "--no-latency")
+    assert replay.returncode == 0, replay.stdout + replay.stderr
+    assert (tmp_path / "two.onnx").read_bytes() == out.read_bytes()
+
+
+def test_a_network_that_may_not_move_is_written_as_it_was(small_folder: Path, tmp_path: Path) -> None:
+    examples = ("--calibration", f"{small_folder / 'small.npz'}:examples", "--calibration-limit", "24")
+    result = run(
+        "rewrite", small_folder / "small.onnx", tmp_path / "out.onnx", *examples, "--no-latency",
+        "--limit", "numbers:0.0001,0.1,0.5",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Nothing was rewritten; the model is as it was. Even the smallest" in " ".join(result.stdout.split())
+    assert (tmp_path / "out.onnx").exists()
+
+
+def test_useless_examples_are_said_to_be_useless(small_folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "black.npz", image=np.zeros((16, 3, 16, 16), np.float32))
+    line = ("rewrite", small_folder / "small.onnx", tmp_path / "out.onnx", "--calibration", tmp_path / "black.npz")
+    refused(run(*line, "--no-latency"), "is blank", "--calibration", "--target-latency")
+    result = run(*line, "--no-latency", "--target-macs", "0.6")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "is blank, which tells nothing" in " ".join(result.stdout.split())
 
 
 def test_inspect_shows_the_treads_of_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
