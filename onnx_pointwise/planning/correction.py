@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import nnls
 
 from onnx_pointwise.graph import Choice
 from onnx_pointwise.planning.candidates import Resource
@@ -62,6 +61,8 @@ def fitted(observed: Sequence[tuple[float, float, float]]) -> Correction:
     ratio = drift / one
     mean = two / one  # mean error, by loss
     if len(told) > 1 and np.ptp(np.log(np.maximum(mean, 1e-12))) > 0.1:
+        from scipy.optimize import nnls  # half a second to import, and few jobs get here
+
         (scale, bent), _ = nnls(np.stack([one / drift, two / drift], 1), np.ones(len(told)))
         if scale > 0.0:
             return Correction(float(scale), float(bent / scale))
