@@ -9,6 +9,7 @@ from typing import Any
 
 from onnx_pointwise.check import CheckResult, HeadCheck, Limits, limits_of
 from onnx_pointwise.jobs.results import Score
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.settings import Settings
 from onnx_pointwise.study import Heads
 
@@ -36,6 +37,7 @@ class Promise:
         named = settings.max_drift is not None or settings.max_loss is not None
         return cls(not named, limits_of(settings.limits), settings.max_drift, settings.max_loss)
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """What a plan says of its budget."""
         if self.same:

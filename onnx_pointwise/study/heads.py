@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.graph import ResolvedShapes, Site, constant, find_sites, runtime_inputs
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import relative_drift, weighted_drift
 from onnx_pointwise.runtime import Piece, reads, without_shapes
 
@@ -96,6 +97,7 @@ class Head:
     behind: str | None = None
     behind_axis: int = 1
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {"value": self.value, "kind": self.kind, "outputs": list(self.outputs), "weight": self.weight}
@@ -156,6 +158,7 @@ class Heads:
         mean = weighted_drift(drifts, [gauge.weight for gauge in self.gauges])
         return 0.0 if mean is None else mean
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {"heads": [head.to_dict() for head in self.heads], "not_compared": dict(self.silent)}

@@ -219,8 +219,14 @@ def test_inspect_json_tells_ranks_and_refusals() -> None:
 def test_insert_puts_a_pointwise_in_front(maps: int, tmp_path: Path) -> None:
     tolerance = ("--max-drift", "1e-5") if maps >= 32 else ()
     site = ("--node", "conv2", "--feature-maps", str(maps))
-    result = run("insert", DIGITS, tmp_path / "out.onnx", *site, "--no-latency", *tolerance)
-    assert result.returncode == 0, result.stdout + result.stderr
+    line = ("insert", DIGITS, tmp_path / "out.onnx", *site, "--no-latency", *tolerance)
+    result = run(*line)
+    if maps == 8:  # a quarter of the feature maps, from the kernel alone: it is said, and asked for again
+        assert result.returncode == 1 and "broken" in result.stdout.splitlines()[0]
+        assert not (tmp_path / "out.onnx").exists()
+        result = run(*line, "--force")
+    else:
+        assert result.returncode == 0, result.stdout + result.stderr
     graph = onnx.load(tmp_path / "out.onnx").graph
     (inserted,) = [node for node in graph.node if node.name == "conv2_reduce"]
     (weight,) = [item for item in graph.initializer if item.name == inserted.input[1]]
@@ -453,7 +459,8 @@ def test_a_plan_by_latency_is_shown_and_kept(monkeypatch: pytest.MonkeyPatch, tm
     for columns in (80, 120):
         result = run(
             "rewrite", DIGITS, tmp_path / f"{columns}.onnx", "--target-latency", "0.6", "--provider", "cpu",
-            "--threads", "1", "--no-latency", "--no-cache", "--save-plan", tmp_path / "plan.json", columns=columns,
+            "--threads", "1", "--no-latency", "--no-cache", "--save-plan", tmp_path / "plan.json",
+            "--limit", "numbers:2,3,4", columns=columns,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         assert max(len(line) for line in result.stdout.splitlines()) <= columns
