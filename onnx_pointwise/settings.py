@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ from onnx_pointwise.examples import (
 )
 from onnx_pointwise.graph import MIN_CHANNELS, Choice, ModelSource, Plan
 from onnx_pointwise.numerics import FORMS, Form, Method
-from onnx_pointwise.planning import NO_BUDGET
 from onnx_pointwise.runtime import MEMORY
 from onnx_pointwise.schema import Line, about, option
 from onnx_pointwise.study import Progress
@@ -40,7 +39,7 @@ _SHARE = "above 0, at most 1"
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
-    """How far to go; one of them, or a limit on drift or loss, must be named."""
+    """How far to go; without any, as far as the answers stay the same, or a limit on drift or loss allows."""
 
     TITLE: ClassVar[str] = "Budget"
 
@@ -244,11 +243,44 @@ class Comparing:
     )
     max_drift: float | Mapping[str, float] | None = option(
         None,
-        "Fail where the relative L2 drift of an output is larger; for all outputs or by name.",
+        "Fail where the relative L2 drift is larger; of all outputs, or of an output or head by name.",
         unit="0 or above",
-        line=Line(metavar="[OUTPUT:]X", syntax="tolerances"),
+        line=Line(metavar="[NAME:]X", syntax="tolerances"),
     )
     latency: bool = option(True, "Time both networks too.", line=Line(without="Compare outputs and cost only."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """Where a network answers, and how alike the answers of another must be."""
+
+    TITLE: ClassVar[str] = "Check"
+
+    heads: Mapping[str, float] | None = option(
+        None,
+        "Values where the network answers, with their weights, in place of those that are found.",
+        line=Line("--head", metavar="VALUE[:WEIGHT]", syntax="weights"),
+    )
+    ignore_outputs: Sequence[str] = option(
+        (), "Outputs that do not count.", line=Line("--ignore-output", metavar="NAME")
+    )
+    limits: Mapping[str, Sequence[float]] | None = option(
+        None,
+        "Up to where answers are the same, close, only changed; by kind: classes, presence, picture (dB), numbers.",
+        line=Line("--limit", metavar="KIND:A,B,C", syntax="limits"),
+    )
+    require: Literal["same", "close", "changed"] = option(
+        "changed", "Fail where the answers are less alike than this; broken ones always do."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Locating:
+    """Which part of a network did it."""
+
+    TITLE: ClassVar[str] = "Check"
+
+    sites: bool = option(False, "Compare at every convolution that the second network computes otherwise, too.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,6 +382,7 @@ class Settings(
     Working,
     Checking,
     Comparing,
+    Answering,
     Scoring,
     Opening,
     Freezing,
@@ -366,23 +399,23 @@ class Settings(
 
     @property
     def searches(self) -> bool:
-        """Whether nothing but a limit says how far to go, so that the cheapest network within it is wanted."""
+        """Whether nothing but limits says how far to go, so that the cheapest network within them is wanted."""
         return self.plan is None and not self.has_budget()
 
     def require_consistent(self) -> None:
         """Refuse what contradicts itself, before any work is done.
 
         Raises:
-            PlanError: There is no budget, or one beside a plan, or a limit that nothing measures.
+            PlanError: There is a budget beside a plan, or a limit that nothing measures.
         """
         if self.plan is not None and self.has_budget():
             raise PlanError("A plan replays as it is; leave out every budget beside it, or edit the plan.")
-        if self.searches and self.max_drift is None and self.max_loss is None:
-            raise PlanError(NO_BUDGET)
         if self.max_loss is not None and self.evaluate is None:
             raise PlanError("max_loss needs a score: name a function with evaluate.")
         if self.searches and not self.check:
-            raise PlanError("Searching for the cheapest network within a limit takes the check; leave it on.")
+            raise PlanError(
+                "Without a target a network is searched by its answers, which takes the check; leave it on."
+            )
 
 
 @dataclass(frozen=True)
@@ -405,6 +438,7 @@ class InsertSettings(
     Working,
     Checking,
     Comparing,
+    Answering,
     Shapes,
     Inlining,
     Freezing,
@@ -414,7 +448,7 @@ class InsertSettings(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckSettings(Threads, Optimising, Comparing, Trying, Shapes, Freezing, Drawing):
+class CheckSettings(Threads, Optimising, Comparing, Answering, Locating, Trying, Shapes, Freezing, Drawing):
     """What `check` can be asked for."""
 
     TITLE: ClassVar[str] = "Target"
@@ -439,6 +473,12 @@ class BenchSettings(Opponent, Device, Optimising, Shapes, Freezing, Drawing):
 
     TITLE: ClassVar[str] = "Timing"
 
+    inputs: Mapping[str, NDArray[Any]] | None = option(
+        None,
+        "Inputs to time with, by name, a whole batch of them in every run; random ones otherwise.",
+        unit="[N, ...] each",
+        line=Line(metavar="FILE.npz", syntax="npz"),
+    )
     batch_sizes: Sequence[int] = option(
         (),
         "Batch sizes of inputs that leave theirs open; as the shapes are otherwise.",

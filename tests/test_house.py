@@ -26,6 +26,7 @@ FLOORS = (
     "graph",
     "numerics",
     "schema",
+    "jsonable",
     "errors",
 )
 #: The package's own ``__init__`` hands out what users call; the command line calls it as they do.

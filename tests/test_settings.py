@@ -44,9 +44,9 @@ JOBS: dict[str, tuple[type, Callable[..., Any]]] = {
 #: The files that a job's settings are read in, beside `settings.py` itself.
 ROOMS = {
     "rewrite": ["jobs/pipeline.py", "jobs/loading.py", "jobs/looking.py", "jobs/deciding.py", "jobs/attempts.py",
-                "jobs/checking.py"],
+                "jobs/checking.py", "jobs/promise.py", "jobs/searching.py"],
     "insert": ["jobs/insertion.py"],
-    "check": ["check/comparison.py"],
+    "check": ["check/comparison.py", "check/running.py", "check/findings.py"],
     "bench": ["jobs/benchmark.py"],
     "inspect": ["jobs/inspection.py", "jobs/loading.py"],
 }  # fmt: skip
@@ -159,6 +159,10 @@ SAID: dict[str, tuple[list[str], Any]] = {
     "memory": (["--memory", "500M"], 500 * 2**20),
     "check": (["--no-check"], False),
     "max_drift": (["--max-drift", "y:0.5"], {"y": 0.5}),
+    "heads": (["--head", "scores:0", "--head", "boxes:0.5", "--head", "a"], {"scores:0": 1.0, "boxes": 0.5, "a": 1.0}),
+    "ignore_outputs": (["--ignore-output", "a", "--ignore-output", "b"], ("a", "b")),
+    "limits": (["--limit", "presence:0.9,0.8,0.7"], {"presence": (0.9, 0.8, 0.7)}),
+    "require": (["--require", "close"], "close"),
     "latency": (["--no-latency"], False),
     "max_loss": (["--max-loss", "0.5"], 0.5),
     "evaluate": (["--evaluate", "math:sqrt"], __import__("math").sqrt),
@@ -280,7 +284,7 @@ def test_calls_that_make_no_sense(call: Callable[[], Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({}, "Name a budget"),
+        ({"check": False}, "takes the check"),
         ({"plan": "a.json", "ratio": 0.5}, "replays as it is"),
         ({"max_loss": 0.1, "target_macs": 0.5}, "needs a score"),
         ({"max_drift": 0.1, "check": False}, "takes the check"),

@@ -24,8 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onnx_pointwise import rewrite
-from onnx_pointwise.check import check
-from onnx_pointwise.check.comparison import CheckResult, ProviderCheck
+from onnx_pointwise.check import CheckResult, ProviderCheck, check
 from onnx_pointwise.errors import OnnxPointwiseError
 from onnx_pointwise.graph.model_io import ModelSource, require_writable, write_text
 from onnx_pointwise.runtime.machine import machine

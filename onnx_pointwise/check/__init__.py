@@ -1,8 +1,26 @@
-"""Before and after: shapes, agreement, drift, cost, latency; the verdict.
+"""Before and after: shapes, heads, agreement, drift, cost, latency; the verdict.
 
 It does not know how a network was rewritten.
 """
 
-from onnx_pointwise.check.comparison import CheckResult, Finding, ProviderCheck, check
+from onnx_pointwise.check.answers import HeadCheck, shortened
+from onnx_pointwise.check.comparison import check, sites_between
+from onnx_pointwise.check.limits import WORDS, Likeness, Limits, limits_of
+from onnx_pointwise.check.results import CheckResult, Finding, Inputs, ProviderCheck
+from onnx_pointwise.check.sites import SiteCheck
 
-__all__ = ["CheckResult", "Finding", "ProviderCheck", "check"]
+__all__ = [
+    "WORDS",
+    "CheckResult",
+    "Finding",
+    "HeadCheck",
+    "Inputs",
+    "Likeness",
+    "Limits",
+    "ProviderCheck",
+    "SiteCheck",
+    "check",
+    "limits_of",
+    "shortened",
+    "sites_between",
+]

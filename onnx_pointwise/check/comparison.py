@@ -1,207 +1,54 @@
 """Does a rewritten network still do what the first one did? Both run in ONNX Runtime on the same inputs.
 
 What must be equal: names, shapes and element types of inputs and outputs, for several batch sizes and, where a network
-leaves them open, several spatial sizes. What may differ and is measured: the numbers in the outputs (drift), cost and
-latency. The networks run one after the other, so that only one of them is in memory; the latency alone needs both.
+leaves them open, several spatial sizes. What may differ and is measured: the answers at the heads, on which the verdict
+stands, the numbers in the outputs (drift), cost and latency. The networks run one after the other, so that only one of
+them is in memory; the latency alone needs both.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx_ir as ir
 
-from onnx_pointwise.check.trials import Batch, Shapes, batches_of, first_item, is_open
-from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import (
-    ModelCost,
-    ModelSource,
-    as_model,
-    file_bytes,
-    frozen,
-    model_cost,
-    runtime_inputs,
-    runtime_source,
+from onnx_pointwise.check.answers import AnswerMeter, Reading, output_reading, readings_of, without
+from onnx_pointwise.check.findings import (
+    answer_faults,
+    declared_differences,
+    drift_faults,
+    never_compared,
+    provider_faults,
+    provider_warnings,
+    random_warning,
+    shape_faults,
 )
+from onnx_pointwise.check.limits import LIKENESSES, Limits, limits_of
+from onnx_pointwise.check.results import CheckResult, Finding, ProviderCheck, Trial
+from onnx_pointwise.check.running import Run, Side, described, is_cpu, run, shapes_of
+from onnx_pointwise.check.sites import SiteCheck, compare_sites
+from onnx_pointwise.check.trials import Batch, batches_of, first_item
+from onnx_pointwise.errors import InputError, ModelError
+from onnx_pointwise.graph import ModelSource, ResolvedShapes, as_model, frozen, holds_map, runtime_inputs
 from onnx_pointwise.numerics import Drift, DriftMeter
 from onnx_pointwise.runtime import (
     Array,
-    AssignedNode,
-    InputSpec,
     LatencyComparison,
-    Machine,
+    ProviderInfo,
     compare,
+    first_non_finite,
     input_specs,
     machine,
     model_name,
-    nodes_off_provider,
-    open_initializers,
-    open_session,
+    output_of,
     provider_info,
-    provider_name,
     require,
-    resolve,
-    sentence,
 )
 from onnx_pointwise.schema import pair
 from onnx_pointwise.settings import CheckSettings
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is not as it should be.
-
-    Attributes:
-        code: ``declared_inputs``, ``declared_outputs``, ``output_shape``, ``output_dtype``, ``does_not_run``,
-            ``non_finite``, ``drift`` or ``provider_differs``.
-        sentence: The same for a person.
-        numbers: What it was decided on.
-    """
-
-    code: str
-    sentence: str
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the same as JSON-ready values."""
-        return {"code": self.code, "sentence": self.sentence, "numbers": dict(self.numbers)}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One set of input shapes that both networks were given.
-
-    Attributes:
-        input_shapes: Shape by input name.
-        shapes_equal: Whether all outputs agreed in shape and element type; None where the trial was skipped.
-        skipped: Why the first network itself does not run at these shapes; None where it does.
-    """
-
-    input_shapes: Shapes
-    shapes_equal: bool | None
-    skipped: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the same as JSON-ready values."""
-        shapes = {name: list(shape) for name, shape in self.input_shapes.items()}
-        return {"input_shapes": shapes, "shapes_equal": self.shapes_equal, "skipped": self.skipped}
-
-
-@dataclass(frozen=True)
-class ProviderCheck:
-    """What the check found on one execution provider.
-
-    Attributes:
-        provider: Short name and options, as given.
-        device: The device's name, where it is known.
-        software: Whether the device is emulated on the CPU; such a device is not timed.
-        shapes_equal: Whether all outputs agreed in name, shape and element type in every trial that ran.
-        drift: Drift of each output from the first network on the same provider.
-        drift_from_cpu: Drift of each output from the first network on the CPU; None on the CPU itself.
-        dense_from_cpu: Drift of the first network on this provider from itself on the CPU.
-        rewritten_from_cpu: Drift of the second network on this provider from itself on the CPU: the provider's own
-            error, which a kernel that is wrong for some number of channels makes large.
-        trials: The input shapes that were tried.
-        nodes_off: Nodes of the second network that run on another provider.
-        nodes_off_before: The same of the first network.
-        latency: Both networks timed in turns; None where that was not asked for or means nothing.
-    """
-
-    provider: str
-    device: str | None
-    software: bool
-    shapes_equal: bool
-    drift: Mapping[str, Drift]
-    drift_from_cpu: Mapping[str, Drift] | None
-    dense_from_cpu: Mapping[str, Drift] | None
-    rewritten_from_cpu: Mapping[str, Drift] | None
-    trials: tuple[Trial, ...]
-    nodes_off: tuple[AssignedNode, ...]
-    nodes_off_before: tuple[AssignedNode, ...]
-    latency: LatencyComparison | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the same as JSON-ready values."""
-        return {
-            "provider": self.provider,
-            "device": self.device,
-            "software": self.software,
-            "shapes_equal": self.shapes_equal,
-            "drift": _drift_dict(self.drift),
-            "drift_from_cpu": _drift_dict(self.drift_from_cpu),
-            "dense_from_cpu": _drift_dict(self.dense_from_cpu),
-            "rewritten_from_cpu": _drift_dict(self.rewritten_from_cpu),
-            "trials": [trial.to_dict() for trial in self.trials],
-            "nodes_off": [node.to_dict() for node in self.nodes_off],
-            "nodes_off_before": [node.to_dict() for node in self.nodes_off_before],
-            "latency": None if self.latency is None else self.latency.to_dict(),
-        }
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """The verdict on a pair of networks, and what it rests on.
-
-    Attributes:
-        passed: Whether there is no finding.
-        findings: What is not as it should be.
-        warnings: What makes the result worth less, in sentences.
-        before: Cost of the first network, at the input shapes of the first trial.
-        after: Cost of the second network.
-        providers: One result for each execution provider.
-        machine: Where this was measured.
-        max_drift: The limit on the drift, for every output or by output name; None where nothing limited it.
-    """
-
-    passed: bool
-    findings: tuple[Finding, ...]
-    warnings: tuple[str, ...]
-    before: ModelCost
-    after: ModelCost
-    providers: tuple[ProviderCheck, ...]
-    machine: Machine
-    max_drift: float | Mapping[str, float] | None
-
-    @property
-    def shapes_equal(self) -> bool:
-        """Whether declared and actual names, shapes and element types agree, on every provider."""
-        declared = all(not finding.code.startswith("declared") for finding in self.findings)
-        return declared and all(result.shapes_equal for result in self.providers)
-
-    @property
-    def drift(self) -> Mapping[str, Drift]:
-        """Drift of each output on the first provider."""
-        return self.providers[0].drift if self.providers else {}
-
-    @property
-    def latency(self) -> LatencyComparison | None:
-        """Latency of both networks on the first provider."""
-        return self.providers[0].latency if self.providers else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the same as JSON-ready values."""
-        return {
-            "passed": self.passed,
-            "shapes_equal": self.shapes_equal,
-            "drift": _drift_dict(self.drift),
-            "max_drift": dict(self.max_drift) if isinstance(self.max_drift, Mapping) else self.max_drift,
-            "findings": [finding.to_dict() for finding in self.findings],
-            "warnings": list(self.warnings),
-            "before": self.before.to_dict(),
-            "after": self.after.to_dict(),
-            "latency": None if self.latency is None else self.latency.to_dict(),
-            "providers": [result.to_dict() for result in self.providers],
-            "machine": self.machine.to_dict(),
-        }
-
-
-def _drift_dict(drift: Mapping[str, Drift] | None) -> dict[str, Any] | None:
-    return None if drift is None else {name: value.to_dict() for name, value in drift.items()}
+from onnx_pointwise.study import find_heads
 
 
 @pair(CheckSettings)
@@ -209,7 +56,8 @@ def check(before: ModelSource | bytes, after: ModelSource | bytes, settings: Che
     """Compare two networks on the same inputs.
 
     Given inputs may be any number of examples, but a multiple of the batch size where the model fixes that; without,
-    random ones in the declared shapes are drawn. Latency is timed with one item a run.
+    random ones in the declared shapes are drawn. Heads are those of the first network. Latency is timed with one item
+    a run.
 
     Args:
         before: The reference: path, serialised model, ``ModelProto`` or ``onnx_ir.Model``.
@@ -220,84 +68,179 @@ def check(before: ModelSource | bytes, after: ModelSource | bytes, settings: Che
         The verdict with all measurements.
 
     Raises:
-        InputError: Given inputs, shapes, batch sizes or output names do not fit the first network.
+        InputError: Given inputs, shapes, batch sizes, limits, or names of outputs or heads do not fit the first
+            network.
         ModelError: A model cannot be read, or the first network does not run.
         ProviderError: A provider does not load, or cannot run one of the models.
     """
-    providers = settings.providers
     if settings.freeze_initializers:
         before, after = frozen(before), frozen(after)
-    model = as_model(before)
-    _require_arguments(model, settings)
-    batches = batches_of(
-        model, input_specs(model), settings.inputs, settings.input_shapes, settings.batch_sizes, settings.seed
-    )
-    signature = _signature(model)
-    dense = _describe(before, model, batches[0].shapes)
-    # Weights are needed for the descriptions alone, and graphs are cyclic: only a collection gives gigabytes back.
-    del model
-    gc.collect()
-    model = as_model(after)
-    takes_same_inputs = _signature(model) == signature
-    rewritten = _describe(after, model, batches[0].shapes if takes_same_inputs else None)
-    del model
-    gc.collect()
-    findings = _declared_differences(dense, rewritten)
-    results = []
-    if takes_same_inputs:
-        elsewhere = any(not _is_cpu(provider) for provider in providers)
-        on_cpu = None
-        if elsewhere:
-            on_cpu = _run(before, batches, "cpu", settings), _run(after, batches, "cpu", settings)
-        for provider in providers:
-            result, more = _check_on(dense, rewritten, provider, batches, on_cpu, settings)
-            results.append(result)
-            findings.extend(finding for finding in more if finding not in findings)
+    pairing = _paired(before, after, settings)
+    findings = declared_differences(pairing.first, pairing.second)
+    results: list[ProviderCheck] = []
+    if pairing.fits:
+        results, more = _on_providers(pairing, settings)
+        findings.extend(finding for finding in _located(more, pairing) if finding not in findings)
+    warnings = [*pairing.warnings, *provider_warnings(results)]
+    if settings.inputs is None:
+        warnings.extend(random_warning(results))
     return CheckResult(
         passed=not findings,
         findings=tuple(findings),
-        warnings=(*dense.warnings, *rewritten.warnings, *_warnings(results)),
-        before=dense.cost,
-        after=rewritten.cost,
+        warnings=tuple(warnings),
+        before=pairing.first.cost,
+        after=pairing.second.cost,
         providers=tuple(results),
         machine=machine(),
         max_drift=settings.max_drift,
+        limits=pairing.limits,
+        inputs="random" if settings.inputs is None else "given",
+        not_compared=_not_compared(pairing, results),
+        sites=_sites(pairing, settings) if settings.sites and pairing.fits else None,
     )
+
+
+def sites_between(
+    before: ModelSource | bytes, after: ModelSource | bytes, settings: CheckSettings
+) -> tuple[SiteCheck, ...]:
+    """Compare two networks at every convolution that they compute otherwise, see `compare_sites`."""
+    return _sites(_paired(before, after, settings), settings)
+
+
+def _located(findings: Sequence[Finding], pairing: _Pairing) -> list[Finding]:
+    """Say where NaN comes from, where that is why nothing could be compared."""
+    place = next((index for index, one in enumerate(findings) if one.code == "nothing_compared"), None)
+    if place is None:
+        return list(findings)
+    first, one = pairing.first, findings[place]
+    origin = first_non_finite(first.source, first_item(first.specs, pairing.batches[0]))
+    if origin is not None:
+        one = Finding(
+            one.code,
+            f"{one.sentence} In the first network {origin}.",
+            {**one.numbers, "origin": origin.to_dict()},
+        )
+    return [*findings[:place], one, *findings[place + 1 :]]
+
+
+def _sites(pairing: _Pairing, settings: CheckSettings) -> tuple[SiteCheck, ...]:
+    first, second = pairing.first, pairing.second
+    return compare_sites(first.source, second.source, first.specs, pairing.batches, threads=settings.threads)
+
+
+# --- what is known before anything runs -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Side:
-    """What is known of one network without running it, its weights left out."""
+class _Pairing:
+    """Two networks, and what they are compared on.
 
-    source: ModelSource | bytes
-    specs: tuple[InputSpec, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    cost: ModelCost
-    warnings: tuple[str, ...]
+    Attributes:
+        first: The reference.
+        second: The network compared with it.
+        fits: Whether the second takes the same inputs.
+        batches: What both are given.
+        readings: Heads, and how they are read.
+        limits: Up to where they are the same, close, and only changed.
+        silent: Why outputs are not compared, by their name.
+        warnings: What makes the comparison worth less.
+    """
+
+    first: Side
+    second: Side
+    fits: bool
+    batches: Sequence[Batch]
+    readings: Sequence[Reading]
+    limits: Limits
+    silent: Mapping[str, str]
+    warnings: Sequence[str]
+
+    @property
+    def hidden(self) -> list[str]:
+        """Values inside the networks that heads are read at."""
+        names = dict.fromkeys(name for one in self.readings for name in one.names)
+        return [name for name in names if name not in self.first.names]
 
 
-def _describe(source: ModelSource | bytes, model: ir.Model, shapes: Shapes | None) -> _Side:
-    return _Side(
-        source=source,
-        specs=tuple(input_specs(model)),
-        inputs=tuple(_declaration(value) for value in runtime_inputs(model)),
-        outputs=tuple(_declaration(value) for value in model.graph.outputs),
-        cost=_cost(source, model, shapes),
-        warnings=tuple(open_initializers(model, model_name(source))),
+def _paired(before: ModelSource | bytes, after: ModelSource | bytes, settings: CheckSettings) -> _Pairing:
+    """Read both networks, and find faults of the arguments before any work is done."""
+    _require_arguments(settings)
+    model = as_model(before)
+    specs = input_specs(model)
+    batches = batches_of(model, specs, settings.inputs, settings.input_shapes, settings.batch_sizes, settings.seed)
+    signature = _signature(model)
+    shapes = shapes_of(model, batches[0].shapes)
+    first = described(before, model, shapes)
+    readings, silent = _readings(model, shapes, settings)
+    _require_limits(model, readings, silent, settings)
+    types = {str(value.name): value.dtype for value in model.graph.outputs if str(value.name) not in silent}
+    # Weights are needed for the descriptions alone, and graphs are cyclic: only a collection gives gigabytes back.
+    del model, shapes
+    gc.collect()
+    model = as_model(after)
+    fits = _signature(model) == signature
+    shapes = shapes_of(model, batches[0].shapes if fits else None)
+    second = described(after, model, shapes)
+    warnings = [*first.warnings, *second.warnings]
+    missing = {name for one in readings for name in one.names} - _values(model, shapes)
+    if missing:
+        readings = without(readings, missing, types)
+        warnings.append(_lost(missing))
+    del model, shapes
+    gc.collect()
+    return _Pairing(first, second, fits, batches, readings, limits_of(settings.limits), silent, warnings)
+
+
+def _readings(
+    model: ir.Model, shapes: ResolvedShapes, settings: CheckSettings
+) -> tuple[list[Reading], Mapping[str, str]]:
+    """Find the heads of the first network; where nothing learned answers, its outputs are looked at themselves."""
+    heads = find_heads(shapes, weights=settings.heads, ignored=settings.ignore_outputs)
+    silent = {name: reason for name, reason in heads.silent.items() if name in settings.ignore_outputs}
+    silent |= {str(value.name): reason for value in model.graph.outputs if (reason := _unlike_numbers(value))}
+    # A map is put out by a node of which nothing is known, so it is found as a head of its own.
+    readings = [one for one in readings_of(shapes, heads) if one.head.value not in silent]
+    if not readings:
+        values = [value for value in model.graph.outputs if str(value.name) not in silent]
+        readings = [output_reading(str(value.name), "numbers", value.dtype) for value in values]
+    return readings, silent
+
+
+def _unlike_numbers(value: ir.Value) -> str:
+    """Why an output cannot be compared; empty for one that can."""
+    if holds_map(value):
+        return "It is a map, or a sequence of them, and holds no numbers to compare."
+    if value.dtype == ir.DataType.STRING:
+        return "It is text, and holds no numbers to compare."
+    if value.type is not None and not isinstance(value.type, ir.TensorType | ir.SequenceType):
+        return "It is neither a tensor nor a sequence of them."
+    if isinstance(value.type, ir.SequenceType) and not isinstance(value.type.elem_type, ir.TensorType):
+        return "It is a sequence of something else than tensors."
+    return ""
+
+
+def _lost(missing: set[str]) -> str:
+    """Say that heads could not be looked at."""
+    named = ", ".join(f"'{name}'" for name in sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
+    return (
+        f"The second network has no {named}, where the first one answers: outputs were compared instead, in which one "
+        "kind of number may hide another."
     )
+
+
+def _values(model: ir.Model, shapes: ResolvedShapes) -> set[str]:
+    """Names of what a network computes, its functions inlined or not."""
+    names: set[str] = set()
+    for one in (model, shapes.model):
+        names |= set(ir.convenience.create_value_mapping(one.graph, include_subgraphs=False))
+    return names
 
 
 def _signature(model: ir.Model) -> list[tuple[str | None, ir.DataType | None]]:
     return [(value.name, value.dtype) for value in runtime_inputs(model)]
 
 
-def _is_cpu(provider: str) -> bool:
-    return provider_name(provider) == "cpu"
-
-
-def _require_arguments(model: ir.Model, settings: CheckSettings) -> None:
-    """Find faults of the arguments before any work is done."""
+def _require_arguments(settings: CheckSettings) -> None:
     if not settings.providers:
         raise InputError("Name at least one execution provider to check on.")
     for provider in settings.providers:
@@ -305,14 +248,26 @@ def _require_arguments(model: ir.Model, settings: CheckSettings) -> None:
     for size in settings.batch_sizes:
         if size < 1:
             raise InputError(f"A batch size must be at least 1, not {size}.")
+    if settings.require not in LIKENESSES[:-1]:
+        raise InputError(f"What is required must be one of {', '.join(LIKENESSES[:-1])}, not '{settings.require}'.")
+    limits_of(settings.limits)
+
+
+def _require_limits(
+    model: ir.Model, readings: Sequence[Reading], silent: Mapping[str, str], settings: CheckSettings
+) -> None:
+    """See that limits on the drift make sense, and name what can be compared."""
     names = [str(value.name) for value in model.graph.outputs]
+    heads = [one.head.value for one in readings if one.head.value not in names]
     limit = settings.max_drift
-    tolerances = limit if isinstance(limit, Mapping) else {"": limit}
-    for name, tolerance in tolerances.items():
-        if name and name not in names:
+    for name, tolerance in (limit if isinstance(limit, Mapping) else {"": limit}).items():
+        if name and name not in (*names, *heads):
+            others = f", its heads {', '.join(heads)}" if heads else ""
             raise InputError(
-                f"The model has no output '{name}' to limit the drift of; its outputs are {', '.join(names)}."
+                f"The model has no output '{name}' to limit the drift of; its outputs are {', '.join(names)}{others}."
             )
+        if name in silent:
+            raise InputError(f"The drift of output '{name}' cannot be limited: {silent[name]}")
         if tolerance is not None and not tolerance >= 0:
             raise InputError(f"A drift limit must be 0 or above, not {tolerance}.")
 
@@ -320,96 +275,107 @@ def _require_arguments(model: ir.Model, settings: CheckSettings) -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
+def _on_providers(pairing: _Pairing, settings: CheckSettings) -> tuple[list[ProviderCheck], list[Finding]]:
+    """Compare both networks on every provider."""
+    on_cpu = None
+    if any(not is_cpu(provider) for provider in settings.providers):
+        on_cpu = _run(pairing, pairing.first, "cpu", settings), _run(pairing, pairing.second, "cpu", settings)
+    results, findings = [], []
+    for provider in settings.providers:
+        result, more = _check_on(pairing, provider, on_cpu, settings)
+        results.append(result)
+        findings.extend(more)
+    return results, findings
+
+
+def _run(pairing: _Pairing, side: Side, provider: str, settings: CheckSettings) -> Run:
+    return run(side.source, pairing.batches, provider, settings, pairing.hidden)
+
+
 @dataclass(frozen=True)
-class _Run:
-    """What one network gave: for each batch its outputs, or why it did not run."""
+class _Met:
+    """What came of running both networks on the same batches."""
 
-    outputs: list[dict[str, Array] | str]
-    nodes_off: tuple[AssignedNode, ...]
-
-
-def _run(source: ModelSource | bytes, batches: Sequence[Batch], provider: str, settings: CheckSettings) -> _Run:
-    outputs: list[dict[str, Array] | str] = []
-    with runtime_source(source) as path:
-        session = open_session(path, provider, threads=settings.threads, optimization=settings.optimization)
-        names = [output.name for output in session.get_outputs() if output.type.startswith("tensor(")]
-        for batch in batches:
-            try:
-                outputs.append(dict(zip(names, session.run(names, batch.feeds), strict=True)))
-            except Exception as error:  # the runtime's exceptions share no base class
-                outputs.append(sentence(error))
-        nodes_off = () if _is_cpu(provider) else tuple(nodes_off_provider(session))
-    return _Run(outputs, nodes_off)
+    heads: AnswerMeter
+    drift: DriftMeter
+    trials: list[Trial]
+    findings: list[Finding]
 
 
 def _check_on(
-    before: _Side,
-    after: _Side,
-    provider: str,
-    batches: Sequence[Batch],
-    on_cpu: tuple[_Run, _Run] | None,
-    settings: CheckSettings,
+    pairing: _Pairing, provider: str, on_cpu: tuple[Run, Run] | None, settings: CheckSettings
 ) -> tuple[ProviderCheck, list[Finding]]:
     """Run both networks on one provider, one after the other, and compare."""
     info = provider_info(provider)
-    here = on_cpu if _is_cpu(provider) else None
-    dense = here[0] if here else _run(before.source, batches, provider, settings)
-    if isinstance(dense.outputs[0], str):
+    here = on_cpu if is_cpu(provider) else None
+    dense = here[0] if here else _run(pairing, pairing.first, provider, settings)
+    if isinstance(dense.values[0], str):
         raise ModelError(
-            f"{model_name(before.source)}: the model does not run on {provider} with inputs {batches[0]}: "
-            f"{dense.outputs[0]}; name others with --input-shape."
+            f"{model_name(pairing.first.source)}: the model does not run on {provider} with inputs "
+            f"{pairing.batches[0]}: {dense.values[0]}; name others with --input-shape."
         )
-    rewritten = here[1] if here else _run(after.source, batches, provider, settings)
-    findings: list[Finding] = []
-    trials = []
-    meter = DriftMeter()
-    for batch, first, second in zip(batches, dense.outputs, rewritten.outputs, strict=True):
-        if isinstance(first, str):
-            trials.append(Trial(batch.shapes, None, first))
-            continue
-        faults = _shape_faults(before.source, provider, batch, first, second, settings)
-        findings.extend(faults)
-        trials.append(Trial(batch.shapes, not faults, None))
-        if batch.counts and not isinstance(second, str):
-            meter.add(first, second)
-    drift = meter.result()
-    findings.extend(_drift_faults(provider, drift, settings.max_drift))
-    from_cpu: dict[str, Mapping[str, Drift]] = {}
-    if on_cpu and not here:
-        from_cpu = {
-            "drift_from_cpu": _drift_from(on_cpu[0], rewritten, batches),
-            "dense_from_cpu": _drift_from(on_cpu[0], dense, batches),
-            "rewritten_from_cpu": _drift_from(on_cpu[1], rewritten, batches),
-        }
-        findings.extend(_provider_faults(provider, from_cpu["dense_from_cpu"], from_cpu["rewritten_from_cpu"]))
-    equal = all(trial.shapes_equal is not False for trial in trials)
-    timing = None
-    if settings.latency and settings.latency_seconds and equal and not info.software:
-        timing = compare(
-            before.source,
-            after.source,
-            inputs=first_item(before.specs, batches[0]),
-            provider=provider,
-            threads=settings.threads,
-            optimization=settings.optimization,
-            max_seconds=settings.latency_seconds,
-            seed=settings.seed,
-        )
+    rewritten = here[1] if here else _run(pairing, pairing.second, provider, settings)
+    met = _meet(pairing, provider, dense, rewritten, settings)
+    heads, drift = met.heads.result(pairing.limits), met.drift.result()
+    findings = [*met.findings, *drift_faults(provider, drift, settings.max_drift)]
+    equal = all(trial.shapes_equal is not False for trial in met.trials)
+    if equal:
+        findings += never_compared(provider, drift, _compared_outputs(pairing, dense), settings.max_drift)
+        findings += answer_faults(provider, heads, pairing.limits, settings)
     result = ProviderCheck(
         provider=provider,
         device=info.device,
         software=info.software,
         shapes_equal=equal,
+        heads=heads,
         drift=drift,
-        drift_from_cpu=from_cpu.get("drift_from_cpu"),
-        dense_from_cpu=from_cpu.get("dense_from_cpu"),
-        rewritten_from_cpu=from_cpu.get("rewritten_from_cpu"),
-        trials=tuple(_merge(trials)),
+        drift_from_cpu=None,
+        dense_from_cpu=None,
+        rewritten_from_cpu=None,
+        trials=tuple(_merge(met.trials)),
         nodes_off=rewritten.nodes_off,
         nodes_off_before=dense.nodes_off,
-        latency=timing,
+        latency=_latency(pairing, info, provider, settings) if equal else None,
     )
+    if on_cpu and not here:
+        result = _with_cpu(result, pairing, on_cpu, (dense, rewritten))
+        findings += provider_faults(provider, result.dense_from_cpu or {}, result.rewritten_from_cpu or {})
     return result, findings
+
+
+def _meet(pairing: _Pairing, provider: str, dense: Run, rewritten: Run, settings: CheckSettings) -> _Met:
+    """Compare what both networks gave, batch by batch."""
+    met = _Met(AnswerMeter(pairing.readings), DriftMeter(), [], [])
+    for batch, first, second in zip(pairing.batches, dense.values, rewritten.values, strict=True):
+        if isinstance(first, str):
+            met.trials.append(Trial(batch.shapes, None, first))
+            continue
+        mine = _outputs(pairing, first)
+        theirs = second if isinstance(second, str) else _outputs(pairing, second)
+        faults = shape_faults(pairing.first.source, provider, batch, mine, theirs, settings)
+        met.findings.extend(faults)
+        met.trials.append(Trial(batch.shapes, not faults, None))
+        if batch.counts and not isinstance(second, str) and not isinstance(theirs, str):
+            met.drift.add(_counting(pairing, mine), theirs)
+            met.heads.add(first, second)
+    return met
+
+
+def _outputs(pairing: _Pairing, values: Mapping[str, Array]) -> dict[str, Array]:
+    """The network's outputs among all that it gave."""
+    names = {*pairing.first.names, *pairing.second.names}
+    return {name: array for name, array in values.items() if output_of(name, names) in names}
+
+
+def _counting(pairing: _Pairing, values: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs that count."""
+    outputs = pairing.first.names
+    return {name: array for name, array in values.items() if output_of(name, outputs) not in pairing.silent}
+
+
+def _compared_outputs(pairing: _Pairing, dense: Run) -> list[str]:
+    """Outputs that count and hold numbers."""
+    return [name for name in pairing.first.names if name not in pairing.silent and name not in dense.others]
 
 
 def _merge(trials: Sequence[Trial]) -> list[Trial]:
@@ -421,149 +387,48 @@ def _merge(trials: Sequence[Trial]) -> list[Trial]:
     return kept
 
 
-def _drift_from(reference: _Run, run: _Run, batches: Sequence[Batch]) -> dict[str, Drift]:
+def _latency(pairing: _Pairing, info: ProviderInfo, provider: str, settings: CheckSettings) -> LatencyComparison | None:
+    """Time both networks where that was asked for and means something."""
+    if not settings.latency or not settings.latency_seconds or info.software:
+        return None
+    return compare(
+        pairing.first.source,
+        pairing.second.source,
+        inputs=first_item(pairing.first.specs, pairing.batches[0]),
+        provider=provider,
+        threads=settings.threads,
+        optimization=settings.optimization,
+        max_seconds=settings.latency_seconds,
+        seed=settings.seed,
+    )
+
+
+def _with_cpu(
+    result: ProviderCheck, pairing: _Pairing, on_cpu: tuple[Run, Run], here: tuple[Run, Run]
+) -> ProviderCheck:
+    """Add how the provider differs from the CPU."""
+    return replace(
+        result,
+        drift_from_cpu=_drift_from(pairing, on_cpu[0], here[1]),
+        dense_from_cpu=_drift_from(pairing, on_cpu[0], here[0]),
+        rewritten_from_cpu=_drift_from(pairing, on_cpu[1], here[1]),
+    )
+
+
+def _drift_from(pairing: _Pairing, reference: Run, other: Run) -> dict[str, Drift]:
     meter = DriftMeter()
-    for batch, first, second in zip(batches, reference.outputs, run.outputs, strict=True):
+    for batch, first, second in zip(pairing.batches, reference.values, other.values, strict=True):
         if batch.counts and not isinstance(first, str) and not isinstance(second, str):
-            meter.add(first, second)
+            meter.add(_counting(pairing, _outputs(pairing, first)), second)
     return meter.result()
 
 
-# --- findings ---------------------------------------------------------------------------------------------------------
-
-
-def _declared_differences(before: _Side, after: _Side) -> list[Finding]:
-    """Compare names, element types and shapes that the two graphs declare."""
-    findings = []
-    for kind, was, now in (("inputs", before.inputs, after.inputs), ("outputs", before.outputs, after.outputs)):
-        if was != now:
-            text = f"The declared {kind} differ: {'; '.join(was)} before, {'; '.join(now)} after."
-            findings.append(Finding(f"declared_{kind}", text, {"before": list(was), "after": list(now)}))
-    return findings
-
-
-def _declaration(value: ir.Value) -> str:
-    sizes = "..."
-    if value.shape is not None:
-        sizes = ", ".join(str(size if isinstance(size, int) else size.value or "?") for size in value.shape)
-    dtype = "unknown" if value.dtype is None else value.dtype.name.lower()
-    return f"{value.name}: {dtype}[{sizes}]"
-
-
-def _shape_faults(
-    before: ModelSource | bytes,
-    provider: str,
-    batch: Batch,
-    first: Mapping[str, Array],
-    second: Mapping[str, Array] | str,
-    settings: CheckSettings,
-) -> list[Finding]:
-    """Compare shapes and element types of the outputs of one run; outputs that one side lacks are declared as such."""
-    given = str(batch)
-    if isinstance(second, str):
-        text = f"On {provider} with inputs {given} the second network does not run: {second}."
-        return [Finding("does_not_run", text, {"provider": provider, "input_shapes": batch.lists()})]
-    faults = []
-    for name, was in first.items():
-        if name not in second:
-            continue
-        now = second[name]
-        numbers: dict[str, Any] = {"provider": provider, "output": name}
-        if was.dtype != now.dtype:
-            text = f"Output '{name}' is {now.dtype} instead of {was.dtype} on {provider}."
-            faults.append(Finding("output_dtype", text, numbers | {"before": str(was.dtype), "after": str(now.dtype)}))
-        if was.shape != now.shape and not _depends_on_data(before, provider, batch, name, was, settings):
-            text = (
-                f"Output '{name}' has shape {list(now.shape)} instead of {list(was.shape)} on {provider} with {given}."
-            )
-            numbers |= {"input_shapes": batch.lists(), "before": list(was.shape), "after": list(now.shape)}
-            faults.append(Finding("output_shape", text, numbers))
-    return faults
-
-
-def _depends_on_data(
-    before: ModelSource | bytes, provider: str, batch: Batch, name: str, output: Array, settings: CheckSettings
-) -> bool:
-    """Tell whether the first network's own output has another shape for other inputs of the same shape."""
-    generator = np.random.default_rng(settings.seed + 1)
-    shuffled = {
-        key: generator.permutation(array.ravel()).reshape(array.shape) * array.dtype.type(2)
-        if array.dtype.kind == "f"
-        else array
-        for key, array in batch.feeds.items()
-    }
-    again = _run(before, [Batch(shuffled, False)], provider, settings)
-    values = again.outputs[0]
-    return not isinstance(values, str) and values[name].shape != output.shape
-
-
-def _drift_faults(
-    provider: str, drift: Mapping[str, Drift], max_drift: float | Mapping[str, float] | None
-) -> list[Finding]:
-    faults = []
-    for name, value in drift.items():
-        numbers: dict[str, Any] = {"provider": provider, "output": name}
-        if value.non_finite_differs:
-            text = (
-                f"Output '{name}' on {provider} has {value.non_finite_after} NaN or infinite values where it had "
-                f"{value.non_finite_before}, {value.non_finite_differs} of them at other places or of another kind."
-            )
-            counts = {"before": value.non_finite_before, "after": value.non_finite_after}
-            faults.append(Finding("non_finite", text, numbers | counts))
-        limit = max_drift.get(name) if isinstance(max_drift, Mapping) else max_drift
-        if limit is not None and value.relative_l2 > limit:
-            text = f"Output '{name}' drifts by {value.relative_l2:.4g} on {provider}, more than the {limit:g} allowed."
-            faults.append(Finding("drift", text, numbers | {"drift": value.to_dict()["relative_l2"], "limit": limit}))
-    return faults
-
-
-# Half precision inside a provider moves outputs by less than this.
-_PROVIDER_ERROR = 0.01
-
-
-def _provider_faults(provider: str, dense: Mapping[str, Drift], rewritten: Mapping[str, Drift]) -> Iterator[Finding]:
-    """Find outputs that a provider computes otherwise than the CPU, though it gets the first network right.
-
-    Seen with WebGPU 0.4: with its own layout, kernels larger than 1x1 are wrong where the number of input channels is
-    a multiple of 3 above 3 but not of 4, and that of output channels one of 4.
-    """
-    for name, value in rewritten.items():
-        usual = dense[name].relative_l2 if name in dense else 0.0
-        if value.relative_l2 > max(_PROVIDER_ERROR, 10 * usual):
-            text = (
-                f"{provider} computes output '{name}' of the second network otherwise than the CPU: it differs by "
-                f"{value.relative_l2:.2g}, that of the first network by {usual:.1g}; choose other ranks, first of all "
-                "multiples of 4, or another provider."
-            )
-            error = value.to_dict()["relative_l2"]
-            numbers = {"provider": provider, "output": name, "rewritten": error, "dense": usual}
-            yield Finding("provider_differs", text, numbers)
-
-
-def _warnings(results: Sequence[ProviderCheck]) -> Iterator[str]:
-    for result in results:
-        if result.software:
-            yield f"{result.provider} ran on {result.device}, a device emulated on the CPU, so it was not timed."
-        for name, value in (result.dense_from_cpu or {}).items():
-            if value.relative_l2 > _PROVIDER_ERROR:
-                yield (
-                    f"{result.provider} computes output '{name}' of the first network otherwise than the CPU already: "
-                    f"it differs by {value.relative_l2:.2g}."
-                )
-        extra = len(result.nodes_off) - len(result.nodes_off_before)
-        if extra > 0:
-            yield f"On {result.provider} {extra} more nodes run on another provider than before."
-        if result.latency is not None and result.latency.verdict == "slower":
-            yield f"On {result.provider} the second network takes {result.latency.ratio:.2f} times as long."
-
-
-def _cost(source: ModelSource | bytes, model: ir.Model, shapes: Shapes | None) -> ModelCost:
-    """Count costs for one item, at the sizes of the first run."""
-    one = None
-    if shapes is not None:
-        one = {
-            spec.name: (1, *shapes[spec.name][1:]) if shapes[spec.name] and is_open(spec, 0) else shapes[spec.name]
-            for spec in input_specs(model)
-        }
-    size = file_bytes(source, model) if isinstance(source, str | Path) else None
-    return model_cost(model, resolve(model, one), file_bytes=size)
+def _not_compared(pairing: _Pairing, results: Sequence[ProviderCheck]) -> dict[str, str]:
+    """Say of each output that no number stands for why that is so."""
+    compared = {output_of(name, pairing.first.names) for result in results for name in result.drift}
+    reasons = dict(pairing.silent)
+    if results:
+        for name in pairing.first.names:
+            if name not in compared:
+                reasons.setdefault(name, "It is no number, or no run gave the same shape of it in both networks.")
+    return reasons

@@ -9,8 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_pointwise.errors import InputError
-from onnx_pointwise.graph import concrete_inputs
-from onnx_pointwise.runtime import Array, InputSpec, feedable, random_inputs, split_inputs
+from onnx_pointwise.runtime import Array, InputSpec, feedable, input_sizes, random_inputs, split_inputs
 
 # Given inputs run in slices of this many items: activations of a whole data set would not fit into memory.
 _SLICE = 16
@@ -54,7 +53,7 @@ def batches_of(
         runs = [Batch(feedable(part), True) for part in split_inputs(specs, inputs, limit=_SLICE)]
         base = _single(specs, runs[0].feeds)
     else:
-        base = concrete_inputs(model, input_shapes)[0]
+        base = input_sizes(model, input_shapes)
         runs = [Batch(feedable(random_inputs(specs, base, seed=seed)), True)]
     seen = [run.shapes for run in runs]
     for size in batch_sizes:

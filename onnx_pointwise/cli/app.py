@@ -16,6 +16,7 @@ from onnx_pointwise.cli.output import BAD_INPUT, errors
 from onnx_pointwise.cli.providers import providers
 from onnx_pointwise.cli.rewrite import rewrite
 from onnx_pointwise.errors import OnnxPointwiseError
+from onnx_pointwise.reports import plain
 
 
 class _Commands(TyperGroup):
@@ -25,7 +26,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except OnnxPointwiseError as error:
-            errors().print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+            errors().print(f"error: {plain(error)}", style="bold red", soft_wrap=True)
             ctx.exit(BAD_INPUT)
 
 

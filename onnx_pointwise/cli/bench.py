@@ -12,6 +12,7 @@ import onnx_pointwise as api
 from onnx_pointwise.cli.options import with_options
 from onnx_pointwise.cli.output import PANEL, Json, Model, Output
 from onnx_pointwise.reports import terminal as report
+from onnx_pointwise.runtime import one_batch
 from onnx_pointwise.settings import BenchSettings
 
 Other = Annotated[Path | None, typer.Argument(help="Another one to compare with.", show_default=False)]
@@ -38,6 +39,7 @@ def bench(
 def _kernels(model: Path, settings: BenchSettings) -> list[api.NodeTime]:
     return api.node_times(
         model,
+        inputs=None if settings.inputs is None else one_batch(model, settings.inputs),
         input_shapes=settings.input_shapes,
         provider=settings.provider,
         threads=settings.thread_counts[0],

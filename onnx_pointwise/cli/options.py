@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 import typer
 
+from onnx_pointwise.cli.files import require_files_apart
 from onnx_pointwise.cli.parsing import SYNTAXES
 from onnx_pointwise.schema import Line, Option, options
 
@@ -27,6 +28,7 @@ def with_options(settings: type[_Settings]) -> Callable[[Callable[..., None]], C
 
         @functools.wraps(command)
         def call(**texts: Any) -> None:
+            require_files_apart(texts)
             mine = {name: value for name, value in texts.items() if name in names}
             command(**mine, settings=read(settings, texts))
 

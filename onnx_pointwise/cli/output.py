@@ -13,6 +13,8 @@ import typer
 from rich.console import Console, RenderableType
 
 from onnx_pointwise.graph import require_writable, write_text
+from onnx_pointwise.jsonable import jsonable
+from onnx_pointwise.reports import Text, console
 
 CHECK_FAILED, BAD_INPUT = 1, 2
 #: Where the help lists options that say what becomes of the result.
@@ -38,7 +40,7 @@ External = Annotated[
 
 def errors() -> Console:
     """Where errors and progress go."""
-    return Console(stderr=True)
+    return console(stderr=True)
 
 
 class Output:
@@ -46,7 +48,7 @@ class Output:
 
     def __init__(self, target: str | None) -> None:
         self._target = target
-        self.console = Console(stderr=target == "-")
+        self.console = console(stderr=target == "-")
         if target is not None and target != "-":
             require_writable(target)
 
@@ -58,7 +60,7 @@ class Output:
         """Write the JSON where it was asked for."""
         if self._target is None:
             return
-        text = json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
+        text = json.dumps(jsonable(document), indent=2, allow_nan=False, default=str) + "\n"
         if self._target == "-":
             sys.stdout.write(text)
         else:
@@ -68,7 +70,7 @@ class Output:
     def progress(self) -> Iterator[Callable[[str, str], None]]:
         """Show what is going on, stage by stage."""
         with errors().status("reading") as status:
-            yield lambda stage, what: status.update(f"{stage}: {what}")
+            yield lambda stage, what: status.update(Text(f"{stage}: {what}"))
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:

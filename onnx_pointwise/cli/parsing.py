@@ -103,10 +103,43 @@ def tolerances(option: str, texts: Sequence[str]) -> float | dict[str, float]:
         try:
             named[name] = float(number)
         except ValueError as error:
-            raise PlanError(f"{option} {text}: write it as 0.01 or OUTPUT:0.01.") from error
+            raise PlanError(f"{option} {text}: write it as 0.01 or NAME:0.01.") from error
     if "" in named and len(named) > 1:
         raise PlanError(f"{option}: give one number for all outputs, or one for each named output, not both.")
     return named.get("", named)
+
+
+def weights(option: str, texts: Sequence[str]) -> dict[str, float]:
+    """Read values, each with the weight behind it or 1: ``VALUE`` or ``VALUE:2``.
+
+    A weight of 0 would be one to leave out; in ``scores:0`` it belongs to the name, as TensorFlow writes them.
+    """
+    named: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition(":")
+        try:
+            weight = float(number) if name else 0.0
+        except ValueError:
+            weight = 0.0
+        if weight:
+            named[name] = weight
+        else:
+            named[text] = 1.0
+    if "" in named:
+        raise PlanError(f"{option}: name a value, as VALUE or VALUE:2.")
+    return named
+
+
+def limits(option: str, texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Read limits by kind of head, written as ``presence:0.99,0.95,0.8``."""
+    named = {}
+    for text in texts:
+        kind, _, figures = text.partition(":")
+        try:
+            named[kind] = tuple(float(part) for part in figures.split(","))
+        except ValueError as error:
+            raise PlanError(f"{option} {text}: write it as presence:0.99,0.95,0.8.") from error
+    return named
 
 
 def ranks(option: str, texts: Sequence[str]) -> dict[str, Choice | int | tuple[int, int]]:
@@ -139,6 +172,7 @@ SYNTAXES: dict[str, Syntax] = {
     "counts": Syntax(list[int], lambda option, values: tuple(values)),
     "forms": Syntax(list[str], forms),
     "function": Syntax(str | None, function),
+    "limits": Syntax(list[str], limits),
     "npz": Syntax(Path | None, lambda option, path: read_npz(path)),
     "numbers": Syntax(str | None, numbers, lambda default: None),
     "path": Syntax(Path | None, _as_read),
@@ -146,4 +180,5 @@ SYNTAXES: dict[str, Syntax] = {
     "shapes": Syntax(list[str], shapes),
     "source": Syntax(str, _as_read),
     "tolerances": Syntax(list[str], tolerances),
+    "weights": Syntax(list[str], weights),
 }

@@ -28,7 +28,7 @@ def rewrite(
     external_data: External = None,
     json_file: Json = None,
 ) -> None:
-    """Insert 1x1 convolutions until a budget is met, check the result and write it."""
+    """Insert 1x1 convolutions while the answers stay the same, or until a budget is met; check the result, write it."""
     output = prepare(source, target, json_file, save_plan)
     with output.progress() as progress:
         result = api.rewrite(source, replace(settings, progress=progress))

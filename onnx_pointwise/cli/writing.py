@@ -10,6 +10,7 @@ import onnx_pointwise as api
 from onnx_pointwise.cli.output import CHECK_FAILED, Output
 from onnx_pointwise.graph import require_writable
 from onnx_pointwise.jobs import require_other_file
+from onnx_pointwise.reports import Text
 from onnx_pointwise.reports import terminal as report
 
 
@@ -30,8 +31,9 @@ def finish(output: Output, result: api.RewriteResult, target: Path, *, force: bo
     output.show(report.rewrite(result))
     output.save(result.to_dict())
     if written:
-        output.show(f"Wrote {target} in {result.seconds['total']:.1f} s.")
+        output.show(Text(f"Wrote {target} in {result.seconds['total']:.1f} s."))
     else:
-        output.show(f"[bold red]The check failed; {target} was not written. --force writes it all the same.")
+        text = f"The check failed; {target} was not written. --force writes it all the same."
+        output.show(Text(text, style="bold red"))
     if not result.passed:
         raise typer.Exit(CHECK_FAILED)

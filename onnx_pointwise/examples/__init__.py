@@ -3,7 +3,7 @@
 It does not know what they are used for.
 """
 
-from onnx_pointwise.examples.calibration import Calibration, CalibrationSource, calibrate, read_npz
+from onnx_pointwise.examples.calibration import Calibration, CalibrationSource, calibrate, calibration_path, read_npz
 from onnx_pointwise.examples.preprocessing import PRESETS, ChannelOrder, Layout, Preprocessing, preprocessing_of
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Layout",
     "Preprocessing",
     "calibrate",
+    "calibration_path",
     "preprocessing_of",
     "read_npz",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,12 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.examples.preprocessing import (
-    PRESETS,
     ImageInput,
     Layout,
     Preprocessing,
     choose_preprocessing,
     image_input,
+    preset_of,
 )
 from onnx_pointwise.examples.synthetic import dead_leaves
 from onnx_pointwise.graph import ResolvedShapes
@@ -29,6 +30,9 @@ Array = NDArray[Any]
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 #: Examples that are taken at most, unless told otherwise.
 LIMIT = 1024
+# Arrays of an archive, in bytes, that are read at most; and from where on many times their size is no honest archive.
+_MOST_BYTES = 2**35
+_SUSPICIOUS_BYTES, _SUSPICIOUS_RATIO = 2**28, 200
 # Synthetic examples: pixels and MACs of one pass over all of them, and fewest and most examples.
 _PIXELS, _MACS = 3e6, 5e11
 _FEWEST, _MOST = 64, 1024
@@ -106,16 +110,20 @@ def calibrate(
     if limit is not None and limit < 1:
         raise InputError(f"The number of calibration inputs must be at least 1, not {limit}.")
     image = image_input(model, shapes)
+    drawn = isinstance(source, str) and source in ("auto", "synthetic")
     if source is None or (isinstance(source, str) and source == "none"):
+        _require_unused(preprocessing, layout, "no example inputs are taken")
         return Calibration(
             {}, {"source": "none", "sentence": "Weights come from the kernels alone; no example inputs."}
         )
-    if isinstance(source, str) and source in ("auto", "synthetic"):
+    if drawn:
+        _require_unused(None, layout, "no arrays of images are given")
         if image is not None:
             return _synthetic(model, image, macs, limit, preprocessing, seed)
         if source == "synthetic":
             declared = "; ".join(map(str, input_specs(model)))
             raise InputError(f"Synthetic images need one image input with 1 or 3 channels; the model takes {declared}.")
+        _require_unused(preprocessing, None, "the model does not take images")
         sentence = "The model does not take images, so weights come from the kernels alone; name example inputs."
         return Calibration({}, {"source": "none", "sentence": sentence})
     specs = input_specs(model)
@@ -125,6 +133,16 @@ def calibrate(
     parts = _parts(source, specs)
     arrays = _gather(parts, most)
     return _checked(_prepared(arrays, image, preprocessing, layout), specs, most, {"source": "given"}, "given")
+
+
+def _require_unused(preprocessing: Preprocessing | str | None, layout: Layout | None, why: str) -> None:
+    """Refuse what would otherwise be left aside without a word."""
+    if preprocessing is not None:
+        raise InputError(
+            f"A value range was given, but {why}: leave --preset, --mean, --std, --scale and --channel-order out."
+        )
+    if layout is not None:
+        raise InputError(f"The layout {layout} was given, but {why}: leave --layout out.")
 
 
 def _synthetic(
@@ -166,16 +184,14 @@ def _from_path(
     layout: Layout | None,
     seed: int,
 ) -> Calibration:
-    name, key = path, None
-    if not path.exists() and ":" in path.name:
-        stem, _, key = str(path).rpartition(":")
-        name = Path(stem)
+    name, key = _with_key(path)
     if not name.exists():
         raise InputError(f"{path}: no such file or folder of calibration inputs.")
     about: dict[str, Any] = {"source": "file" if name.is_file() else "folder"}
     if name.is_dir():
         pictures = sorted(item for item in name.iterdir() if item.suffix.lower() in IMAGE_ENDINGS)
         if pictures:
+            _require_unused(None, layout, f"{path} holds image files, whose layout is known")
             if image is None:
                 raise InputError(f"{path}: holds images, but the model takes {'; '.join(map(str, specs))}.")
             mapped = choose_preprocessing(model, image, preprocessing, seed=seed)
@@ -196,6 +212,19 @@ def _from_path(
     return _checked(_prepared(arrays, image, preprocessing, layout), specs, limit, about, str(path))
 
 
+def calibration_path(source: str | Path) -> Path | None:
+    """Give the file or folder that example inputs come from; None where they are drawn, or there are none."""
+    return None if str(source) in ("auto", "synthetic", "none") else _with_key(Path(source))[0]
+
+
+def _with_key(path: Path) -> tuple[Path, str | None]:
+    """Part ``file.npz:key``."""
+    if not path.exists() and ":" in path.name:
+        stem, _, key = str(path).rpartition(":")
+        return Path(stem), key
+    return path, None
+
+
 def read_npz(path: str | Path) -> dict[str, Array]:
     """Read all arrays of an ``.npz`` file, by name.
 
@@ -203,12 +232,28 @@ def read_npz(path: str | Path) -> dict[str, Array]:
         InputError: The file is missing or cannot be read.
     """
     try:
+        _require_no_bomb(path)
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file.") from error
     except Exception as error:  # zipfile, numpy and OS errors alike
         raise InputError(f"{path}: cannot be read as .npz: {error}.") from error
+
+
+def _require_no_bomb(path: str | Path) -> None:
+    """Refuse archives that grow beyond measure when they are read."""
+    with zipfile.ZipFile(path) as archive:
+        items = archive.infolist()
+    whole = sum(item.file_size for item in items)
+    packed = max(1, sum(item.compress_size for item in items))
+    if whole > _MOST_BYTES or (whole > _SUSPICIOUS_BYTES and whole / packed > _SUSPICIOUS_RATIO):
+        raise InputError(
+            f"{path}: {packed / 2**20:.3g} MB in it become {whole / 2**20:.3g} MB of arrays, which are not read; give "
+            "fewer examples, or store them as they are (numpy.savez)."
+        )
 
 
 def _from_npz(path: Path, key: str | None, specs: list[InputSpec]) -> dict[str, Array]:
@@ -248,7 +293,7 @@ def _picture(path: Path, image: ImageInput) -> NDArray[np.uint8]:
                 (image.width, image.height),
                 Image.Resampling.BICUBIC,
             )
-    except OSError as error:
+    except Exception as error:  # whatever the readers of damaged files raise, and refusals of enormous ones
         raise InputError(f"{path}: cannot be read as an image: {error}.") from error
     return np.asarray(picture, np.uint8).reshape(image.height, image.width, image.channels)
 
@@ -318,10 +363,9 @@ def _prepared(
         raise InputError(f"Images are [N, C, H, W] or [N, H, W, C], but an array of shape {array.shape} was given.")
     if (layout or image.layout) == "nchw":
         array = array.transpose(0, 2, 3, 1)
-    if preprocessing is not None:
-        if isinstance(preprocessing, str) and preprocessing not in PRESETS:
-            raise InputError(f"There is no preset '{preprocessing}'; there are {', '.join(PRESETS)}.")
-        mapping = PRESETS[preprocessing] if isinstance(preprocessing, str) else preprocessing
+    mapping = preset_of(preprocessing)
+    if mapping is not None:
+        image.require_range(mapping)
         array = mapping.apply(array)
     return {image.name: image.arrange(array)}
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.examples.synthetic import dead_leaves
-from onnx_pointwise.graph import ResolvedShapes, constant, runtime_inputs
+from onnx_pointwise.graph import ASSUMED_SIZES, ResolvedShapes, constant, runtime_inputs
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import Piece, without_shapes
 
 Array = NDArray[Any]
@@ -69,6 +70,7 @@ class Preprocessing:
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return (images.astype(np.float32) * np.float32(self.scale) - mean) / std
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {
@@ -87,6 +89,10 @@ PRESETS: dict[str, Preprocessing] = {
     "raw": Preprocessing(1.0),
     "caffe": Preprocessing(1.0, (104.0, 117.0, 123.0), (1.0,), "bgr"),
 }
+
+
+# What a network takes whose input is bytes.
+_AS_THEY_ARE = PRESETS["raw"]
 
 
 @dataclass(frozen=True)
@@ -109,21 +115,40 @@ class ImageInput:
     channels: int
     layout: Layout
 
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether it takes pixels as they are, 0 to 255 in bytes, so that no value range applies."""
+        return self.dtype == np.uint8
+
+    def require_range(self, mapping: Preprocessing) -> None:
+        """Check that a value range can be brought to the input's type.
+
+        Raises:
+            InputError: The input takes pixels as they are, and the range is another one.
+        """
+        if self.takes_pixels and mapping not in (_AS_THEY_ARE, replace(_AS_THEY_ARE, channel_order="bgr")):
+            raise InputError(
+                f"Input '{self.name}' takes pixels from 0 to 255 as they are (uint8), to which no value range applies: "
+                "leave --preset, --mean, --std and --scale out; --channel-order bgr goes with --preset raw."
+            )
+
     def arrange(self, images: Array) -> Array:
         """Bring images [N, H, W, C] into the network's layout and element type."""
         arranged = images.transpose(0, 3, 1, 2) if self.layout == "nchw" else images
         return np.ascontiguousarray(arranged.astype(self.dtype))
 
 
+_PIXELS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.UINT8}
+
+
 def image_input(model: ir.Model, shapes: ResolvedShapes) -> ImageInput | None:
-    """Tell whether a network takes images: one floating-point input [N, C, H, W] or [N, H, W, C], C 1 or 3."""
+    """Tell whether a network takes images: one input [N, C, H, W] or [N, H, W, C], C 1 or 3, of floats or of bytes."""
     inputs = runtime_inputs(model)
     if len(inputs) != 1:
         return None
     (value,) = inputs
     shape = shapes.inputs.get(str(value.name), ())
-    floating = value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
-    if value.dtype is None or not floating or len(shape) != 4:
+    if value.dtype is None or value.dtype not in _PIXELS or len(shape) != 4:
         return None
     layout: Layout
     if shape[1] in (1, 3):
@@ -136,7 +161,7 @@ def image_input(model: ir.Model, shapes: ResolvedShapes) -> ImageInput | None:
     axes = (2, 3) if layout == "nchw" else (1, 2)
     if value.name in shapes.assumed:
         height, width = (
-            size if isinstance(declared[axis], int) else _OPEN_SIZE
+            size if isinstance(declared[axis], int) or size != ASSUMED_SIZES[0] else _OPEN_SIZE
             for axis, size in zip(axes, (height, width), strict=True)
         )
     return ImageInput(str(value.name), np.dtype(value.dtype.numpy()), height, width, channels, layout)
@@ -149,7 +174,7 @@ class Mapped:
     Attributes:
         preprocessing: The range.
         preset: Its name, where it has one.
-        origin: ``given``, ``metadata``, ``inferred`` or ``assumed``.
+        origin: ``given``, ``metadata``, ``type``, ``inferred`` or ``assumed``.
         sentence: The same for a person.
     """
 
@@ -174,12 +199,15 @@ def choose_preprocessing(
     Raises:
         InputError: There is no such preset.
     """
+    mapping = preset_of(given)
+    if mapping is not None:
+        image.require_range(mapping)
     if isinstance(given, Preprocessing):
         return Mapped(given, None, "given", "the value range given")
     if given is not None:
-        if given not in PRESETS:
-            raise InputError(f"There is no preset '{given}'; there are {', '.join(PRESETS)}.")
         return Mapped(PRESETS[given], given, "given", f"the preset '{given}'")
+    if image.takes_pixels:
+        return Mapped(_AS_THEY_ARE, "raw", "type", "pixels as they are, since the model takes bytes")
     stated = _from_metadata(model.metadata_props)
     if stated is not None:
         return Mapped(stated, None, "metadata", "the value range that the model's metadata state")
@@ -190,6 +218,17 @@ def choose_preprocessing(
     preset = "imagenet" if image.channels == 3 and image.layout == "nchw" else "unit"
     sentence = f"the preset '{preset}', assumed since nothing in the model tells; name another with --preset"
     return Mapped(PRESETS[preset], preset, "assumed", sentence)
+
+
+def preset_of(given: Preprocessing | str | None) -> Preprocessing | None:
+    """Look a value range up where it is given by name.
+
+    Raises:
+        InputError: There is no such preset.
+    """
+    if isinstance(given, str) and given not in PRESETS:
+        raise InputError(f"There is no preset '{given}'; there are {', '.join(PRESETS)}.")
+    return PRESETS[given] if isinstance(given, str) else given
 
 
 # Image metadata of the ONNX specification.
@@ -283,9 +322,7 @@ def preprocessing_of(
     """
     if not mean and not std and scale is None and channel_order is None:
         return preset
-    if preset is not None and preset not in PRESETS:
-        raise InputError(f"There is no preset '{preset}'; there are {', '.join(PRESETS)}.")
-    base = PRESETS[preset or "unit"]
+    base = preset_of(preset) or PRESETS["unit"]
     if channel_order is not None and channel_order not in get_args(ChannelOrder):
         raise InputError(f"The channel order is rgb or bgr, not {channel_order}.")
     order: ChannelOrder = base.channel_order if channel_order is None else "bgr" if channel_order == "bgr" else "rgb"

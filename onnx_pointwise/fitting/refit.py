@@ -28,6 +28,7 @@ from onnx_pointwise.numerics import (
     Block,
     Lattice,
     Method,
+    OutputNorm,
     Reconstruction,
     beside,
     lattices,
@@ -37,8 +38,8 @@ from onnx_pointwise.numerics import (
     sample,
     workers,
 )
-from onnx_pointwise.runtime import MEMORY, TwinRun, open_waiting, reads, site_values
-from onnx_pointwise.study import PATCHES, named_seed, patch_count
+from onnx_pointwise.runtime import TwinRun, open_waiting, reads, site_values
+from onnx_pointwise.study import Effort, named_seed, patch_count
 
 Array = NDArray[Any]
 
@@ -77,12 +78,10 @@ def refit(
     inputs: Mapping[str, Array],
     *,
     method: Method = "als",
+    norms: Mapping[str, OutputNorm] | None = None,
     batch: int = 64,
-    patch_limit: int = PATCHES,
-    memory: int = MEMORY,
+    effort: Effort,
     rounds: int = 2,
-    seed: int = 0,
-    threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, SiteRefit]:
     """Compute the weights of all rewritten sites from example inputs, each after those that it depends on.
@@ -93,13 +92,10 @@ def refit(
         choices: Form and rank by site name; sites that lie in subgraphs are left out.
         inputs: Example inputs by name, [N, ...].
         method: How the factors are computed, see `factorize`.
+        norms: Which errors of a site's outputs count, by its name.
         batch: Examples in one run of the runtime.
-        patch_limit: Patches of a site to look at, about.
-        memory: Bytes of activations to hold in memory; beyond, they lie in a temporary folder.
+        effort: How much may be spent; activations beyond the memory lie in a temporary folder.
         rounds: Rounds through activations with flat parts, see `reconstruct`.
-        seed: Seed of the positions that are left out.
-        threads: Threads of the runtime, and pieces of the algebra to work on at a time; as many as there are cores if
-            None.
         progress: Called with the name of each site before it is taken.
 
     Returns:
@@ -110,6 +106,7 @@ def refit(
         InputError: An activation is not finite, or the inputs lead to activations of different sizes.
     """
     names = {str(value.name) for node in model.graph for value in node.outputs}
+    threads = effort.threads
     taken = [site for site in sites if site.name in choices and str(site.output.name) in names]
     done: dict[str, SiteRefit] = {}
     left = _tasks(model, taken, choices)
@@ -125,6 +122,7 @@ def refit(
             choice.rank,
             problem.blocks(),
             method=method,
+            norm=(norms or {}).get(site.name),
             activation=problem.task.activation,
             rounds=rounds,
             threads=workers(threads),
@@ -132,7 +130,7 @@ def refit(
 
     # What is begun and taken when must not depend on who is quick: it decides how the network is cut into sessions.
     with (
-        TwinRun(model, taken, inputs, batch=batch, memory=memory, threads=threads) as run,
+        TwinRun(model, taken, inputs, batch=batch, memory=effort.memory, threads=threads) as run,
         beside(workers(threads)) as begin,
     ):
         while left or under_way:
@@ -140,7 +138,7 @@ def refit(
                 if progress is not None:
                     progress(task.site.name)
                 left.remove(task)
-                problem = _problem(run, task, patch_limit, seed, _KEPT_BYTES // workers(threads))
+                problem = _problem(run, task, effort.patch_limit, effort.seed, _KEPT_BYTES // workers(threads))
                 under_way.append((problem, begin(functools.partial(solve, problem))))
             problem, result = under_way.popleft()
             solved = result()

@@ -3,30 +3,45 @@
 It never runs a network.
 """
 
+from onnx_pointwise.graph.constants import constant
 from onnx_pointwise.graph.cost import ModelCost, SiteCost, competing, dense_cost, model_cost, rewritten_cost
-from onnx_pointwise.graph.freeze import frozen, origin, overridable
+from onnx_pointwise.graph.files import Named, require_apart, require_writable, write_text
+from onnx_pointwise.graph.freeze import frozen, overridable
+from onnx_pointwise.graph.map_types import holds_map
 from onnx_pointwise.graph.model_io import (
     ModelSource,
     as_model,
     file_bytes,
+    files_of,
     load,
+    named_after,
+    origin,
     quiet,
-    require_writable,
     runtime_source,
     save,
-    write_text,
 )
+from onnx_pointwise.graph.noise import random_nodes, still, stilled
+from onnx_pointwise.graph.pieces import pieces
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
-from onnx_pointwise.graph.shapes import ResolvedShapes, Shape, concrete_inputs, runtime_inputs
-from onnx_pointwise.graph.sites import MIN_CHANNELS, Refusal, Site, constant, find_sites
+from onnx_pointwise.graph.shapes import (
+    ASSUMED_SIZES,
+    ResolvedShapes,
+    Shape,
+    another_size,
+    concrete_inputs,
+    runtime_inputs,
+)
+from onnx_pointwise.graph.sites import MIN_CHANNELS, Refusal, Site, find_sites
 from onnx_pointwise.graph.surgery import BottleneckPass, Replacement, corrected, replacement
 
 __all__ = [
+    "ASSUMED_SIZES",
     "MIN_CHANNELS",
     "BottleneckPass",
     "Choice",
     "ModelCost",
     "ModelSource",
+    "Named",
     "Plan",
     "Refusal",
     "Replacement",
@@ -34,6 +49,7 @@ __all__ = [
     "Shape",
     "Site",
     "SiteCost",
+    "another_size",
     "as_model",
     "competing",
     "concrete_inputs",
@@ -41,20 +57,28 @@ __all__ = [
     "corrected",
     "dense_cost",
     "file_bytes",
+    "files_of",
     "find_sites",
     "frozen",
+    "holds_map",
     "load",
     "make_choice",
     "model_cost",
+    "named_after",
     "origin",
     "overridable",
+    "pieces",
     "quiet",
+    "random_nodes",
     "replacement",
+    "require_apart",
     "require_sites",
     "require_writable",
     "rewritten_cost",
     "runtime_inputs",
     "runtime_source",
     "save",
+    "still",
+    "stilled",
     "write_text",
 ]

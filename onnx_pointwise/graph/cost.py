@@ -14,10 +14,12 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_pointwise.graph.model_io import saved_bytes
+from onnx_pointwise.graph.pieces import pieces
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape
 from onnx_pointwise.graph.sites import Site
 from onnx_pointwise.graph.wire import tensors
-from onnx_pointwise.numerics import Form, Rank
+from onnx_pointwise.jsonable import json_ready
+from onnx_pointwise.numerics import Form, Rank, has_form
 
 _CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "FusedConv", "NhwcFusedConv"}
 _PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul", "Gemm", "FusedGemm"}
@@ -55,7 +57,7 @@ class ModelCost:
         conv_macs: The part of ``macs`` that large-kernel and other convolutions take.
         params: Numbers in floating-point and 8-bit tensors that the model stores.
         bytes: Size of the file, external data included.
-        activation_bytes: Bytes of all intermediate values whose shape is known.
+        activation_bytes: Bytes of all intermediate values whose shape is known; 0 where none is.
         unknown: Nodes left out of ``macs`` because a shape is not known.
     """
 
@@ -66,9 +68,10 @@ class ModelCost:
     activation_bytes: int
     unknown: int
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
-        """Give a JSON-ready dict."""
-        return asdict(self)
+        """Give a JSON-ready dict; what is not known is None."""
+        return asdict(self) | {"activation_bytes": self.activation_bytes or None}
 
 
 def dense_cost(site: Site) -> SiteCost:
@@ -83,46 +86,40 @@ def rewritten_cost(site: Site, form: Form, rank: Rank) -> SiteCost:
 
     Args:
         site: A site without refusal.
-        form: ``reduce``: N * (prod(in) * I * R + prod(out) * R * O * K) MACs, its 1x1 runs at input resolution;
-            ``expand``: N * prod(out) * (I * K * R + R * O);
-            ``reduce_expand``: N * (prod(in) * I * R_in + prod(out) * (R_in * R_out * K + R_out * O)).
+        form: The form. A piece of it takes N * prod(its output size) * outputs * inputs * prod(its kernel) MACs; a 1x1
+            in front runs at input resolution, a kx1 in front at that of the input along the columns alone.
         rank: Channels between the pieces; a pair ``(R_in, R_out)`` for ``reduce_expand``.
 
     Returns:
         The cost, the bias counted where the site has one after folding.
+
+    Raises:
+        PlanError: The kernel cannot be rewritten in this form.
     """
-    inputs, outputs = site.batch * math.prod(site.in_size), site.batch * math.prod(site.out_size)
-    i, o, k = site.in_channels, site.out_channels, site.taps
-    r_in, r_out = (rank, rank) if isinstance(rank, int) else rank
-    before = after = width = 0
-    if form == "reduce":
-        before, kernel = i * r_in, r_in * o * k
-        width = inputs * r_in + outputs * o
-    elif form == "expand":
-        kernel, after = i * k * r_out, r_out * o
-        width = outputs * (r_out + o)
-    else:
-        before, kernel, after = i * r_in, r_in * r_out * k, r_out * o
-        width = inputs * r_in + outputs * (r_out + o)
-    bias = o if site.has_bias else 0
-    return SiteCost(
-        inputs * before + outputs * (kernel + after), before + kernel + after + bias, width * _item_bytes(site)
-    )
+    macs = params = width = 0
+    for piece in pieces(site, form, rank):
+        places = site.batch * math.prod(piece.out_size)
+        weights = piece.out_channels * piece.in_channels * math.prod(piece.size)
+        macs, params, width = macs + places * weights, params + weights, width + places * piece.out_channels
+    bias = site.out_channels if site.has_bias else 0
+    return SiteCost(macs, params + bias, width * _item_bytes(site))
 
 
 def competing(site: Site, forms: Sequence[Form]) -> tuple[Form, ...]:
-    """List the forms that differ at a site.
+    """List the forms that a site can take and that differ there.
 
-    A 1x1 kernel becomes two 1x1 convolutions in every form; ``expand``, whose rank is optimal, stands for all of them:
-    where the site has a stride it is the cheaper one too.
+    Spatial forms need a kernel that is longer than 1 along two axes. A 1x1 kernel becomes two 1x1 convolutions in every
+    form; ``expand``, whose rank is optimal, stands for all of them: where the site has a stride it is the cheaper one
+    too.
 
     Args:
         site: A site without refusal.
         forms: The forms that may be chosen.
     """
-    if site.taps > 1 or not forms:
-        return tuple(forms)
-    return ("expand",) if "expand" in forms else (forms[0],)
+    fitting = tuple(form for form in forms if has_form(form, site.kernel_shape))
+    if site.taps > 1 or not fitting:
+        return fitting
+    return ("expand",) if "expand" in fitting else fitting[:1]
 
 
 def _item_bytes(site: Site) -> int:

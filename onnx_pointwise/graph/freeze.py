@@ -8,20 +8,17 @@ them for constants all the same: there the inputs stay, and nothing needs freezi
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TypeVar
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
-from onnx_pointwise.graph.model_io import ModelSource, as_model
+from onnx_pointwise.graph.model_io import ModelSource, as_model, named_after
 
 _Source = TypeVar("_Source", bound=ModelSource | bytes)
 
 # The first IR version in which an initializer need not be a graph input.
 _OPTIONAL_SINCE = 4
-# Where a frozen copy keeps the path it was read from, for sentences about it; it is not saved with the model.
-_ORIGIN = "onnx_pointwise.origin"
 
 
 def overridable(model: ir.Model) -> list[str]:
@@ -48,12 +45,4 @@ def frozen(source: _Source) -> _Source | ir.Model:
         return source
     copy = model.clone()
     RemoveInitializersFromInputsPass()(copy)
-    if isinstance(source, str | Path):
-        copy.meta[_ORIGIN] = str(source)
-    return copy
-
-
-def origin(model: ir.Model) -> str | None:
-    """Give the path that a frozen copy was read from; None where it was made from a model in memory."""
-    path: str | None = model.meta.get(_ORIGIN)
-    return path
+    return named_after(copy, source)

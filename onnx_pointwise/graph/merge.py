@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph.sites import constant
+from onnx_pointwise.graph.constants import constant
 
 
 def merge_pointwise(nodes: Iterable[ir.Node]) -> list[tuple[str, str]]:

@@ -6,10 +6,8 @@ import contextlib
 import io
 import logging
 import os
-import re
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -17,25 +15,39 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnx_pointwise.errors import ModelError, OutputError
-from onnx_pointwise.graph.wire import Layout, all_graphs, innermost, lay_out, tensors
+from onnx_pointwise.graph import map_types
+from onnx_pointwise.graph.files import atomic_folder as atomic_folder
+from onnx_pointwise.graph.files import data_name, is_data_name, written_through
+from onnx_pointwise.graph.files import require_writable as require_writable
+from onnx_pointwise.graph.files import write_text as write_text
+from onnx_pointwise.graph.wire import Layout, all_graphs, innermost, lay_out, subgraphs_of, tensors
 
 #: What every public function takes for a model.
-ModelSource = str | Path | onnx.ModelProto | ir.Model
+ModelSource = str | Path | onnx.ModelProto | ir.Model | bytes | io.BufferedIOBase
 
 # Older operator sets have another BatchNormalization and other broadcasting rules.
 _OLDEST_OPSET = 9
+# How many inputs the operators have at least whose costs are counted.
+_OPERANDS = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "DeformConv", "FusedConv", "NhwcConv"), 2),
+    **dict.fromkeys(("NhwcFusedConv", "MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulInteger"), 2),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearConvTranspose"), 8),
+}
 # The most that one protobuf message can hold.
 _PROTOBUF_LIMIT = 2**31 - 1
 # Larger models reach the runtime as a file with external data: it maps those, instead of holding copies.
 _IN_MEMORY_LIMIT = 64 * 2**20
+# Where a model keeps the path it was read from, for sentences about it; it is not saved with the model.
+_ORIGIN = "onnx_pointwise.origin"
 
 
 def load(source: ModelSource) -> ir.Model:
     """Read a model.
 
     Args:
-        source: A path to an ``.onnx`` file (external data is memory-mapped, not read), a ``ModelProto``, or an
-            ``onnx_ir.Model``, which is returned as it is. Training information in it is left out.
+        source: A path to an ``.onnx`` file (external data is memory-mapped, not read), a ``ModelProto``, an
+            ``onnx_ir.Model``, which is returned as it is, or the bytes of a file, given as they are or as an open
+            file. Training information in it is left out.
 
     Raises:
         ModelError: No such file, a directory, not ONNX, truncated, or external data that is missing, too short or
@@ -45,10 +57,64 @@ def load(source: ModelSource) -> ir.Model:
         return source
     if isinstance(source, onnx.ModelProto):
         return _deserialize(source, "the given ModelProto", Path())
-    path = Path(source)
+    if (data := _serialised(source)) is not None:
+        return _from_bytes(data)
+    try:
+        path = Path(source)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ModelError(
+            f"An object of type {type(source).__name__} is no model; give a path, a ModelProto, an onnx_ir.Model, or "
+            "bytes."
+        ) from error
     # The folder by which ONNX Runtime, too, looks for external data. Absolute, because onnx_ir checks containment only
     # when the folder is not empty.
-    return _deserialize(_parse(path), str(path), path.absolute().parent)
+    model = _deserialize(_parse(path), str(path), path.absolute().parent)
+    model.meta[_ORIGIN] = str(path)
+    return model
+
+
+def _serialised(source: object) -> bytes | None:
+    """The bytes of a model that is given as such, or as an open file, which is left where it stood."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if not isinstance(source, io.IOBase):
+        return None
+    try:
+        place = source.tell()
+        data = source.read()
+        source.seek(place)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The open file given cannot be read as a model: {error}.") from error
+    if not isinstance(data, bytes):
+        raise ModelError("The open file given is one of text; open it in binary mode.")
+    return data
+
+
+def _from_bytes(data: bytes) -> ir.Model:
+    try:
+        return load(onnx.load_from_string(data))
+    except (DecodeError, ValueError) as error:
+        raise ModelError("The bytes given are not an ONNX model, or truncated; export it again.") from error
+
+
+def origin(model: ir.Model) -> str | None:
+    """Give the path that a model, or what it is a copy of, was read from; None where it was made in memory."""
+    path: str | None = model.meta.get(_ORIGIN)
+    return path
+
+
+def named_after(copy: ir.Model, source: ModelSource | bytes) -> ir.Model:
+    """Let a copy of a model be called in sentences what its source is called."""
+    if isinstance(source, str | Path):
+        copy.meta[_ORIGIN] = str(source)
+    elif isinstance(source, ir.Model) and _ORIGIN in source.meta:
+        copy.meta[_ORIGIN] = source.meta[_ORIGIN]
+    return copy
+
+
+def named_no_more(model: ir.Model) -> None:
+    """Let a model that has been changed no longer be called what it was read from."""
+    model.meta.pop(_ORIGIN, None)
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -70,11 +136,15 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _deserialize(proto: onnx.ModelProto, where: str, folder: Path) -> ir.Model:
     _require_model(proto, where)
     try:
-        with quiet("onnx_ir.serde"):
+        with quiet("onnx_ir.serde"), map_types.taken_out(proto) as types:
             model = ir.serde.deserialize_model(proto)
     except Exception as error:  # onnx_ir raises whatever its readers raise
         raise ModelError(f"{where}: the model cannot be read: {innermost(error)}.") from error
+    map_types.keep(model, types)
     _require_whole(model, where)
+    _require_no_recursion(model, where)
+    _require_sizes(model, where)
+    _sort(model, where)
     for tensor in external_tensors(model):
         tensor.base_dir = folder.absolute()
         _require_external(tensor, where)
@@ -94,6 +164,56 @@ def _require_model(proto: onnx.ModelProto, where: str) -> None:
     if proto.graph.sparse_initializer:  # onnx_ir would leave them out without a word
         name = proto.graph.sparse_initializer[0].values.name
         raise ModelError(f"{where}: the initializer '{name}' is sparse; export the model with dense weights.")
+    bodies = [(function.node, function.input) for function in proto.functions]
+    _require_one_of_each(proto.graph.node, [item.name for item in proto.graph.input], proto.graph.initializer, where)
+    for nodes, inputs in bodies:
+        _require_one_of_each(nodes, inputs, (), where)
+
+
+def _require_one_of_each(
+    nodes: Iterable[onnx.NodeProto], inputs: Sequence[str], initializers: Iterable[onnx.TensorProto], where: str
+) -> None:
+    """Of two tensors of one name onnx_ir keeps one, and ONNX Runtime perhaps the other; a graph has but one of each."""
+    _require_different(inputs, "inputs", where)
+    stored = [tensor.name for tensor in initializers]
+    _require_different(stored, "stored tensors", where)
+    # An initializer may stand for the default of an input; nothing else may have a name twice.
+    made = [name for node in nodes for name in node.output if name]
+    _require_different([*dict.fromkeys([*inputs, *stored]), *made], "values", where)
+    for node in nodes:
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                _require_one_of_each(graph.node, [item.name for item in graph.input], graph.initializer, where)
+
+
+def _require_different(names: Sequence[str], what: str, where: str) -> None:
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        name = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ModelError(f"{where}: two {what} of it are called '{name}'; name them apart, or export the model again.")
+
+
+def _sort(model: ir.Model, where: str) -> None:
+    """Bring nodes that read what a later one makes behind it: ONNX Runtime takes such files."""
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        if _is_sorted(graph, set()):
+            continue
+        try:
+            graph.sort()
+        except ValueError as error:
+            raise ModelError(f"{where}: its nodes feed one another in a circle; export the model again.") from error
+
+
+def _is_sorted(graph: ir.Graph | ir.Function, before: set[ir.Node]) -> bool:
+    for node in graph:
+        makers = (value.producer() for value in node.inputs if value is not None)
+        if any(maker is not None and maker not in before for maker in makers):
+            return False
+        if not all(_is_sorted(inner, before) for inner in subgraphs_of(node)):
+            return False
+        before.add(node)
+    return True
 
 
 def _require_whole(model: ir.Model, where: str) -> None:
@@ -104,6 +224,10 @@ def _require_whole(model: ir.Model, where: str) -> None:
             names = [node.name, node.op_type, node.domain, *(value.name for value in (*taken, *node.outputs))]
             if any(isinstance(name, bytes) for name in names):
                 raise ModelError(f"{where}: a name in it is no text; copy or export the model again.")
+            if node.op_type in _OPERANDS and (len(node.inputs) < _OPERANDS[node.op_type] or not node.outputs):
+                raise ModelError(
+                    f"{where}: the node '{node.name}' ({node.op_type}) lacks inputs or outputs; export the model again."
+                )
             for value in taken:
                 if _comes_from_nowhere(value):
                     raise ModelError(
@@ -115,12 +239,41 @@ def _require_whole(model: ir.Model, where: str) -> None:
                 raise ModelError(f"{where}: the output '{value.name}' comes from no node; export the model again.")
 
 
+def _require_no_recursion(model: ir.Model, where: str) -> None:
+    """Local functions are put in place of their calls before anything is learned of them, which must come to an end."""
+    done: set[ir.OperatorIdentifier] = set()
+
+    def visit(name: ir.OperatorIdentifier, around: tuple[ir.OperatorIdentifier, ...]) -> None:
+        if name in around:
+            raise ModelError(f"{where}: the local function '{name[1]}' calls itself; export the model again.")
+        if name in done or name not in model.functions:
+            return
+        for node in model.functions[name].all_nodes():
+            visit(node.op_identifier(), (*around, name))
+        done.add(name)
+
+    for name in model.functions:
+        visit(name, ())
+
+
+def _require_sizes(model: ir.Model, where: str) -> None:
+    """A stored tensor has a type, and no size below 0."""
+    for tensor in tensors(model):
+        if tensor.dtype == ir.DataType.UNDEFINED or any(size < 0 for size in tensor.shape.numpy()):
+            raise ModelError(
+                f"{where}: the tensor '{tensor.name}' is of type {tensor.dtype.name} and shape {tensor.shape}, which "
+                "nothing has; export the model again."
+            )
+
+
 def _comes_from_nowhere(value: ir.Value) -> bool:
     return value.producer() is None and not value.is_graph_input() and not value.is_initializer()
 
 
 def _require_external(tensor: ir.ExternalTensor, where: str) -> None:
     folder, location = os.path.realpath(tensor.base_dir), tensor.location
+    if "\0" in str(location):
+        raise ModelError(f"{where}: the external data of '{tensor.name}' lies at no place that a file can have.")
     target = Path(os.path.realpath(tensor.path))
     if not target.is_relative_to(folder):
         raise ModelError(
@@ -160,6 +313,16 @@ def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     return [tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)]
 
 
+def files_of(path: str | Path) -> list[Path]:
+    """List the files that make up a model: its own, and those that hold its external data.
+
+    Raises:
+        ModelError: The model cannot be read.
+    """
+    data = {str(tensor.path) for tensor in external_tensors(load(path))}
+    return [Path(path), *(Path(name) for name in sorted(data))]
+
+
 def file_bytes(path: str | Path, model: ir.Model | None = None) -> int:
     """Count the bytes of a model file and of its external data, if it has any.
 
@@ -177,61 +340,6 @@ def saved_bytes(model: ir.Model) -> int:
     return layout.size + layout.data_size
 
 
-def require_writable(path: str | Path) -> Path:
-    """Check that a file can be written at ``path`` before any work is done.
-
-    Raises:
-        OutputError: The folder is missing or not writable, or ``path`` is a directory, a device or write-protected.
-    """
-    path = Path(path)
-    folder = path.parent
-    if path.is_dir():
-        raise OutputError(f"{path}: is a directory; name a file to write.")
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path}: is no regular file; name another file to write.")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise OutputError(f"{path}: is write-protected; name another file to write.")
-    if not folder.is_dir():
-        raise OutputError(f"{path}: the folder {folder} does not exist; create it first.")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"{path}: the folder {folder} cannot be written to ({error.strerror}); name another place."
-        ) from error
-    return path
-
-
-@contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give a scratch folder beside ``path``; what lies in it is renamed into place when the block ends well.
-
-    Raises:
-        OutputError: The file system refuses.
-    """
-    path = require_writable(path)
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=".onnx_pointwise.", dir=path.parent))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
-    try:
-        yield scratch
-        # The named file comes last: whoever sees it sees all that it needs.
-        for item in sorted(scratch.iterdir(), key=lambda item: item.name == path.name):
-            item.replace(path.parent / item.name)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in one step: beside the target, then renamed."""
-    with atomic_folder(path) as scratch:
-        (scratch / Path(path).name).write_text(text, encoding="utf-8")
-
-
 def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | None = None) -> None:
     """Write a model in one step: beside the target, then renamed.
 
@@ -239,7 +347,8 @@ def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | 
         model: The model; it is left as it is.
         path: The ``.onnx`` file to write. External data goes into ``<name>.<digest>.data`` beside it, named after its
             content: old and new data lie side by side until the model is replaced, so that an interruption leaves the
-            old pair whole. Data of earlier models of that name is removed.
+            old pair whole. Data of the model that is replaced is removed. Where the file is a symbolic link, what it
+            leads to is written.
         use_external_data_format: Store large tensors outside the file. ``None`` keeps the model's own way, and turns
             to external data above the 2 GiB that one file can hold.
 
@@ -249,24 +358,34 @@ def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | 
     """
     path = Path(path)
     require_writable(path)
-    layout = _lay_out(model, path.name, external=use_external_data_format)
+    place = written_through(path)
+    layout = _lay_out(model, place.name, external=use_external_data_format)
     if layout.size > _PROTOBUF_LIMIT:
         raise OutputError(f"{path}: the model holds more than 2 GiB; it must be saved with external data.")
+    if layout.data and place.parent.resolve() != path.parent.resolve():
+        raise OutputError(
+            f"{path}: is a link into another folder, by which ONNX Runtime would not find the external data; "
+            f"name {place} itself."
+        )
+    # Where no model was, data of that name belong to one that was renamed, as those do that this model reads.
+    replaced, read = place.exists(), [tensor.path for tensor in external_tensors(model)]
     data_file = None
     with atomic_folder(path) as scratch:
         if layout.data:
-            data_file = f"{path.name}.{layout.data_digest()}.data"
+            data_file = data_name(place.name, layout.data_digest())
             layout = lay_out(model, data_file=data_file)
         _write(layout, scratch / path.name, data_file)
-    _remove_older_data(path, data_file)
+    if replaced:
+        _remove_older_data(place, data_file, read)
 
 
-def _remove_older_data(path: Path, data_file: str | None) -> None:
+def _remove_older_data(place: Path, data_file: str | None, kept: Iterable[str | os.PathLike[str]]) -> None:
     """Remove external data that earlier models of this name, or interrupted attempts at one, have left."""
-    ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.data")
+    needed = {os.path.realpath(path) for path in kept}
     with contextlib.suppress(OSError):  # the model is written all the same
-        for item in path.parent.iterdir():
-            if ours.fullmatch(item.name) and item.name != data_file:
+        for item in place.parent.iterdir():
+            ours = is_data_name(item.name, place.name) and item.name != data_file and not item.is_symlink()
+            if ours and os.path.realpath(item) not in needed:
                 item.unlink()
 
 
@@ -345,9 +464,4 @@ def as_model(source: ModelSource | bytes) -> ir.Model:
     Raises:
         ModelError: It cannot be read.
     """
-    if not isinstance(source, bytes):
-        return load(source)
-    try:
-        return load(onnx.load_from_string(source))
-    except (DecodeError, ValueError) as error:
-        raise ModelError("The bytes given are not an ONNX model, or truncated; export it again.") from error
+    return _from_bytes(source) if isinstance(source, bytes) else load(source)

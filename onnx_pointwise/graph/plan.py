@@ -12,7 +12,8 @@ from typing import Any, get_args
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph.cost import SiteCost, dense_cost, rewritten_cost
 from onnx_pointwise.graph.sites import Refusal, Site
-from onnx_pointwise.numerics import Form, Method, Rank
+from onnx_pointwise.jsonable import json_ready
+from onnx_pointwise.numerics import Form, Method, Rank, has_form
 
 FORMAT = "onnx_pointwise plan"
 VERSION = 1
@@ -26,7 +27,7 @@ class Choice:
     """What happens to one site.
 
     Attributes:
-        form: Which side gets a 1x1 convolution.
+        form: How the site is rewritten.
         rank: Channels between the pieces; a pair ``(R_in, R_out)`` for ``reduce_expand``.
         error: Predicted relative L2 error of the site's output, 0 to 1; ``None`` where it was not computed.
     """
@@ -70,6 +71,7 @@ class Plan:
         choices = {name: choice for name, choice in self.choices.items() if name not in refused}
         return replace(self, choices=choices, refusals={**self.refusals, **refused})
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict; only ``method`` and ``sites`` matter when it is read again."""
         sites: dict[str, Any] = {}
@@ -91,7 +93,7 @@ class Plan:
 
     def to_json(self) -> str:
         """Write the plan as JSON text."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "the plan") -> Plan:
@@ -184,9 +186,9 @@ def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
     """Check that a plan fits a model.
 
     Raises:
-        PlanError: A site of the plan is not in the model, or cannot be rewritten.
+        PlanError: A site of the plan is not in the model, or cannot be rewritten, or not in the form chosen.
     """
-    for name in plan.choices:
+    for name, choice in plan.choices.items():
         site = sites.get(name)
         if site is None:
             close = difflib.get_close_matches(name, sites, n=_NAMED, cutoff=0.3)
@@ -196,6 +198,12 @@ def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
         if not site.rewritable:
             assert site.refusal is not None
             raise PlanError(f"Convolution '{name}' cannot be rewritten: {site.refusal.reason}")
+        if not has_form(choice.form, site.kernel_shape):
+            size = "x".join(map(str, site.kernel_shape))
+            raise PlanError(
+                f"Convolution '{name}' cannot be rewritten as {choice.form}, which splits a kernel between two of its "
+                f"axes: it is {size}. Use reduce or expand."
+            )
 
 
 def saving(site: Site, choice: Choice) -> tuple[int, int]:

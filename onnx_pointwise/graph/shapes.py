@@ -13,6 +13,11 @@ Shape = tuple[int, ...]
 
 #: Height, width or length where a model leaves it open and the caller names none.
 ASSUMED_SIZE = 224
+#: What is tried in its place where the network does not run at it: multiples of 64, the sizes of other networks.
+ASSUMED_SIZES = (ASSUMED_SIZE, 256, 320, 192, 128, 64, 512)
+
+# Channels of images and the like are left alone; networks that halve their input six times take multiples of this.
+_FEW, _STEP = 4, 64
 
 
 @dataclass(frozen=True)
@@ -38,18 +43,19 @@ def runtime_inputs(model: ir.Model) -> list[ir.Value]:
 
 
 def concrete_inputs(
-    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None
+    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None, *, size: int = ASSUMED_SIZE
 ) -> tuple[dict[str, Shape], tuple[str, ...]]:
     """Choose a concrete shape for every input.
 
     Args:
         model: The model.
         input_shapes: Shapes by input name, dynamic dimensions filled in.
+        size: What to assume for open dimensions.
 
     Returns:
-        Shapes by input name: those given, else the declared ones with 1 for an open batch dimension and
-        ``ASSUMED_SIZE`` for other open dimensions, unless a given shape says how large a dimension of that name is;
-        and the names of the inputs where ``ASSUMED_SIZE`` was assumed.
+        Shapes by input name: those given, else the declared ones with 1 for an open batch dimension and ``size`` for
+        other open dimensions, unless a given shape says how large a dimension of that name is; and the names of the
+        inputs where ``size`` was assumed.
 
     Raises:
         InputError: A given name is no input, or a given shape contradicts the declared one.
@@ -65,8 +71,8 @@ def concrete_inputs(
     for value in inputs:
         if (name := str(value.name)) in given:
             chosen[name] = _require_fit(value, tuple(given[name]))
-            for dim, size in zip(_declared(value) or (), chosen[name], strict=False):
-                named.setdefault(str(dim), set()).add(size)
+            for dim, known in zip(_declared(value) or (), chosen[name], strict=False):
+                named.setdefault(str(dim), set()).add(known)
     # Names bind no one: some exporters call every open dimension the same.
     sizes = {dim: found.pop() for dim, found in named.items() if len(found) == 1}
     assumed: list[str] = []
@@ -75,12 +81,24 @@ def concrete_inputs(
         if name in given or declared is None:
             continue
         chosen[name] = tuple(
-            dim if isinstance(dim, int) else sizes.get(str(dim), ASSUMED_SIZE if axis else 1)
+            dim if isinstance(dim, int) else sizes.get(str(dim), size if axis else 1)
             for axis, dim in enumerate(declared)
         )
         if any(not isinstance(dim, int) and str(dim) not in sizes for dim in declared[1:]):
             assumed.append(name)
     return chosen, tuple(assumed)
+
+
+def another_size(shape: Shape) -> Shape:
+    """Give a shape with another size, as an example of what a caller may name instead.
+
+    A size that may have been assumed gives way to the next one that may be; others are raised to multiples of 64.
+    """
+    for index, size in enumerate(ASSUMED_SIZES):
+        if size in shape[1:]:
+            other = ASSUMED_SIZES[(index + 1) % len(ASSUMED_SIZES)]
+            return (*shape[:1], *(other if dim == size else dim for dim in shape[1:]))
+    return (*shape[:1], *(dim if dim <= _FEW else -(-dim // _STEP) * _STEP for dim in shape[1:]))
 
 
 def _declared(value: ir.Value) -> tuple[int | str | None, ...] | None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import ModelError
+from onnx_pointwise.graph.constants import constant, leaves, operators, root_of
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape
+from onnx_pointwise.jsonable import json_ready
 
 #: Fewer input feature maps than this leave a 1x1 convolution nothing to reduce (image stems).
 MIN_CHANNELS = 4
@@ -25,7 +27,9 @@ _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.Data
 _QUANTIZED = {"ConvInteger", "QLinearConv", "QLinearConvTranspose"}
 _OTHER_CONVOLUTIONS = {"ConvTranspose", "DeformConv", "FusedConv", "NhwcConv", "NhwcFusedConv"}
 
-_IN_FUNCTION = "It lies in a local function that several calls may share; inline functions first."
+_Read = TypeVar("_Read")
+
+_IN_FUNCTION = "It lies in a local function that several calls may share; inline functions first (--inline-functions)."
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Refusal:
     reason: str
     numbers: Mapping[str, float] = field(default_factory=dict)
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {"code": self.code, "reason": self.reason, "numbers": dict(self.numbers)}
@@ -147,36 +152,6 @@ class Site:
         return kernel.dtype.numpy()
 
 
-def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """Find the constant tensor behind a value: an initializer or a Constant node, through any Identity."""
-    root = _root(value)
-    if root is None:
-        return None
-    if root.const_value is not None:
-        return root.const_value
-    node = root.producer()
-    if node is not None and node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-        attribute = node.attributes.get("value")
-        if attribute is not None and not attribute.is_ref():
-            return attribute.as_tensor()
-        scalar = node.attributes.get("value_float")
-        if scalar is not None and not scalar.is_ref():
-            return ir.tensor(np.array(scalar.as_float(), np.float32))
-        floats = node.attributes.get("value_floats")
-        if floats is not None and not floats.is_ref():
-            return ir.tensor(np.array(floats.as_floats(), np.float32))
-    return None
-
-
-def _root(value: ir.Value | None) -> ir.Value | None:
-    while value is not None:
-        node = value.producer()
-        if node is None or node.op_type != "Identity" or node.domain not in ("", "ai.onnx"):
-            return value
-        value = node.inputs[0]
-    return None
-
-
 def _array(value: ir.Value | None) -> NDArray[Any] | None:
     tensor = constant(value)
     if tensor is None:
@@ -258,13 +233,16 @@ def _describe(name: str, node: ir.Node, in_function: bool, shapes: Mapping[str, 
             reason = "Transposed convolutions are not rewritten."
         return Site(name, node.op_type, node, refusal=refused("other_convolution", reason))
 
-    root = _root(node.inputs[1])
+    root = root_of(node.inputs[1])
     kernel = constant(node.inputs[1])
+    if not in_function and "DequantizeLinear" in operators(node.inputs[1]) and _is_dequantized(node.inputs[0]):
+        # Where the activations are, too, the runtime computes with integers, which a rewrite would end.
+        reason = "The kernel is quantised, as its input is; rewrite the model before it is quantised."
+        return Site(name, node.op_type, node, refusal=refused("quantized", reason))
     if kernel is None:
-        producer = None if root is None else root.producer()
         if in_function:
             refusal = refused("in_function", _IN_FUNCTION)
-        elif producer is not None and producer.op_type == "DequantizeLinear":
+        elif _is_dequantized(root):
             refusal = refused("quantized", "The kernel is quantised; rewrite the model before it is quantised.")
         else:
             refusal = refused(
@@ -300,6 +278,12 @@ def _describe(name: str, node: ir.Node, in_function: bool, shapes: Mapping[str, 
         stored_params=_stored_params(node, folds),
     )
     return _with_refusal(site, kernel, root, in_function, min_channels)
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    root = root_of(value)
+    node = None if root is None else root.producer()
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
 def _with_refusal(
@@ -365,27 +349,36 @@ def _consumers(root: ir.Value) -> int:
     return count
 
 
+def _read(node: ir.Node, attribute: ir.Attr, reader: Callable[[ir.Attr], _Read]) -> _Read:
+    try:
+        return reader(attribute)
+    except TypeError as error:
+        raise ModelError(
+            f"The attribute '{attribute.name}' of the node '{node.name or node.outputs[0].name}' is of type "
+            f"{attribute.type.name}, which it cannot be; export the model again."
+        ) from error
+
+
 def _int(node: ir.Node, name: str, default: int) -> int:
     attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
+    return default if attribute is None else _read(node, attribute, ir.Attr.as_int)
 
 
 def _ints(node: ir.Node, name: str, default: Shape) -> Shape:
     attribute = node.attributes.get(name)
-    return default if attribute is None else tuple(attribute.as_ints())
+    return default if attribute is None else tuple(_read(node, attribute, ir.Attr.as_ints))
 
 
 def _pads(node: ir.Node, rank: int) -> Shape | str:
     attribute = node.attributes.get("auto_pad")
-    if attribute is not None and attribute.as_string() != "NOTSET":
-        return attribute.as_string()
+    if attribute is not None and (named := _read(node, attribute, ir.Attr.as_string)) != "NOTSET":
+        return named
     return _ints(node, "pads", (0,) * (2 * rank))
 
 
 def _stored_params(node: ir.Node, folds: tuple[ir.Node, ...]) -> int:
-    stored = [constant(value) for value in node.inputs[1:]]
-    stored += [constant(value) for fold in folds for value in fold.inputs]
-    return sum(tensor.size for tensor in stored if tensor is not None)
+    values = [*node.inputs[1:], *(value for fold in folds for value in fold.inputs if constant(value) is not None)]
+    return sum(tensor.size for value in values for tensor in leaves(value))
 
 
 def _folds(node: ir.Node, channels: int, rank: int) -> tuple[ir.Node, ...]:

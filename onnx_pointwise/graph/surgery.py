@@ -1,13 +1,15 @@
-"""Graph surgery: replace the convolutions that a plan names by a kxk convolution with 1x1 convolutions around it.
+"""Graph surgery: replace the convolutions that a plan names by their pieces.
 
 With W the kernel of a site, folded with what follows it, and b its bias:
 
     y = W * x + b   becomes   y = K * (P . x) + b                    (reduce)
                               y = U . (K * x) + b                    (expand)
                               y = U . (K * (P . x)) + b              (reduce_expand)
+                              y = K * (P * x) + b                    (vertical: P is kx1, K is 1xk; horizontal)
 
-where `.` is a 1x1 convolution of stride 1 without padding and `*` keeps the strides, dilations and pads of the site.
-P carries no bias: where the kxk convolution pads with zeros, a bias would leak into the border.
+where `.` is a 1x1 convolution of stride 1 without padding and `*` keeps the strides, dilations and pads of the site, P
+and K of spatial forms each those of its own axes. P carries no bias: where K pads with zeros, a bias would leak into
+the border.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
+from onnx_pointwise.graph.constants import constant
 from onnx_pointwise.graph.merge import merge_pointwise
+from onnx_pointwise.graph.model_io import named_no_more
+from onnx_pointwise.graph.pieces import ConvPiece, pieces
 from onnx_pointwise.graph.plan import Choice, Plan, require_sites
-from onnx_pointwise.graph.sites import Site, constant, find_sites, nodes_with_scope
-from onnx_pointwise.numerics import Factors, Method, compose, factorize
+from onnx_pointwise.graph.sites import Site, find_sites, nodes_with_scope
+from onnx_pointwise.numerics import SPATIAL, Factors, Method, compose, factorize
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,10 @@ def replacement(site: Site, choice: Choice, method: Method) -> Replacement:
 class BottleneckPass(ir.passes.InPlacePass):
     """Apply a plan to a model, in place.
 
-    The kxk convolution keeps its node name, attributes, metadata and doc string, and the last piece of a site keeps
-    the name and the consumers of the value that the site produced. Inserted 1x1 convolutions that follow one another
-    directly become one, see ``merge``. New names derive from the site's name and never
-    collide. Inputs, outputs, dynamic dimensions, operator sets and the IR version stay as they are.
+    The kxk convolution (of a spatial form the second piece) keeps its node name, attributes, metadata and doc string,
+    and the last piece of a site keeps the name and the consumers of the value that the site produced. Inserted 1x1
+    convolutions that follow one another directly become one, see ``merge``. New names derive from the site's name and
+    never collide. Inputs, outputs, dynamic dimensions, operator sets and the IR version stay as they are.
 
     Args:
         plan: What to rewrite.
@@ -88,6 +93,8 @@ class BottleneckPass(ir.passes.InPlacePass):
         names = _Names(model)
         inserted = [node for name in weights for node in _rewrite_site(model, sites[name], weights[name], names)]
         merge_pointwise(inserted)
+        if self.plan.choices:
+            named_no_more(model)
         return ir.passes.PassResult(model, modified=bool(self.plan.choices))
 
 
@@ -117,11 +124,13 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
     inserted: list[ir.Node] = []
     node, graph, factors = site.node, site.node.graph, weights.factors
     assert isinstance(graph, ir.Graph), "sites in functions are refused"
-    dtype, spatial = site.dtype, len(site.kernel_shape)
+    dtype = site.dtype
     tensor_type = ir.TensorType(ir.DataType.from_numpy(dtype))
     values = [value for user in (node, *site.folds) for value in user.inputs if value is not None]
     replaced = [value for value in values if constant(value) is not None]
     result = site.output
+    parts, kernels = pieces(site, factors.form, factors.rank), factors.pieces
+    middle = 0 if factors.before is None else 1
     # Before IR version 4 every initializer had to be a graph input, which subgraphs cannot have.
     home = graph if model.ir_version >= 4 else model.graph
 
@@ -134,33 +143,37 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
             home.inputs.append(value)
         return value
 
-    def pointwise(source: ir.Value | None, kernel: NDArray[Any], bias: ir.Value | None, suffix: str) -> ir.Node:
-        weight = stored(kernel.reshape(*kernel.shape, *[1] * spatial), f"{site.name}_{suffix}_weight")
-        return ir.Node(
+    def beside(source: ir.Value | None, number: int, bias: ir.Value | None, suffix: str) -> ir.Node:
+        weight = stored(kernels[number], f"{site.name}_{suffix}_weight")
+        made = ir.Node(
             "",
             "Conv",
             [source, weight] if bias is None else [source, weight, bias],
-            [ir.AttrInt64s("kernel_shape", [1] * spatial)],
+            _attributes(parts[number]),
             outputs=[ir.Value(name=names.fresh(f"{site.name}_{suffix}_output"), type=tensor_type)],
             name=names.fresh(f"{site.name}_{suffix}"),
         )
+        if not parts[number].axes:
+            inserted.append(made)
+        return made
 
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if weights.bias is not None:
         bias = stored(weights.bias, f"{site.name}_bias")
     if factors.before is not None:
-        first = pointwise(node.inputs[0], factors.before, None, "reduce")
-        first.outputs[0].shape = _with_channels(node.inputs[0], factors.before.shape[0])
+        spatial = factors.form in SPATIAL
+        first = beside(node.inputs[0], 0, None, factors.form if spatial else "reduce")
+        first.outputs[0].shape = _shape_in_front(site, parts[0])
         graph.insert_before(node, first)
-        inserted.append(first)
         node.replace_input_with(0, first.outputs[0])
+        if spatial:
+            node.attributes.update({item.name: item for item in _attributes(parts[middle])})
     node.resize_inputs(2 if factors.after is not None or bias is None else 3)
-    node.replace_input_with(1, stored(factors.kernel, f"{site.name}_weight"))
+    node.replace_input_with(1, stored(kernels[middle], f"{site.name}_weight"))
     produced = node.outputs[0]
     if factors.after is not None:
-        last = pointwise(produced, factors.after, bias, "expand")
+        last = beside(produced, middle + 1, bias, "expand")
         graph.insert_after(node, last)
-        inserted.append(last)
         middle_shape = _with_channels(result, factors.kernel.shape[0])
         _hand_over(result, last.outputs[0], keep=last)
         produced.name = names.fresh(f"{site.name}_output")
@@ -174,6 +187,27 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
     for value in replaced:
         _drop_if_unused(value)
     return inserted
+
+
+def _attributes(piece: ConvPiece) -> list[ir.Attr]:
+    if not piece.axes:
+        return [ir.AttrInt64s("kernel_shape", piece.size)]
+    return [
+        ir.AttrInt64s("kernel_shape", piece.size),
+        ir.AttrInt64s("strides", piece.strides),
+        ir.AttrInt64s("dilations", piece.dilations),
+        ir.AttrString("auto_pad", piece.pads) if isinstance(piece.pads, str) else ir.AttrInt64s("pads", piece.pads),
+    ]
+
+
+def _shape_in_front(site: Site, piece: ConvPiece) -> ir.Shape | None:
+    """Shape of what the first piece puts out, as far as the graph tells those of the site."""
+    source, made = _with_channels(site.node.inputs[0], piece.out_channels), site.node.outputs[0].shape
+    if source is None or not piece.axes:
+        return source
+    if made is None or len(made) != len(source):
+        return None
+    return ir.Shape([made[axis] if axis - 2 in piece.axes else size for axis, size in enumerate(source)])
 
 
 def _with_channels(value: ir.Value | None, channels: int) -> ir.Shape | None:
@@ -207,6 +241,8 @@ def _drop_if_unused(value: ir.Value) -> None:
         return
     node = value.producer()
     if node is not None:
+        if any(other.uses() or other.is_graph_output() for other in node.outputs):
+            return
         graph, sources = node.graph, list(node.inputs)
         if graph is None:
             return  # dropped already: one constant may feed several of the replaced nodes

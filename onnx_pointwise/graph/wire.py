@@ -17,6 +17,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
 from onnx_pointwise.errors import ModelError
+from onnx_pointwise.graph import map_types
 
 # Field numbers of onnx.proto.
 _MODEL_GRAPH = 7
@@ -163,6 +164,7 @@ def without_initializers(model: ir.Model) -> onnx.ModelProto:
         for graph in all_graphs(copy):
             _read_external(graph)
         proto = ir.serde.serialize_model(copy)
+        map_types.put_back(copy, proto)
     except Exception as error:  # onnx_ir raises whatever its writers raise
         raise ModelError(f"The model cannot be written: {innermost(error)}; export it again.") from error
     del proto.graph.initializer[:]
@@ -186,6 +188,17 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
     for function in model.functions.values():
         yield function
         yield from function.subgraphs()
+
+
+def subgraphs_of(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs that are attributes of a node."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:

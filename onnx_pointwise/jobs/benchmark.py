@@ -6,19 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from onnx_pointwise.errors import InputError
-from onnx_pointwise.graph import ModelSource, as_model, concrete_inputs, frozen
+from onnx_pointwise.graph import ModelSource, as_model, frozen
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import (
+    Array,
     InputSpec,
     Latency,
     LatencyComparison,
     Machine,
     PeakMemory,
     compare,
+    input_sizes,
     input_specs,
     machine,
     measure,
     model_name,
+    one_batch,
     open_initializers,
     peak_memory,
     provider_info,
@@ -47,6 +53,7 @@ class Benchmark:
     machine: Machine
     warnings: tuple[str, ...]
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {
@@ -75,6 +82,7 @@ class BenchmarkRow:
     latency: Latency
     comparison: LatencyComparison | None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return {
@@ -105,21 +113,29 @@ def bench(model: ModelSource | bytes, settings: BenchSettings) -> Benchmark:
     if settings.freeze_initializers:
         model, other = frozen(model), None if other is None else frozen(other)
     graph = as_model(model)
-    specs, shapes = input_specs(graph), concrete_inputs(graph, settings.input_shapes)[0]
+    specs = input_specs(graph)
+    inputs = None
+    if settings.inputs is None:
+        shapes = input_sizes(graph, settings.input_shapes)
+    elif settings.input_shapes:
+        raise InputError("Inputs have their own shapes; give either inputs or input shapes.")
+    else:
+        inputs = one_batch(graph, settings.inputs)
+        shapes = {name: array.shape for name, array in inputs.items()}
     warnings = open_initializers(graph, model_name(model))
     del graph  # the sessions hold the weights from here on
     if other is not None:
         warnings += open_initializers(as_model(other), model_name(other))
-    sized = {
-        batch: shapes if batch is None else _with_batch(specs, shapes, batch)
+    given = {
+        batch: _given(inputs, shapes if batch is None else _with_batch(specs, shapes, batch))
         for batch in settings.batch_sizes or (None,)
     }
     rows = [
-        _row(model, other, batch, threads, input_shapes, settings)
-        for batch, input_shapes in sized.items()
+        _row(model, other, batch, threads, what, settings)
+        for batch, what in given.items()
         for threads in settings.thread_counts
     ]
-    memory = _memory(model, other, next(iter(sized.values())), settings) if settings.memory else {}
+    memory = _memory(model, other, next(iter(given.values())), settings) if settings.memory else {}
     info = provider_info(settings.provider)
     if info.software:
         warnings.append(
@@ -140,12 +156,12 @@ def _row(
     other: ModelSource | bytes | None,
     batch: int | None,
     threads: int | None,
-    shapes: Mapping[str, Sequence[int]],
+    given: Mapping[str, Any],
     settings: BenchSettings,
 ) -> BenchmarkRow:
     """Time one batch size and thread count."""
     timing: dict[str, Any] = {
-        "input_shapes": shapes,
+        **given,
         "threads": threads,
         "provider": settings.provider,
         "optimization": settings.optimization,
@@ -163,14 +179,14 @@ def _row(
 def _memory(
     model: ModelSource | bytes,
     other: ModelSource | bytes | None,
-    shapes: Mapping[str, Sequence[int]],
+    given: Mapping[str, Any],
     settings: BenchSettings,
 ) -> dict[str, PeakMemory]:
     """Measure peak memory of each network, by its role."""
     return {
         role: peak_memory(
             source,
-            input_shapes=shapes,
+            **given,
             provider=settings.provider,
             threads=settings.thread_counts[0],
             optimization=settings.optimization,
@@ -178,6 +194,17 @@ def _memory(
         for role, source in {"model": model, "other": other}.items()
         if source is not None
     }
+
+
+def _given(inputs: Mapping[str, Array] | None, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What the runs are given, as the timing functions take it: shapes of random inputs, or inputs of those shapes."""
+    if inputs is None:
+        return {"input_shapes": shapes}
+    sized = {}
+    for name, array in inputs.items():
+        items = np.asarray(array)
+        sized[name] = items[np.arange(shapes[name][0]) % len(items)] if items.ndim and len(items) else items
+    return {"inputs": sized}
 
 
 def _with_batch(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnx_pointwise.check import CheckResult, Finding, check
+from onnx_pointwise.check import CheckResult, Finding, check, sites_between
 from onnx_pointwise.graph import ModelSource, runtime_source
 from onnx_pointwise.jobs.attempts import Attempt
 from onnx_pointwise.jobs.loading import Network
@@ -17,26 +17,48 @@ from onnx_pointwise.settings import CheckSettings, Settings
 
 # Seconds of timing both networks after a rewrite; `bench` takes longer over it.
 _LATENCY_SECONDS = 4.0
+# What makes a user ask which convolution did it.
+_FAR = ("changed", "broken")
+_FITTED = (
+    "There are too few examples to hold any back, so both networks were compared on those that the weights were made "
+    "from: on others they are less alike."
+)
 
 
 def compared(net: Network, model: ir.Model, seen: Evidence, settings: Settings, *, latency: bool) -> CheckResult:
-    """Compare a rewritten model with its source: on the inputs given, on examples held back, or on random ones."""
+    """Compare a rewritten model with its source: on the inputs given, on examples held back, or on random ones.
+
+    A search must not go by random inputs: where no example is held back, it goes by those that there are.
+    """
+    asked = _asked(seen, settings, latency=latency)
+    result = check(net.source, model, asked)
+    if settings.inputs is not None or asked.inputs is None or seen.found is None:
+        return result
+    if seen.found.held:
+        return replace(result, inputs="held_back")
+    return replace(result, inputs="examples", warnings=(*result.warnings, _FITTED))
+
+
+def _asked(seen: Evidence, settings: Settings, *, latency: bool) -> CheckSettings:
+    """What the check is asked for."""
     inputs = settings.inputs
     if inputs is None and seen.found is not None and seen.found.held:
         inputs = seen.found.held
-    return check(
-        net.source,
-        model,
-        CheckSettings(
-            inputs=inputs,
-            input_shapes=settings.input_shapes if inputs is None else None,
-            providers=(settings.runs_on,),
-            max_drift=settings.max_drift,
-            latency=latency,
-            latency_seconds=_LATENCY_SECONDS,
-            threads=settings.threads,
-            seed=settings.seed,
-        ),
+    elif inputs is None and seen.found is not None and settings.searches:
+        inputs = seen.found.trial
+    return CheckSettings(
+        inputs=inputs,
+        input_shapes=settings.input_shapes if inputs is None else None,
+        providers=(settings.runs_on,),
+        max_drift=settings.max_drift,
+        heads=settings.heads,
+        ignore_outputs=settings.ignore_outputs,
+        limits=settings.limits,
+        require=settings.require,
+        latency=latency,
+        latency_seconds=_LATENCY_SECONDS,
+        threads=settings.threads,
+        seed=settings.seed,
     )
 
 
@@ -45,6 +67,8 @@ def judged(net: Network, made: Attempt, seen: Evidence, settings: Settings) -> C
     if not settings.check:
         return None
     verdict = compared(net, made.model, seen, settings, latency=settings.latency)
+    if verdict.verdict in _FAR:
+        verdict = replace(verdict, sites=sites_between(net.source, made.model, _asked(seen, settings, latency=False)))
     return _not_slower(verdict) if seen.timed is not None and made.plan.choices else verdict
 
 
@@ -70,11 +94,3 @@ def scores_of(before: float | None, model: ir.Model, settings: Settings) -> Scor
     """Both scores, where there are any; ``before`` is that of the source."""
     after = scored(model, settings)
     return None if before is None or after is None else Score(before, after, settings.max_loss)
-
-
-def keeps_limits(net: Network, model: ir.Model, seen: Evidence, score: float | None, settings: Settings) -> bool:
-    """Whether a rewritten model keeps the limits on drift and loss; ``score`` is that of the source."""
-    if not compared(net, model, seen, settings, latency=False).passed:
-        return False
-    scores = None if settings.max_loss is None else scores_of(score, model, settings)
-    return scores is None or scores.passed

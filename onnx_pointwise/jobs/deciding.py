@@ -11,7 +11,18 @@ from onnx_pointwise.graph import Plan
 from onnx_pointwise.jobs.clock import Clock
 from onnx_pointwise.jobs.loading import Network
 from onnx_pointwise.jobs.looking import Evidence, one_thread_of_blas, studied, timed
-from onnx_pointwise.planning import Budget, Options, Split, choose, faster, hand_made, meeting, options_of, settle
+from onnx_pointwise.planning import (
+    Budget,
+    Corrected,
+    Options,
+    Split,
+    choose,
+    faster,
+    hand_made,
+    meeting,
+    options_of,
+    settle,
+)
 from onnx_pointwise.settings import Settings
 
 
@@ -24,6 +35,7 @@ class Question:
         split: What is settled already.
         listed: What could be done to the sites that are open.
         seen: What was learned of the network.
+        learned: What plans that are rehearsed teach; ``None`` without example inputs.
         calibration: Where the example inputs came from.
     """
 
@@ -31,6 +43,7 @@ class Question:
     split: Split
     listed: Sequence[Options]
     seen: Evidence
+    learned: Corrected | None
     calibration: Mapping[str, Any]
 
 
@@ -47,9 +60,9 @@ def asked(net: Network, examples: Calibration, unmeasured: str | None, settings:
     Raises:
         PlanError: The budget makes no sense, or does not fit the network.
     """
-    wanted = _wanted(settings)
+    wanted = _wanted(settings, measured=unmeasured is None)
     split = settle(net.sites, wanted, settings.nodes_to_exclude)
-    latency = timed(net, split, settings) if split.open and unmeasured is None else None
+    latency = timed(net, split, examples, settings) if split.open and unmeasured is None else None
     clock.lap("latency")
     names = [*split.fixed, *(site.name for site in split.open)]
     found = studied(net, names, examples, settings, measure=bool(split.open))
@@ -57,13 +70,14 @@ def asked(net: Network, examples: Calibration, unmeasured: str | None, settings:
     with one_thread_of_blas():
         listed = options_of(split, wanted, forms=tuple(settings.forms), found=found, timed=latency)
     seen = Evidence(found, latency, unmeasured if split.open else None)
-    return Question(wanted, split, listed, seen, examples.description)
+    learned = Corrected(found.rehearsal) if found is not None and found.sensitivities else None
+    return Question(wanted, split, listed, seen, learned, examples.description)
 
 
-def _wanted(settings: Settings) -> Budget:
-    """The budget; for a search the whole network, since its shares come later."""
+def _wanted(settings: Settings, *, measured: bool) -> Budget:
+    """The budget; for a search the whole network, of which as little is left as its limits allow."""
     if settings.searches:
-        return Budget(target_macs=1.0)
+        return Budget(target_latency=1.0) if measured else Budget(target_macs=1.0)
     return Budget(hand_made(settings.ranks or {}, settings.forms), **settings.shares())
 
 
@@ -80,7 +94,7 @@ def planned(net: Network, question: Question, settings: Settings) -> Plan:
                 question.listed,
                 net.cost,
                 method=settings.method,
-                found=question.seen.found,
+                learned=question.learned,
                 timed=latency,
                 repair_seconds=settings.repair_seconds,
                 progress=settings.tell,

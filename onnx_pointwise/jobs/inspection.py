@@ -19,6 +19,7 @@ from onnx_pointwise.graph import (
     load,
 )
 from onnx_pointwise.jobs.loading import cost_of, opened
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency import LatencyCache, SiteLatency, site_latencies
 from onnx_pointwise.numerics import error_curve
 from onnx_pointwise.schema import job
@@ -49,6 +50,7 @@ class SiteView:
     ranks: tuple[int, ...]
     latency: SiteLatency | None = None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         site = self.site
@@ -90,6 +92,7 @@ class Inspection:
     input_shapes: Mapping[str, Shape]
     assumed_inputs: tuple[str, ...]
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
@@ -22,12 +23,19 @@ from onnx_pointwise.graph import (
     frozen,
     load,
     model_cost,
+    named_after,
     require_sites,
 )
 from onnx_pointwise.numerics import is_exact
 from onnx_pointwise.runtime import resolve
 from onnx_pointwise.settings import Opening, Settings
+from onnx_pointwise.study import Heads, find_heads, telling
 
+_NOTHING = "No convolution of the model can be rewritten, so no example inputs were taken."
+_DRAWN = (
+    "Only drawn images tell how far this network may go: on real ones its answers may move further. Name some with "
+    "--calibration, or --inputs to check with."
+)
 _EXACT = "No rank is below full, so weights come from the kernels alone; example inputs are not needed."
 
 
@@ -41,6 +49,7 @@ class Network:
         shapes: Its shapes.
         sites: Its convolutions, in graph order.
         cost: Cost of the source.
+        heads: Where it answers.
     """
 
     source: ModelSource
@@ -48,6 +57,7 @@ class Network:
     shapes: ResolvedShapes
     sites: Sequence[Site]
     cost: ModelCost
+    heads: Heads
 
     @property
     def by_name(self) -> dict[str, Site]:
@@ -65,6 +75,7 @@ def opened(model: ir.Model, settings: Opening) -> tuple[ir.Model, ResolvedShapes
     base = model.clone()
     if settings.inline_functions and base.functions:
         base = InlinePass()(base).model
+    named_after(base, model)
     shapes = resolve(base, settings.input_shapes)
     return base, shapes, find_sites(base, shapes, min_channels=settings.min_channels)
 
@@ -87,7 +98,8 @@ def network(model: ModelSource, settings: Settings) -> Network:
     dense = load(model)
     base, shapes, sites = opened(dense, settings)
     source = model if isinstance(model, str | Path) else dense
-    return Network(source, base, shapes, sites, cost_of(model, dense, shapes))
+    heads = find_heads(shapes, weights=settings.heads, ignored=settings.ignore_outputs)
+    return Network(source, base, shapes, sites, cost_of(model, dense, shapes), heads)
 
 
 def read_plan(plan: Plan | str | Path) -> Plan:
@@ -114,11 +126,13 @@ def examples_for(net: Network, replay: Plan | None, settings: Settings) -> Calib
         PlanError: The plan to replay does not fit the network.
         InputError: The examples do not fit the network.
     """
+    if not any(site.rewritable for site in net.sites):
+        return Calibration({}, {"source": "none", "sentence": _NOTHING})
     if replay is not None:
         require_sites(replay, net.by_name)
         if _keeps_the_function(replay, net):
             return Calibration({}, {"source": "none", "sentence": _EXACT})
-    return calibrate(
+    examples = calibrate(
         net.base,
         settings.calibration,
         net.shapes,
@@ -128,14 +142,31 @@ def examples_for(net: Network, replay: Plan | None, settings: Settings) -> Calib
         layout=settings.layout,
         seed=settings.seed,
     )
+    return _told(net, examples, settings)
+
+
+def _told(net: Network, examples: Calibration, settings: Settings) -> Calibration:
+    """Look at what examples can tell; those that tell nothing are left aside, as if there were none."""
+    if not examples.inputs or len({np.shape(array)[:1] for array in examples.inputs.values()}) > 1:
+        return examples
+    found = telling(net.base, net.shapes, net.heads, examples.inputs, threads=settings.jobs)
+    warnings = found.warnings()
+    if settings.searches and settings.inputs is None and examples.description["source"] == "synthetic":
+        warnings.append(_DRAWN)
+    said = {**examples.description, "warnings": warnings} if warnings else examples.description
+    if found.useless:
+        return Calibration({}, said)
+    # Held back, a copy of an example would tell nothing but good.
+    inputs = {name: array[list(found.different)] for name, array in examples.inputs.items()}
+    return Calibration(inputs if found.few else examples.inputs, said)
 
 
 def _keeps_the_function(plan: Plan, net: Network) -> bool:
     """Whether a plan only projects and expands, so that example inputs have nothing to say."""
     sites = net.by_name
     return all(
-        is_exact(choice.form, choice.rank, sites[name].in_channels, sites[name].out_channels)
-        for name, choice in plan.choices.items()
+        is_exact(choice.form, choice.rank, site.in_channels, site.out_channels, site.kernel_shape)
+        for site, choice in ((sites[name], choice) for name, choice in plan.choices.items())
     )
 
 

@@ -13,9 +13,9 @@ from onnx_pointwise.examples import Calibration
 from onnx_pointwise.jobs.loading import Network
 from onnx_pointwise.latency import LatencyCache, NetworkLatency, network_latency
 from onnx_pointwise.planning import Split
-from onnx_pointwise.runtime import provider_info, require
+from onnx_pointwise.runtime import inputs_that_run, provider_info, require
 from onnx_pointwise.settings import PLAN_ONLY, Settings
-from onnx_pointwise.study import Study, study
+from onnx_pointwise.study import Effort, Study, study
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,18 @@ def studied(
             net.shapes,
             [site for site in net.sites if site.name in names],
             examples.inputs,
+            heads=net.heads,
             forms=tuple(settings.forms),
             method=settings.method,
             measure=measure,
-            memory=settings.memory,
-            seed=settings.seed,
-            threads=settings.jobs,
+            effort=Effort(memory=settings.memory, seed=settings.seed, threads=settings.jobs),
             progress=settings.tell,
         )
 
 
-def timed(net: Network, split: Split, settings: Settings) -> NetworkLatency:
+def timed(net: Network, split: Split, examples: Calibration, settings: Settings) -> NetworkLatency:
     """Measure the network and those of its sites that a budget concerns, on the provider."""
+    given = settings.inputs if settings.inputs is not None else examples.inputs or None
     return network_latency(
         net.base,
         net.shapes,
@@ -104,5 +104,6 @@ def timed(net: Network, split: Split, settings: Settings) -> NetworkLatency:
         provider=settings.runs_on,
         threads=settings.threads,
         cache=LatencyCache() if settings.cache else None,
+        inputs=inputs_that_run(net.base, net.shapes.inputs, given, provider=settings.runs_on, seed=settings.seed),
         progress=lambda what: settings.tell("latency", what),
     )

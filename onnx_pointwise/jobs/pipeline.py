@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnx_pointwise.graph import ModelSource, Refusal, Site, dense_cost, model_cost
-from onnx_pointwise.jobs.attempts import Attempt, cheapest, fitted
-from onnx_pointwise.jobs.checking import judged, keeps_limits, scored, scores_of
+from onnx_pointwise.jobs.attempts import Attempt, fitted
+from onnx_pointwise.jobs.checking import judged, scored, scores_of
 from onnx_pointwise.jobs.clock import Clock
 from onnx_pointwise.jobs.deciding import asked, planned
 from onnx_pointwise.jobs.loading import examples_for, network, read_plan
 from onnx_pointwise.jobs.looking import Evidence, not_measurable, studied
-from onnx_pointwise.jobs.results import RewriteResult, SiteResult
+from onnx_pointwise.jobs.results import RewriteResult, Search, SiteResult
+from onnx_pointwise.jobs.searching import promised, searched, untouched
 from onnx_pointwise.runtime import resolve
 from onnx_pointwise.schema import job
 from onnx_pointwise.settings import Settings
@@ -22,8 +23,10 @@ from onnx_pointwise.study import Study
 def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
     """Make a convolutional network cheaper, and check it.
 
-    One of the budgets must be named: a target, a share for every site, ranks, or, alone, the largest drift or loss,
-    for which the cheapest network is searched. Of ``ranks`` a number stands for the first of ``forms`` that takes one
+    Without a budget, the fastest network is searched whose answers stay the same, by the limits of the check; with the
+    largest drift or loss alone, the fastest within that. Where latency is not measured, the fewest MACs. Such a search
+    takes example inputs, and where nothing pays, it hands the network over as it was. A target, a share for every site,
+    ranks or a plan say how far to go instead. Of ``ranks`` a number stands for the first of ``forms`` that takes one
     rank, a pair for ``reduce_expand``, a ``Choice`` for itself. With the same examples a plan gives the same bytes.
 
     Form and rank are chosen by what is measured on the provider, and nothing slower is handed over. The provider
@@ -54,6 +57,7 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
     clock.lap("load")
     score = scored(net.source, settings)
 
+    search: Search | None = None
     if replay is not None:
         settings = replace(settings, method=replay.method)
         seen = Evidence(studied(net, replay.choices, examples, settings, measure=False))
@@ -63,13 +67,17 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
         question = asked(net, examples, unmeasured, settings, clock)
         seen = question.seen
         if settings.searches:
-            made = cheapest(net, question, settings, lambda tried: keeps_limits(net, tried, seen, score, settings))
+            settings = promised(settings)
+            made, search = searched(net, question, score, settings)
         else:
             made = fitted(net, planned(net, question, settings), seen.found, settings)
     clock.lap("weights")
 
-    after = model_cost(made.model, resolve(made.model, net.shapes.inputs)) if made.plan.choices else net.cost
     verdict = judged(net, made, seen, settings)
+    if search is not None and verdict is not None and any(found.code == "slower" for found in verdict.findings):
+        made, search = untouched(net, made, search, "Timed once more, the network that was found was slower.", settings)
+        verdict = judged(net, made, seen, settings)
+    after = model_cost(made.model, resolve(made.model, net.shapes.inputs)) if made.plan.choices else net.cost
     clock.lap("check")
     scores = scores_of(score, made.model, settings)
     if scores is not None:
@@ -87,6 +95,7 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
         input_shapes=net.shapes.inputs,
         assumed_inputs=net.shapes.assumed,
         unmeasured=seen.unmeasured,
+        search=search,
         seconds=clock.seconds,
     )
 
@@ -103,7 +112,7 @@ def _report(site: Site, made: Attempt, found: Study | None) -> SiteResult:
     cost = choice.cost(site) if known else None
     error = made.weights[site.name].factors.error
     seen = found.moments.get(site.name) if found is not None else None
-    moment = None if seen is None else seen.kind
+    moment = None if seen is None else seen.whole.kind
     timed = plan.latency.get("sites", {}).get(site.name)
     latency = None if timed is None else timed["rewritten"] / timed["dense"]
     return SiteResult(site.name, choice.form, choice.rank, error, dense, cost, None, moment, latency)

@@ -9,9 +9,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnx_pointwise.check import CheckResult
+from onnx_pointwise.check import CheckResult, Likeness
 from onnx_pointwise.fitting import Weights
 from onnx_pointwise.graph import ModelCost, Plan, Refusal, Shape, SiteCost, save
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Form
 
 
@@ -42,6 +43,7 @@ class SiteResult:
     moment: str | None = None
     latency: float | None = None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {
@@ -78,9 +80,71 @@ class Score:
         """Whether it fell no further than it may."""
         return self.max_loss is None or self.before - self.after <= self.max_loss
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {"before": self.before, "after": self.after, "max_loss": self.max_loss, "passed": self.passed}
+
+
+@dataclass(frozen=True)
+class SearchStep:
+    """A network that was made on the way to the cheapest one.
+
+    Attributes:
+        share: What it leaves of the whole network's latency or MACs, by what its sites promise.
+        latency: Its latency as a share of before, as measured; ``None`` where it was not.
+        rehearsed: How far its answers went before its weights were made, as a share of how far they may, at the head
+            that is off most; ``None`` where nothing was rehearsed.
+        measured: The same of the network itself; a network that failed for another reason is put above 1, too.
+        passed: Whether it keeps the limits.
+        verdict: What its answers are called.
+    """
+
+    share: float
+    latency: float | None
+    rehearsed: float | None
+    measured: float
+    passed: bool
+    verdict: Likeness | None
+
+    @json_ready
+    def to_dict(self) -> dict[str, Any]:
+        """Give a JSON-ready dict."""
+        return {
+            "share": self.share,
+            "latency": self.latency,
+            "rehearsed": self.rehearsed,
+            "measured": self.measured,
+            "passed": self.passed,
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the cheapest network within limits was found.
+
+    Attributes:
+        limits: What was asked for.
+        resource: What had to fall: ``latency`` or ``macs``.
+        steps: The networks that were made.
+        reason: Why the network stays as it was; ``None`` where it does not.
+    """
+
+    limits: Mapping[str, Any]
+    resource: str
+    steps: tuple[SearchStep, ...]
+    reason: str | None
+
+    @json_ready
+    def to_dict(self) -> dict[str, Any]:
+        """Give a JSON-ready dict."""
+        return {
+            "limits": dict(self.limits),
+            "resource": self.resource,
+            "steps": [step.to_dict() for step in self.steps],
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True)
@@ -101,6 +165,7 @@ class RewriteResult:
         assumed_inputs: Inputs whose open dimensions had to be assumed.
         unmeasured: Why the plan was made by arithmetic alone; ``None`` where latency was measured, or where there was
             nothing to plan.
+        search: How it was searched for; ``None`` where a budget or a plan said how far to go.
         seconds: Wall time of each stage, in seconds.
     """
 
@@ -116,6 +181,7 @@ class RewriteResult:
     input_shapes: Mapping[str, Shape]
     assumed_inputs: tuple[str, ...]
     unmeasured: str | None = None
+    search: Search | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -123,13 +189,20 @@ class RewriteResult:
         """Whether check and score found nothing wrong, or were not asked for."""
         return (self.check is None or self.check.passed) and (self.score is None or self.score.passed)
 
+    @property
+    def verdict(self) -> Likeness | None:
+        """How alike the answers of both models are; ``None`` where they were not compared."""
+        return None if self.check is None else self.check.verdict
+
     def save(self, path: str | Path, *, use_external_data_format: bool | None = None) -> None:
         """Write the rewritten model; see ``model_io.save``."""
         save(self.model, path, use_external_data_format=use_external_data_format)
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {
+            "verdict": self.verdict,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "sites": [site.to_dict() for site in self.sites],
@@ -140,6 +213,7 @@ class RewriteResult:
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
             "assumed_inputs": list(self.assumed_inputs),
             "unmeasured": self.unmeasured,
+            "search": None if self.search is None else self.search.to_dict(),
             "seconds": dict(self.seconds),
         }
 

@@ -21,6 +21,7 @@ from typing import Any
 import platformdirs
 
 from onnx_pointwise.errors import OutputError
+from onnx_pointwise.jsonable import json_ready
 
 #: Environment variable that names another folder for the cache.
 FOLDER_VARIABLE = "ONNX_POINTWISE_CACHE"
@@ -53,6 +54,7 @@ class CacheInfo:
     entries: int
     bytes: int
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {"path": str(self.path), "entries": self.entries, "bytes": self.bytes}

@@ -23,9 +23,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_pointwise.graph import Site, competing, dense_cost, rewritten_cost
+from onnx_pointwise.graph import Shape, Site, competing, dense_cost, pieces, rewritten_cost
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency.cache import LatencyCache
-from onnx_pointwise.numerics import FORMS, Form, Rank
+from onnx_pointwise.numerics import FORMS, SPATIAL, Form, Rank, full_rank
 from onnx_pointwise.runtime import Runner, machine, open_session, provider_info, provider_name
 
 #: Latencies closer than this share of the dense site's count as equal.
@@ -71,6 +72,7 @@ class SiteLatency:
         """
         return (dict(zip(self.choices, self.seconds, strict=True)) | dict(self.asked))[form, rank]
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         treads = [
@@ -115,31 +117,25 @@ class _Probe:
 
 def _probe(site: Site, form: Form | None, rank: Rank) -> _Probe:
     """The chain of a site in a form; of the untouched site where the form is ``None``."""
-    spatial = len(site.kernel_shape)
-    pads: tuple[str, Any] = ("auto_pad", site.pads) if isinstance(site.pads, str) else ("pads", tuple(site.pads))
-    attributes = (("strides", site.strides), ("dilations", site.dilations), pads)
-    r_in, r_out = (rank, rank) if isinstance(rank, int) else rank
-    ones = (1,) * spatial
-    chain: tuple[_Conv, ...]
     if form is None:
-        chain = (_Conv(site.in_channels, site.out_channels, site.kernel_shape, attributes),)
-    elif form == "reduce":
-        chain = (
-            _Conv(site.in_channels, r_in, ones, ()),
-            _Conv(r_in, site.out_channels, site.kernel_shape, attributes),
-        )
-    elif form == "expand":
-        chain = (
-            _Conv(site.in_channels, r_out, site.kernel_shape, attributes),
-            _Conv(r_out, site.out_channels, ones, ()),
-        )
+        attributes = _attributes(site.strides, site.dilations, site.pads)
+        chain: tuple[_Conv, ...] = (_Conv(site.in_channels, site.out_channels, site.kernel_shape, attributes),)
     else:
-        chain = (
-            _Conv(site.in_channels, r_in, ones, ()),
-            _Conv(r_in, r_out, site.kernel_shape, attributes),
-            _Conv(r_out, site.out_channels, ones, ()),
+        chain = tuple(
+            _Conv(
+                piece.in_channels,
+                piece.out_channels,
+                piece.size,
+                _attributes(piece.strides, piece.dilations, piece.pads) if piece.axes else (),
+            )
+            for piece in pieces(site, form, rank)
         )
     return _Probe(site.batch, _probed_size(site), str(site.dtype), chain)
+
+
+def _attributes(strides: Shape, dilations: Shape, pads: Shape | str) -> tuple[tuple[str, Any], ...]:
+    padding: tuple[str, Any] = ("auto_pad", pads) if isinstance(pads, str) else ("pads", tuple(pads))
+    return ("strides", strides), ("dilations", dilations), padding
 
 
 def _probed_size(site: Site) -> tuple[int, ...]:
@@ -196,8 +192,7 @@ def site_latencies(
             if between:
                 following[key] = (site, between)
             else:
-                full = site.in_channels if key[1] == "reduce" else site.out_channels
-                tops[key] = _tops(curve, (full, dense[site.name]))
+                tops[key] = _tops(curve, (_dense_rank(site, key[1]), dense[site.name]))
         open_curves = following
     found: dict[str, list[tuple[Form, Rank]]] = {site.name: [] for site in sites}
     for site in sites:
@@ -230,13 +225,28 @@ def site_latencies(
 
 def _sides(forms: Sequence[Form]) -> list[Form]:
     """Forms whose staircases have to be known; pairs are made of the treads of both sides."""
-    return [form for form in FORMS if form != "reduce_expand" and (form in forms or "reduce_expand" in forms)]
+    wanted = {"reduce", "expand", *forms} if "reduce_expand" in forms else set(forms)
+    return [form for form in FORMS if form in wanted and form != "reduce_expand"]
+
+
+def _highest_rank(site: Site, form: Form) -> int:
+    """The highest rank that still saves arithmetic."""
+    one, two = (rewritten_cost(site, form, rank).macs for rank in (1, 2))
+    return 1 + (dense_cost(site).macs - 1 - one) // (two - one)
+
+
+def _dense_rank(site: Site, form: Form) -> int:
+    """The rank that the untouched site stands for on a form's staircase: the full one.
+
+    Spatial forms cost more than the site long before that; they lose next to nothing where they cost as much.
+    """
+    (full,) = full_rank(form, site.in_channels, site.out_channels, site.kernel_shape)
+    return min(full, _highest_rank(site, form) + 1) if form in SPATIAL else full
 
 
 def _first_ranks(site: Site, form: Form) -> list[int]:
     """A coarse grid up to the highest rank that still saves arithmetic."""
-    one, two = (rewritten_cost(site, form, rank).macs for rank in (1, 2))
-    limit = 1 + (dense_cost(site).macs - 1 - one) // (two - one)
+    limit = _highest_rank(site, form)
     return sorted({*range(_GRID, limit + 1, _GRID), *(rank for rank in (1, 4, 8, limit) if 1 <= rank <= limit)})
 
 

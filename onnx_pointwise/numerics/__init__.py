@@ -3,39 +3,45 @@
 It knows neither ONNX nor the runtime.
 """
 
-from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
-from onnx_pointwise.numerics.drift import Drift, DriftMeter, relative_drift
-from onnx_pointwise.numerics.factorize import (
-    FORMS,
-    Factors,
-    Form,
-    Method,
-    Rank,
-    compose,
-    error_curve,
-    error_curves,
-    factorize,
-    is_exact,
+from onnx_pointwise.numerics.agreement import (
+    MOST_DECIBELS,
+    Agreement,
+    ClassMeter,
+    PictureMeter,
+    PresenceMeter,
+    ValueMeter,
 )
+from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
+from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, relative_drift, weighted_drift
+from onnx_pointwise.numerics.factorize import Factors, Method, compose, error_curve, error_curves, factorize, is_exact
+from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, Rank, full_rank, has_form, view_of
+from onnx_pointwise.numerics.heldout import held_curves
 from onnx_pointwise.numerics.moments import (
     Lattice,
     Moments,
     Stationary,
     Window,
+    blended,
     lattices,
     make_window,
     patches,
     sample,
     shrunk,
+    tap_blend,
 )
 from onnx_pointwise.numerics.norm import Norm
+from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
 from onnx_pointwise.numerics.reconstruct import Activation, Block, Reconstruction, reconstruct
 
 __all__ = [
     "FORMS",
+    "MOST_DECIBELS",
+    "SPATIAL",
     "Activation",
+    "Agreement",
     "Block",
+    "ClassMeter",
     "Drift",
     "DriftMeter",
     "Factors",
@@ -44,12 +50,18 @@ __all__ = [
     "Method",
     "Moments",
     "Norm",
+    "OutputNorm",
+    "PictureMeter",
+    "PresenceMeter",
     "Rank",
     "Reconstruction",
     "Response",
     "Stationary",
+    "ValueMeter",
     "Window",
     "beside",
+    "blended",
+    "centred",
     "compose",
     "cores",
     "error_curve",
@@ -57,6 +69,9 @@ __all__ = [
     "exchange",
     "factorize",
     "fit_response",
+    "full_rank",
+    "has_form",
+    "held_curves",
     "in_order",
     "is_exact",
     "knapsack",
@@ -67,5 +82,8 @@ __all__ = [
     "relative_drift",
     "sample",
     "shrunk",
+    "tap_blend",
+    "view_of",
+    "weighted_drift",
     "workers",
 ]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from onnx_pointwise.jsonable import json_ready
 
 Array = NDArray[Any]
 
@@ -41,6 +43,7 @@ class Drift:
     non_finite_after: int
     non_finite_differs: int
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values; what is infinite is None, since JSON knows no infinity."""
         return asdict(self) | {"relative_l2": self.relative_l2 if math.isfinite(self.relative_l2) else None}
@@ -120,35 +123,69 @@ def _holds_scores(output: NDArray[Any]) -> bool:
     )
 
 
-# Deviations of an output at which errors are cut.
+# Deviations of a value at which errors are cut, unless the value itself goes further.
 _SATURATION = 5.0
+#: Share of its energy below which a value does not vary.
+CONSTANT = 1e-12
 
 
-# Fewer examples than this have no mean worth taking out.
-_ENOUGH = 8
-
-
-def relative_drift(reference: Sequence[Array], moved: Sequence[Array]) -> float:
-    """Relative squared drift, the mean of all outputs.
-
-    What an output has in common over the examples says nothing, so with enough examples its mean is taken out. A number
-    that is off by many times the output's deviation is as wrong as it can be: larger errors, as an exponential at the
-    end of a network makes of small ones, count no more.
+def centred(values: Array, axis: int) -> Array:
+    """Take out what the numbers of a channel have in common, which says nothing of an answer.
 
     Args:
-        reference: The outputs of the untouched network, [N, ...] each.
-        moved: The outputs to compare.
+        values: [N, ...].
+        axis: Axis of the channels.
 
     Returns:
-        Mean over the outputs of ||moved - reference||^2 / ||reference - mean||^2, errors cut at a few deviations; 0 for
-        outputs that are constant.
+        float64, the same shape; less the mean of each channel, and stretched by what a mean of few numbers takes with
+        it, so that the energy does not depend on how many there are. Where a channel holds one number, less the mean of
+        all.
     """
-    shares = []
-    for one, other in zip(reference, moved, strict=True):
-        truth = one.astype(np.float64)
-        spread = truth - truth.mean(axis=0) if one.ndim and len(one) >= _ENOUGH else truth
-        whole = float(np.vdot(spread, spread))
-        error = np.nan_to_num(np.abs(other - truth), nan=np.inf)
-        most = _SATURATION * np.sqrt(whole / max(spread.size, 1))
-        shares.append(float((np.minimum(error, most) ** 2).sum()) / whole if whole > 0.0 else 0.0)
-    return float(np.mean(shares)) if shares else 0.0
+    truth = values.astype(np.float64)
+    if truth.size == 0 or not truth.ndim:
+        return truth
+    others = tuple(index for index in range(truth.ndim) if index != axis % truth.ndim)
+    count = math.prod(truth.shape[index] for index in others)
+    if count == 1:
+        return cast(Array, truth - truth.mean())
+    return cast(Array, (truth - truth.mean(axis=others, keepdims=True)) * math.sqrt(count / (count - 1)))
+
+
+def relative_drift(reference: Array, moved: Array, axis: int = 1) -> float | None:
+    """Relative squared drift of one value, channel means taken out.
+
+    A number that is off by many times the value's deviation is as wrong as it can be: larger errors, as an exponential
+    at the end of a network makes of small ones, count no more.
+
+    Args:
+        reference: The value in the untouched network, [N, ...].
+        moved: The value to compare, the same shape.
+        axis: Axis of the channels.
+
+    Returns:
+        ||moved - reference||^2 / ||reference - mean||^2, errors cut at a few deviations or the largest one; None for a
+        value that does not vary, of which nothing can be said.
+    """
+    truth = reference.astype(np.float64)  # squares of narrow types overflow
+    spread = centred(truth, axis)
+    whole = float(np.vdot(spread, spread))
+    if not whole > CONSTANT * float(np.vdot(truth, truth)):
+        return None
+    error = np.nan_to_num(np.abs(moved.astype(np.float64) - truth), nan=np.inf)
+    most = max(_SATURATION * math.sqrt(whole / spread.size), float(np.abs(spread).max()))
+    return float((np.minimum(error, most) ** 2).sum()) / whole
+
+
+def weighted_drift(shares: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Mean of the relative squared drifts of several values.
+
+    Args:
+        shares: What `relative_drift` gave for each.
+        weights: How much each counts.
+
+    Returns:
+        The mean over those that vary; None where none does.
+    """
+    told = [(share, weight) for share, weight in zip(shares, weights, strict=True) if share is not None]
+    total = sum(weight for _, weight in told)
+    return sum(share * weight for share, weight in told) / total if total > 0.0 else None

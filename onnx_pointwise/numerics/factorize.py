@@ -16,6 +16,8 @@ S (`als`).
 * `reduce_expand`, W ~ U A (P (x) 1_K): given P, U is a reduced-rank regression (Izenman 1975), the eigenvectors of
   (W S B^T)(B S B^T)^-1(W S B^T)^T; given U, it is `reduce` for U^T W. In the plain norm this is Tucker-2 by HOOI
   (De Lathauwer, De Moor, Vandewalle 2000).
+* `vertical` and `horizontal`, a kx1 kernel and a 1xk one in either order: `reduce` in another view of the kernel, see
+  `forms`. All that follows sees kernels, norms and pieces in the view of the form, I being its channels and K its taps.
 
 The basis between two factors is free: it changes nothing but what rounding does to them. It is the one of `basis`,
 which makes the feature maps between them alike, so that they go well into int8 and into float16. Where a 1x1
@@ -27,7 +29,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -36,15 +39,13 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.numerics.basis import GRAIN, cosines, quiet_basis
+from onnx_pointwise.numerics.forms import FORMS, AnyArray, Form, Rank, View, full_rank, has_form, view_of
 from onnx_pointwise.numerics.norm import Norm
+from onnx_pointwise.numerics.outputs import OutputNorm
 
-Form = Literal["reduce", "expand", "reduce_expand"]
 Method = Literal["svd", "whitened", "als"]
-Rank = int | tuple[int, int]
 Array = NDArray[np.float64]
-AnyArray = NDArray[Any]
 
-FORMS: tuple[Form, ...] = get_args(Form)
 METHODS: tuple[Method, ...] = get_args(Method)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -67,8 +68,9 @@ class Factors:
         form: How the kernel was split.
         rank: Channels between the pieces; `(R_in, R_out)` for `reduce_expand`.
         before: The 1x1 in front, [R_in, I], its rows of norm 1 in the root mean square, or with orthonormal columns
-            where R_in >= I; None for `expand`.
-        kernel: The kxk, [R_out or O, R_in or I, *k].
+            where R_in >= I; None for `expand`. Of spatial forms the kernel in front, [R, I, *k] with 1 for the axes
+            that `kernel` keeps, likewise.
+        kernel: The kxk, [R_out or O, R_in or I, *k], with 1 for the axes that `before` has.
         after: The 1x1 behind, [O, R_out], its columns of norm 1 in the root mean square, or with orthonormal rows
             where R_out >= O; None for `reduce`.
         error: Predicted relative L2 error of the convolution's output, sqrt(tr(D S D^T) / tr(W S W^T)), of the
@@ -82,10 +84,20 @@ class Factors:
     after: AnyArray | None
     error: float
 
+    @property
+    def pieces(self) -> tuple[AnyArray, ...]:
+        """The kernels of all pieces in order, each [out, in, *k]."""
+        ones = (1,) * (self.kernel.ndim - 2)
+        sides = [
+            side if side is None or side.ndim > 2 else side.reshape(*side.shape, *ones)
+            for side in (self.before, self.after)
+        ]
+        return tuple(piece for piece in (sides[0], self.kernel, sides[1]) if piece is not None)
+
 
 @dataclass(frozen=True)
 class _Split:
-    """Float64 pieces over flattened taps: before [R_in, I], kernel [R_out, R_in, K], after [O, R_out].
+    """Float64 pieces in the view of a form: before [R_in, I], kernel [R_out, R_in, K], after [O, R_out].
 
     Until `_finish`, None stands for a side that is not cut, and the columns of `after` are orthonormal.
     """
@@ -102,17 +114,20 @@ def factorize(
     *,
     method: Method = "als",
     second_moment: AnyArray | Norm | None = None,
+    outputs: OutputNorm | None = None,
     sweeps: int = 4,
     start: AnyArray | None = None,
 ) -> Factors:
     """Split a convolution kernel at a rank.
 
-    Below the number of feature maps it is an approximation; at that number or above it is exact, and above it the
-    information is spread over all feature maps by a Parseval frame, so that none of them is dead.
+    Below the number of feature maps (of a spatial form: below min(I * kh, O * kw), or min(I * kw, O * kh)) it is an
+    approximation; at that number or above it is exact, and above it the information is spread over all feature maps by
+    a Parseval frame, so that none of them is dead.
 
     Args:
         kernel: [O, I, *k] with one to three kernel dimensions; float16, bfloat16, float32 or float64.
-        form: `reduce` (1x1 then kxk), `expand` (kxk then 1x1) or `reduce_expand` (1x1, kxk, 1x1).
+        form: `reduce` (1x1 then kxk), `expand` (kxk then 1x1), `reduce_expand` (1x1, kxk, 1x1), `vertical` (kx1 then
+            1xk) or `horizontal` (1xk then kx1).
         rank: Channels between the pieces, at least 1; for `reduce_expand` a pair `(R_in, R_out)`, or one number for
             both.
         method: `svd` minimises the plain norm whatever the moment; `whitened` the norm of the channel second moment
@@ -120,10 +135,11 @@ def factorize(
         second_moment: E[p p^T] of the input patches, [I*K, I*K] in the index order of `kernel.reshape(O, I*K)`, or of
             the channels only, [I, I]; None stands for the identity. Scale does not matter. A `Norm` is made of it
             once for several calls.
+        outputs: What errors of the outputs count, see `OutputNorm`; all alike if None. For `als` alone.
         sweeps: The most alternating sweeps for the forms that have no closed form.
-        start: The 1x1 in front, [R_in, I], to start the alternation of `als` from, such as that of a kernel that
-            differs little; the solutions for simpler moments if None. It makes no difference where there is a closed
-            form or the 1x1 is exact.
+        start: The piece in front, as `Factors.before`, to start the alternation of `als` from, such as that of a kernel
+            that differs little; the solutions for simpler moments if None. It makes no difference where there is a
+            closed form or that piece is exact.
 
     Returns:
         The factors in the kernel's dtype, with the error measured in the norm of the moment given.
@@ -135,23 +151,39 @@ def factorize(
         raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
     if method not in METHODS:
         raise PlanError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
-    weights, scale = _unfold(kernel)
-    norm = _norm(second_moment, weights)
+    plain, scale = _unfold(kernel)
+    view = view_of(form, plain.shape[2:])
+    true, norm = view.of_kernel(plain), _norm(second_moment, plain).seen(view)
     r_in, r_out = _ranks(form, rank)
+    turned = outputs is not None and method == "als"
+    weights = outputs.turn(true) if outputs is not None and turned else true
+    count, inputs, taps = weights.shape
     weighted = norm.apply(weights)
-    if method == "svd":
+    if view.first and count * taps <= min(r_in, inputs - 1):
+        split = _exact_rows(weights)
+    elif method == "svd":
         split = _split_by_channels(weights, r_in, r_out, None, sweeps)
     elif method == "whitened" or not norm.full or not weights.any():
         split = _split_by_channels(weights, r_in, r_out, norm.channels, sweeps)
     else:
         split = _split_by_patches(weights, weighted + norm.jitter * weights, r_in, r_out, norm, sweeps, start)
-    before, core, after = _store(_finish(split, weights, r_in, r_out, norm), scale, kernel)
+    split = _finish(split, weights, r_in, r_out, norm)
+    if outputs is not None and turned:
+        if split.after is None:
+            split = replace(split, kernel=outputs.back(split.kernel))
+        else:
+            split = replace(split, after=outputs.back(split.after))
+        weighted = norm.apply(true)
+    before, core, after = _store(split, scale, kernel.dtype)
     approximation = _merge(before, core, after)
-    error = math.sqrt(_relative_squared_error(weights, weighted, approximation / scale, norm))
+    error = math.sqrt(_relative_squared_error(true, weighted, approximation / scale, norm))
+    if before is not None and view.first:
+        before = before.reshape(r_in, -1, *view.first_size)
+    core = core.reshape(*core.shape[:2], *view.second_size)
     return Factors(form, (r_in, r_out) if form == "reduce_expand" else max(r_in, r_out), before, core, after, error)
 
 
-def is_exact(form: Form, rank: Rank, inputs: int, outputs: int) -> bool:
+def is_exact(form: Form, rank: Rank, inputs: int, outputs: int, size: Sequence[int] = ()) -> bool:
     """Whether a form at a rank computes what the kernel [O, I, *k] computes, to rounding, whatever comes in.
 
     Args:
@@ -159,17 +191,24 @@ def is_exact(form: Form, rank: Rank, inputs: int, outputs: int) -> bool:
         rank: As in `factorize`.
         inputs: Feature maps in, I.
         outputs: Feature maps out, O.
+        size: Size of the kernel, k; the spatial forms need it.
 
     Raises:
-        PlanError: The rank does not fit the form.
+        PlanError: The rank does not fit the form, or the form does not fit the kernel.
     """
-    return not any(_cuts(*_ranks(form, rank), inputs, outputs))
+    given = [part for part in _ranks(form, rank) if part]
+    return all(part >= full for part, full in zip(given, full_rank(form, inputs, outputs, size), strict=True))
 
 
 def compose(factors: Factors) -> Array:
     """Return the one kernel [O, I, *k], float64, that computes what the factors compute."""
-    merged = _merge(factors.before, factors.kernel, factors.after)
-    return merged.reshape(*merged.shape[:2], *factors.kernel.shape[2:])
+    size = factors.kernel.shape[2:]
+    before = factors.before
+    if before is not None and before.ndim > 2:
+        size = tuple(map(max, size, before.shape[2:]))
+        before = before.reshape(len(before), -1)
+    core = factors.kernel.reshape(*factors.kernel.shape[:2], -1)
+    return view_of(factors.form, size).to_kernel(_merge(before, core, factors.after))
 
 
 def relative_error(kernel: AnyArray, approximation: AnyArray, second_moment: AnyArray | Norm | None = None) -> float:
@@ -191,6 +230,7 @@ def relative_error(kernel: AnyArray, approximation: AnyArray, second_moment: Any
     if np.shape(approximation) != np.shape(kernel):
         raise PlanError(f"the kernel has shape {np.shape(kernel)}, its replacement {np.shape(approximation)}")
     other, other_scale = _unfold(approximation)
+    weights, other = _flat(weights), _flat(other)
     norm = _norm(second_moment, weights)
     return math.sqrt(_relative_squared_error(weights, norm.apply(weights), other * (other_scale / scale), norm))
 
@@ -202,6 +242,7 @@ def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | Norm | N
     for a full moment an upper bound that is reached: the optimal kxk weights for the leading channel-whitened
     directions, read off one Cholesky factor of the moment in that basis (`als` can only be better). `reduce_expand`:
     the same with the output side restricted to the leading eigenvectors of W S W^T; an upper bound for every moment.
+    `vertical` and `horizontal`: as `reduce`, in their view of the kernel.
 
     Args:
         kernel: As in `factorize`.
@@ -210,12 +251,15 @@ def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | Norm | N
 
     Returns:
         float64 in [0, 1], not increasing: [I + 1] for `reduce`, [O + 1] for `expand`, indexed by rank from 0 (all
-        lost); [I + 1, O + 1] for `reduce_expand`, indexed by `(R_in, R_out)`.
+        lost); [I + 1, O + 1] for `reduce_expand`, indexed by `(R_in, R_out)`; [min(I * kh, O * kw) + 1] for `vertical`,
+        [min(I * kw, O * kh) + 1] for `horizontal`.
 
     Raises:
         PlanError: As in `factorize`.
     """
-    return error_curves(kernel, (form,), second_moment)[form]
+    curves = error_curves(kernel, (form,), second_moment)
+    view_of(form, np.shape(kernel)[2:])  # says why there is none
+    return curves[form]
 
 
 def error_curves(
@@ -229,7 +273,7 @@ def error_curves(
         second_moment: As in `factorize`.
 
     Returns:
-        The curves by form, in the order given.
+        The curves by form, in the order given, without the spatial forms of a kernel that has one axis to give.
 
     Raises:
         PlanError: As in `factorize`.
@@ -237,16 +281,22 @@ def error_curves(
     for form in forms:
         if form not in FORMS:
             raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
-    weights, _ = _unfold(kernel)
-    norm = _norm(second_moment, weights)
+    plain, _ = _unfold(kernel)
+    given = _norm(second_moment, plain)
     curves: dict[Form, Array] = {}
-    explained = None
+    explained: dict[View, Array] = {}
     for form in forms:
+        if not has_form(form, plain.shape[2:]):
+            continue
+        view = view_of(form, plain.shape[2:])
+        weights, norm = view.of_kernel(plain), given.seen(view)
         if form == "expand":
             gains = _output_gains(weights, norm)
         else:
-            explained = _explained(weights, norm) if explained is None else explained
-            gains = _input_gains(explained, form)
+            if view not in explained:
+                explained[view] = _explained(weights, norm)
+            gains = _input_gains(explained[view], form)
+            gains = gains[: full_rank(form, plain.shape[1], len(plain), plain.shape[2:])[0]]
         kept = np.zeros([n + 1 for n in gains.shape])
         kept[(slice(1, None),) * gains.ndim] = gains
         for axis in range(gains.ndim):
@@ -262,13 +312,13 @@ def error_curves(
 
 
 def _unfold(kernel: AnyArray) -> tuple[Array, float]:
-    """Check a kernel; return it as float64 [O, I, K] with largest magnitude in [0.5, 1), and the scale taken out."""
+    """Check a kernel; return it as float64 [O, I, *k] with largest magnitude in [0.5, 1), and the scale taken out."""
     kernel = np.asarray(kernel)
     if kernel.dtype.name not in DTYPES:
         raise PlanError(f"a kernel of dtype {kernel.dtype.name} cannot be factorised; it must be {', '.join(DTYPES)}")
     if not 3 <= kernel.ndim <= 5 or kernel.size == 0:
         raise PlanError(f"a kernel must be [O, I, *k] with one to three kernel dimensions, not {kernel.shape}")
-    weights = _flat(kernel)
+    weights = kernel.astype(np.float64)
     scale = float(np.max(np.abs(weights)))
     if not math.isfinite(scale):
         raise PlanError("the kernel holds values that are not finite (NaN or infinity); it cannot be factorised")
@@ -277,7 +327,7 @@ def _unfold(kernel: AnyArray) -> tuple[Array, float]:
 
 
 def _norm(second_moment: AnyArray | Norm | None, weights: Array) -> Norm:
-    _, inputs, taps = weights.shape
+    inputs, taps = weights.shape[1], math.prod(weights.shape[2:])
     if not isinstance(second_moment, Norm):
         return Norm.of(second_moment, inputs, taps)
     if (second_moment.inputs, second_moment.taps) != (inputs, taps):
@@ -299,11 +349,9 @@ def _ranks(form: Form, rank: Rank) -> tuple[int, int]:
     if len(numbers) not in wanted or min(numbers) < 1:
         what = "a whole number of at least 1" + (" or a pair of them" if form == "reduce_expand" else "")
         raise PlanError(f"the rank of {form} must be {what}, not {rank!r}")
-    if form == "reduce":
-        return numbers[0], 0
     if form == "expand":
         return 0, numbers[0]
-    return numbers[0], numbers[-1]
+    return numbers[0], numbers[-1] if form == "reduce_expand" else 0
 
 
 def _cuts(r_in: int, r_out: int, inputs: int, outputs: int) -> tuple[bool, bool]:
@@ -315,23 +363,23 @@ def _flat(kernel: AnyArray) -> Array:
     return kernel.astype(np.float64).reshape(*kernel.shape[:2], -1)
 
 
-def _store(split: _Split, scale: float, kernel: AnyArray) -> tuple[AnyArray | None, AnyArray, AnyArray | None]:
-    """Cast the pieces to the kernel's dtype; the kxk makes up for what rounding does to the 1x1 convolutions."""
+def _store(split: _Split, scale: float, dtype: np.dtype[Any]) -> tuple[AnyArray | None, AnyArray, AnyArray | None]:
+    """Cast the pieces to a dtype; the kernel in the middle makes up for what rounding does to those at its sides."""
     core = split.kernel * scale
     before, after = split.before, split.after
     if before is not None:
-        stored = before.astype(kernel.dtype)
-        core = np.einsum("ort,rs->ost", core, _carry(before, stored.astype(np.float64)), optimize=True)
+        stored = before.astype(dtype)
+        if len(before) <= len(core) * core.shape[2]:  # else its rows may depend on one another
+            core = np.einsum("ort,rs->ost", core, _carry(before, stored.astype(np.float64)), optimize=True)
         before = stored
     if after is not None:
-        stored = after.astype(kernel.dtype)
+        stored = after.astype(dtype)
         core = np.einsum("sr,rit->sit", _carry(after.T, stored.astype(np.float64).T).T, core, optimize=True)
         after = stored
-    core = core.reshape(*core.shape[:2], *kernel.shape[2:])
     with np.errstate(over="ignore"):
-        cast_core = core.astype(kernel.dtype)
+        cast_core = core.astype(dtype)
     if not np.isfinite(cast_core.astype(np.float64)).all():
-        raise PlanError(f"the factors overflow {kernel.dtype.name}; convert the model to float32 first")
+        raise PlanError(f"the factors overflow {dtype.name}; convert the model to float32 first")
     return before, cast_core, after
 
 
@@ -467,6 +515,12 @@ def _plain_bases(weights: Array, r_in: int, r_out: int, sweeps: int) -> tuple[Ar
     return rows, columns
 
 
+def _exact_rows(weights: Array) -> _Split:
+    """All that the outputs read of the inputs, [O * K, I], where that is less than there are channels."""
+    rows = np.linalg.qr(weights.transpose(0, 2, 1).reshape(-1, weights.shape[1]).T)[0].T
+    return _Split(rows, _mix_inputs(weights, rows.T), None)
+
+
 # --- full patch moments ----------------------------------------------------------------------------------------------
 
 
@@ -487,11 +541,13 @@ def _split_by_patches(
     if start is None:
         moments = (norm.channels, None)
         first = [_split_by_channels(weights, r_in, 0, channels, sweeps).before for channels in moments]
-    elif np.shape(start) != (r_in, inputs):
-        raise PlanError(f"the 1x1 to start from has shape {np.shape(start)}, not {(r_in, inputs)}")
     else:
-        first = [start.astype(np.float64)]
-    starts = [problem.best_kernel(rows, cut) for rows in first if rows is not None]
+        rows = np.asarray(start, dtype=np.float64)
+        rows = rows.reshape(len(rows), -1) if rows.ndim > 2 else rows
+        if rows.shape != (r_in, inputs):
+            raise PlanError(f"the piece to start from has shape {np.shape(start)}, not {(r_in, inputs)}")
+        first = [rows]
+    starts = [problem.best_kernel(side, cut) for side in first if side is not None]
     best = max(starts, key=lambda solution: solution.kept)
     stretch = STRETCH
     for _ in range(sweeps):
@@ -565,9 +621,7 @@ class _Patches:
         def apply(x: Array) -> Array:
             return (spread @ x).reshape(rank, taps * taps * inputs) @ self.norm.blocks
 
-        left = _regular_inverse(np.einsum("rtst->rs", gram))
-        assert self.norm.channels is not None
-        right = _regular_inverse(self.norm.channels)
+        left, right = _regular_inverse(np.einsum("rtst->rs", gram)), self._channels_inverse
         target = np.tensordot(core, weighted, axes=([0, 2], [0, 2]))
         residual = target - apply(rows)
         step = left @ residual @ right
@@ -587,6 +641,11 @@ class _Patches:
             slope, previous = _inner(residual, step), slope
             direction = step + (slope / previous) * direction
         return x
+
+    @cached_property
+    def _channels_inverse(self) -> Array:
+        assert self.norm.channels is not None
+        return _regular_inverse(self.norm.channels)
 
 
 def _regular_inverse(symmetric: Array) -> Array:
@@ -612,6 +671,9 @@ def _finish(split: _Split, weights: Array, r_in: int, r_out: int, norm: Norm) ->
         # The columns behind are orthonormal here, so the kxk alone has the inner products of both.
         there, back = quiet_basis(crossing + GRAIN * _level(channels) * (rows @ rows.T), _input_gram(core))
         rows, core = there @ rows, _mix_inputs(core, back)
+        if r_in > len(rows):
+            frame = _frame(r_in, len(rows))
+            rows, core = frame @ rows, _mix_inputs(core, frame.T)
         size = math.sqrt(_inner(rows, rows) / len(rows))
         rows, core = rows / size, core * size
     elif r_in:
@@ -645,16 +707,35 @@ def _output_gains(weights: Array, norm: Norm) -> Array:
 
 def _explained(weights: Array, norm: Norm) -> Array:
     """[O, I, K]: the outputs over orthogonal directions, the leading ones of which each further input channel adds."""
+    if norm.moment is None:
+        return _mix_inputs(weights, np.linalg.eigh(_input_gram(weights))[1][:, ::-1])
+    return nested_channels(weights, norm)[2]
+
+
+def nested_channels(weights: Array, norm: Norm) -> tuple[Array, Array, Array]:
+    """Directions of the input channels, the most telling first, and what each further one explains.
+
+    The leading directions, made orthonormal one after the other, span the same nested spaces. In that basis W L by a
+    Cholesky factor L of S is a Gram-Schmidt over channels: its leading columns hold exactly what the leading channels
+    can explain with their best kernel.
+
+    Args:
+        weights: W, [O, I, K].
+        norm: S, which is not the identity.
+
+    Returns:
+        The directions [I, I], one a row; L of S in their basis, [I * K, I * K], or [I, I] for a moment of channels; and
+        W L, [O, I, K].
+    """
     _, inputs, taps = weights.shape
     channels = norm.channels
-    root = None if channels is None else _cholesky(channels)
-    white = weights if root is None else _mix_inputs(weights, root)
+    assert channels is not None and norm.moment is not None
+    root = _cholesky(channels)
+    white = _mix_inputs(weights, root)
     vectors = np.linalg.eigh(_input_gram(white))[1][:, ::-1]
-    if norm.moment is None or root is None or not norm.full:
-        return _mix_inputs(white, vectors)
-    # The leading directions, made orthonormal one after the other, span the same nested spaces. In that basis
-    # W S^(1/2) by a Cholesky factor is a Gram-Schmidt over channels: its leading columns hold exactly what the
-    # leading channels can explain with their best kernel.
+    if not norm.full:
+        # W R^-T V in the basis V^T R^-1: there S is the identity.
+        return np.linalg.solve(root.T, vectors).T, np.eye(inputs), _mix_inputs(white, vectors)
     rows = np.linalg.solve(root.T, vectors)
     rows = np.linalg.qr(rows)[0].T
     problem = norm.moment.reshape(inputs, taps * inputs * taps)
@@ -662,12 +743,12 @@ def _explained(weights: Array, norm: Norm) -> Array:
     turned = np.einsum("sj,rtju->rtsu", rows, turned, optimize=True).reshape(inputs * taps, inputs * taps)
     triangle = _cholesky((turned + turned.T) * 0.5 + norm.jitter * np.eye(len(turned)))
     core = _mix_inputs(weights, rows.T)
-    return (core.reshape(len(core), -1) @ triangle).reshape(weights.shape)
+    return rows, triangle, (core.reshape(len(core), -1) @ triangle).reshape(weights.shape)
 
 
 def _input_gains(explained: Array, form: Form) -> Array:
-    """Energy that each further rank of `reduce`, [I], or pair of ranks of `reduce_expand`, [I, O], keeps."""
-    if form == "reduce":
+    """Energy that each further rank of a form cut in front, [I], or pair of ranks of `reduce_expand`, [I, O], keeps."""
+    if form != "reduce_expand":
         return cast(Array, (explained**2).sum(axis=(0, 2)))
     columns = _leading(_output_gram(explained), len(explained))
     return cast(Array, (_mix_outputs(columns.T, explained) ** 2).sum(axis=2).T)

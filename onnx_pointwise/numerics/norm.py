@@ -7,7 +7,7 @@ known. Whatever divides by S takes S + jitter 1 instead.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
+from onnx_pointwise.numerics.forms import View
 
 Array = NDArray[np.float64]
 
@@ -38,6 +39,7 @@ class Norm:
     inputs: int
     taps: int
     moment: Array | None
+    _seen: dict[View, Norm] = field(default_factory=dict, init=False, repr=False)
 
     @staticmethod
     def of(second_moment: NDArray[Any] | None, inputs: int, taps: int) -> Norm:
@@ -68,6 +70,15 @@ class Norm:
         if level == 0.0:
             return Norm(inputs, taps, None)  # nothing ever reaches the kernel: every direction counts the same
         return Norm(inputs, taps, (moment + moment.T) * (0.5 / level))
+
+    def seen(self, view: View) -> Norm:
+        """The norm of the same kernels in a view of them; made once for each view."""
+        if not view.first:
+            return self
+        if view not in self._seen:
+            moment = None if self.moment is None else view.of_moment(self.moment, self.inputs)
+            self._seen[view] = Norm(self.inputs * view.channels, view.taps, moment)
+        return self._seen[view]
 
     @property
     def full(self) -> bool:

@@ -25,9 +25,11 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from onnx_pointwise.numerics.factorize import Factors, Form, Method, Rank, compose, factorize
-from onnx_pointwise.numerics.moments import Moments, Sums, shrinkage
+from onnx_pointwise.numerics.factorize import Factors, Method, compose, factorize
+from onnx_pointwise.numerics.forms import Form, Rank
+from onnx_pointwise.numerics.moments import Moments, Sums, blended, shrinkage, tap_blend
 from onnx_pointwise.numerics.norm import Norm
+from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.parallel import in_order
 
 Array32 = NDArray[np.float32]
@@ -37,6 +39,8 @@ Array64 = NDArray[np.float64]
 RIDGES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, math.inf)
 # Wider patches than this are solved for each strength of fewer ones: eigenvectors would take longer.
 _EIGEN_LIMIT = 700
+# With more patches than so many for each number in one, a refit is not put to the proof.
+_PLENTY = 12
 # What the factorisation adds to S at least.
 _LEAST = 1e-6
 
@@ -105,6 +109,7 @@ def reconstruct(
     blocks: Sequence[Callable[[], Block]],
     *,
     method: Method = "als",
+    norm: OutputNorm | None = None,
     activation: Activation = Activation(),
     rounds: int = 2,
     sweeps: int = 4,
@@ -120,6 +125,7 @@ def reconstruct(
         blocks: Each gives patches and targets, the same ones at each call, in any thread. They are asked for once and
             again for each round.
         method: See `factorize`.
+        norm: Which errors of the outputs count, `outputs` of `factorize`.
         activation: What follows the site.
         rounds: Rounds through the activation, where it has a flat part.
         sweeps: See `factorize`.
@@ -133,44 +139,125 @@ def reconstruct(
         InputError: An activation is not finite.
     """
     outputs = len(kernel)
-    weights = kernel.astype(np.float64)
-    flat = weights.reshape(outputs, -1)
+    flat = kernel.astype(np.float64).reshape(outputs, -1)
     offset = np.zeros(outputs) if bias is None else bias
     fit, held, residuals = _accumulate(flat, offset, blocks, threads)
+    problem = _Problem(kernel, offset, form, rank, blocks, residuals, method, norm, activation, sweeps, threads)
     both = fit.merged(held) if held is not None else fit
     ridge = RIDGES[2] if held is None else _pick_ridge(fit, held, threads)
-    covariance, mean = both.covariance(), both.mean()
-    level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
-    identity = level * np.eye(len(covariance))
-    # The ridge is for the target alone. In the norm of the factorisation it would hide which directions matter.
-    lifted = covariance + max(shrinkage(covariance, both.count), _LEAST) * identity
-    norm = Norm.of(lifted, kernel.shape[1], math.prod(kernel.shape[2:]))
-    ridge, solver = _solver(covariance, ridge, identity)
+    if activation.linear:
+        rounds = 0
+    if held is not None and both.count < _PLENTY * flat.shape[1]:
+        ridge, rounds = _proven(problem, fit, ridge, rounds)
+    solved = problem.solved(both, ridge, rounds)
+    return Reconstruction(solved.factors, solved.bias, solved.error, solved.ridge)
 
-    def solve(moments: Moments, start: Factors | None = None) -> tuple[Factors, Array64, Array64]:
-        target = flat
-        if solver is not None:
-            target = flat + scipy.linalg.cho_solve(solver, moments.cross_covariance().T, check_finite=False).T
-        factors = factorize(
-            target.reshape(kernel.shape).astype(kernel.dtype),
-            form,
-            rank,
-            method=method,
-            second_moment=norm,
-            sweeps=sweeps,
-            start=None if start is None else start.before,
-        )
-        composed = compose(factors).reshape(outputs, -1)
-        return factors, offset + moments.target_mean() + (flat - composed) @ mean, composed
 
-    factors, constant, composed = solve(both)
-    error = _relative_error(both, flat, composed, covariance)
-    if not activation.linear:
+def _proven(problem: _Problem, fit: Moments, ridge: float, rounds: int) -> tuple[float, int]:
+    """Of few patches a refit may learn what does not hold: what it promises has to show on the blocks held back.
+
+    Returns:
+        The ridge, infinite where the trained kernel is the better target; and the rounds through the activation, 0
+        where they do harm.
+    """
+    options = dict.fromkeys([(math.inf, 0), (math.inf, rounds), (ridge, 0), (ridge, rounds)])
+    losses = {option: problem.held_loss(problem.solved(fit, *option, fit_only=True)) for option in options}
+    return min(losses, key=lambda option: losses[option])
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """Weights, and the change of kernel [O, I*K] and bias [O] that they amount to."""
+
+    factors: Factors
+    bias: Array64
+    error: float
+    ridge: float
+    change: Array64
+    moved: Array64
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What `reconstruct` was asked, with the residuals of the trained kernel."""
+
+    kernel: NDArray[np.floating]
+    offset: Array64
+    form: Form
+    rank: Rank
+    blocks: Sequence[Callable[[], Block]]
+    residuals: Sequence[Array32]
+    method: Method
+    outputs: OutputNorm | None
+    activation: Activation
+    sweeps: int
+    threads: int
+
+    def solved(self, moments: Moments, ridge: float, rounds: int, *, fit_only: bool = False) -> _Solved:
+        """Solve for the moments of some blocks.
+
+        Args:
+            moments: Of the patches and residuals; their targets are replaced where there are rounds.
+            ridge: Strength of the ridge relative to the mean eigenvalue of S.
+            rounds: Rounds through the activation.
+            fit_only: Whether the blocks held back are left out.
+        """
+        kernel, flat = self.kernel, self.kernel.astype(np.float64).reshape(len(self.kernel), -1)
+        taps = math.prod(kernel.shape[2:])
+        covariance, mean = moments.covariance(), moments.mean()
+        level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
+        identity = level * np.eye(len(covariance))
+        # The ridge is for the target alone. In the norm of the factorisation it would hide which directions matter.
+        lifted = blended(covariance, taps, tap_blend(moments.count, len(covariance), taps))
+        lifted = lifted + max(shrinkage(lifted, moments.count), _LEAST) * identity
+        norm = Norm.of(lifted, kernel.shape[1], taps)
+        ridge, solver = _solver(covariance, ridge, identity)
+
+        def solve(start: Factors | None = None) -> tuple[Factors, Array64, Array64]:
+            target = flat
+            if solver is not None:
+                target = flat + scipy.linalg.cho_solve(solver, moments.cross_covariance().T, check_finite=False).T
+            factors = factorize(
+                target.reshape(kernel.shape).astype(kernel.dtype),
+                self.form,
+                self.rank,
+                method=self.method,
+                second_moment=norm,
+                outputs=self.outputs,
+                sweeps=self.sweeps,
+                start=None if start is None else start.before,
+            )
+            composed = compose(factors).reshape(len(flat), -1)
+            return factors, self.offset + moments.target_mean() + (flat - composed) @ mean, composed
+
+        factors, constant, composed = solve()
+        error = _relative_error(moments, flat, composed, covariance)
         for _ in range(rounds):
-            change, moved = composed - flat, constant - offset
-            _retarget(both, change, moved, activation, blocks, residuals, threads)
-            factors, constant, composed = solve(both, factors)
-    return Reconstruction(factors, constant, error, ridge)
+            used = [
+                (block, residual)
+                for block, residual in zip(self.blocks, self.residuals, strict=True)
+                if not (fit_only and block().held)
+            ]
+            change, moved = composed - flat, constant - self.offset
+            _retarget(moments, change, moved, self.activation, used, self.threads)
+            factors, constant, composed = solve(factors)
+        if fit_only and rounds:  # whoever solves next starts from the residuals again
+            _retarget(moments, None, None, Activation(), used, self.threads)
+        return _Solved(factors, constant, error, ridge, composed - flat, constant - self.offset)
+
+    def held_loss(self, solved: _Solved) -> float:
+        """Squared error behind the activation on the blocks held back."""
+        narrow, shift = solved.change.astype(np.float32), solved.moved.astype(np.float32)[:, None]
+        lost = 0.0
+        for make, residual in zip(self.blocks, self.residuals, strict=True):
+            block = make()
+            if not block.held:
+                continue
+            now = block.targets - residual + narrow @ block.patches + shift
+            added = 0.0 if block.added is None else block.added
+            gap = self.activation.targets(block.targets + added, now + added) - (now + added)
+            lost += float(np.vdot(gap, gap))
+        return lost
 
 
 def _solver(covariance: Array64, ridge: float, identity: Array64) -> tuple[float, Any]:
@@ -245,38 +332,38 @@ def _changes(fit: Moments) -> tuple[Sequence[float], Callable[[float], Array64]]
 
 def _retarget(
     moments: Moments,
-    change: Array64,
-    moved: Array64,
+    change: Array64 | None,
+    moved: Array64 | None,
     activation: Activation,
-    blocks: Sequence[Callable[[], Block]],
-    residuals: Sequence[Array32],
+    used: Sequence[tuple[Callable[[], Block], Array32]],
     threads: int,
 ) -> None:
     """Replace the residuals in the moments by those to the targets that the activation leaves free.
 
     Args:
         moments: Moments of the patches and residuals.
-        change: What the factors have changed of the kernel, [O, I*K].
+        change: What the factors have changed of the kernel, [O, I*K]; None puts the residuals themselves back.
         moved: What they have changed of the bias, [O].
         activation: The activation.
-        blocks: As for `reconstruct`.
-        residuals: The residuals of the blocks before any change, [O, n] each.
+        used: The blocks of the moments, as for `reconstruct`, each with its residuals before any change, [O, n].
         threads: As for `reconstruct`.
     """
-    moments.clear_targets(len(change))
-    narrow, shift = change.astype(np.float32), moved.astype(np.float32)[:, None]
+    moments.clear_targets(moments.outputs)
+    narrow = None if change is None or moved is None else (change.astype(np.float32), moved.astype(np.float32)[:, None])
 
     def part(given: tuple[Callable[[], Block], Array32]) -> Sums:
         block, residual = given[0](), given[1]
+        if narrow is None:
+            return moments.sums(block.patches, residual, anew=False)
         trained = block.targets - residual  # what the trained kernel makes of these patches
-        now = trained + narrow @ block.patches + shift
+        now = trained + narrow[0] @ block.patches + narrow[1]
         if block.added is None:
             targets = activation.targets(block.targets, now)
         else:
             targets = activation.targets(block.targets + block.added, now + block.added) - block.added
         return moments.sums(block.patches, targets - trained, anew=False)
 
-    for sums in in_order(part, zip(blocks, residuals, strict=True), threads):
+    for sums in in_order(part, used, threads):
         moments.include(sums)
 
 

@@ -3,20 +3,31 @@
 It makes no weights.
 """
 
-from onnx_pointwise.planning.budget import NO_BUDGET, Budget, Split, choose, hand_made, options_of, settle
+from onnx_pointwise.planning.budget import Budget, Split, choose, hand_made, options_of, plan_of, settle
+from onnx_pointwise.planning.candidates import COLUMNS, Resource
+from onnx_pointwise.planning.correction import Corrected
 from onnx_pointwise.planning.measured import faster, meeting
-from onnx_pointwise.planning.options import Options, predicted_drift
+from onnx_pointwise.planning.options import Options, share_out
+from onnx_pointwise.planning.repair import repaired
+from onnx_pointwise.planning.search import Ladder, Outcome, next_strain
 
 __all__ = [
-    "NO_BUDGET",
+    "COLUMNS",
     "Budget",
+    "Corrected",
+    "Ladder",
     "Options",
+    "Outcome",
+    "Resource",
     "Split",
     "choose",
     "faster",
     "hand_made",
     "meeting",
+    "next_strain",
     "options_of",
-    "predicted_drift",
+    "plan_of",
+    "repaired",
     "settle",
+    "share_out",
 ]

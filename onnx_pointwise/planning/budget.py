@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-import numpy as np
 
 from onnx_pointwise.errors import PlanError, TargetError
 from onnx_pointwise.graph import Choice, ModelCost, Plan, Refusal, Site, dense_cost, make_choice, require_sites
-from onnx_pointwise.latency import Measured, NetworkLatency
+from onnx_pointwise.jsonable import json_ready
+from onnx_pointwise.latency import NetworkLatency
 from onnx_pointwise.numerics import FORMS, Form, Method
-from onnx_pointwise.planning.candidates import COLUMNS, Resource, candidates
-from onnx_pointwise.planning.options import Options, options, share_out
+from onnx_pointwise.planning.candidates import COLUMNS, Resource
+from onnx_pointwise.planning.correction import Corrected
+from onnx_pointwise.planning.options import Options, options, plain_options, share_out
 from onnx_pointwise.planning.repair import repaired
 from onnx_pointwise.study import Progress, Study
 
@@ -80,6 +81,7 @@ class Budget:
         """What must fall for a rewrite to count."""
         return next(iter(self.targets), "macs")
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict of what was asked for."""
         ranks = {name: choice.rank for name, choice in self.ranks.items()}
@@ -141,7 +143,7 @@ def settle(sites: Sequence[Site], wanted: Budget, nodes_to_exclude: Sequence[str
         else:
             refusals[name] = Refusal(
                 "no_gain",
-                f"At rank {choice.rank} it takes as many MACs as before or more; insert_pointwise can do it.",
+                f"At rank {choice.rank} it takes as many MACs as before or more; insert (insert_pointwise) can do it.",
                 {"macs": float(dense.macs), "macs_after": float(cost.macs)},
             )
     for site in sites:
@@ -164,7 +166,7 @@ def choose(
     total: ModelCost,
     *,
     method: Method = "als",
-    found: Study | None = None,
+    learned: Corrected | None = None,
     timed: NetworkLatency | None = None,
     repair_seconds: float = 0.0,
     progress: Progress = lambda stage, what: None,
@@ -178,9 +180,9 @@ def choose(
         listed: What could be done to the sites that are open, from ``options_of``.
         total: Cost of the dense model.
         method: How the factors will be computed.
-        found: What example inputs told, for the repair.
+        learned: What plans that were rehearsed have taught; None without example inputs.
         timed: What the network takes on a provider, where the options come from that.
-        repair_seconds: Time to run variations of a plan for targets in, see ``repair``; takes ``found``.
+        repair_seconds: Time to run variations of a plan for targets in, see ``repair``; takes ``learned``.
         progress: Called with a stage and what is taken up in it.
 
     Returns:
@@ -197,21 +199,68 @@ def choose(
         chosen |= by_ratio(listed, wanted.ratio)
     elif wanted.energy is not None:
         chosen |= by_energy(listed, wanted.energy)
-    elif wanted.targets and any(len(option.choices) > 1 for option in listed):
-        limits = _limits(listed, wanted.targets, total, _fixed_savings(sites, split, timed), timed)
-        chosen |= share_out(listed, limits)
-        if found is not None and repair_seconds > 0:
-            columns = [COLUMNS[resource] for resource in limits]
-            chosen = repaired(
-                found, listed, list(limits.values()), columns, chosen, seconds=repair_seconds, progress=progress
-            )
-    refusals = dict(split.refusals) | _left_dense(listed, chosen, wanted.resource, timed)
+    elif wanted.targets:
+        saved = _fixed_savings(sites, split, timed)
+        limits = _limits(listed, wanted.targets, total, saved, timed, stuck=_stuck(sites, split, listed, timed))
+        if any(len(option.choices) > 1 for option in listed):
+            progress("plan", "rehearsal")
+            chosen |= _shared_out(listed, limits, split.fixed, learned, repair_seconds, progress)
+    plan = plan_of(sites, split, listed, chosen, wanted.resource, timed=timed, method=method)
+    return replace(plan, budget=wanted.to_dict())
+
+
+def plan_of(
+    sites: Sequence[Site],
+    split: Split,
+    listed: Sequence[Options],
+    chosen: Mapping[str, Choice],
+    resource: Resource,
+    *,
+    timed: NetworkLatency | None = None,
+    method: Method = "als",
+) -> Plan:
+    """Put choices into a plan, with a refusal for every convolution that stays dense.
+
+    Args:
+        sites: All sites of the model.
+        split: What is settled already, from ``settle``.
+        listed: What could be done to the sites that are open.
+        chosen: Choices by site name.
+        resource: What had to fall.
+        timed: What the network takes on a provider, where the options come from that.
+        method: How the factors will be computed.
+    """
+    refusals = dict(split.refusals) | _left_dense(listed, chosen, resource, timed)
     order = [site.name for site in sites]
     return Plan(
         {name: chosen[name] for name in order if name in chosen},
         {name: refusals[name] for name in order if name in refusals},
         method,
-        wanted.to_dict(),
+    )
+
+
+def _shared_out(
+    listed: Sequence[Options],
+    limits: Mapping[Resource, float],
+    fixed: Mapping[str, Choice],
+    learned: Corrected | None,
+    repair_seconds: float,
+    progress: Progress,
+) -> dict[str, Choice]:
+    """Choices within the limits, rehearsed and repaired where there are example inputs."""
+    if learned is None:
+        return share_out(listed, limits)
+    chosen = learned.share_out(listed, limits, fixed)
+    if repair_seconds <= 0:
+        return chosen
+    return repaired(
+        learned.rehearsal,
+        listed,
+        list(limits.values()),
+        [COLUMNS[resource] for resource in limits],
+        {**fixed, **chosen},
+        seconds=repair_seconds,
+        progress=progress,
     )
 
 
@@ -246,13 +295,7 @@ def options_of(
         names = {site.name for site in split.open}
         seen = options(found, forms=forms, resource=wanted.resource, measured=measured)
         return [option for option in seen if option.site.name in names]
-    return [_plain_options(site, forms, wanted.resource, measured.get(site.name)) for site in split.open]
-
-
-def _plain_options(site: Site, forms: Sequence[Form], resource: Resource, measured: Measured | None) -> Options:
-    listed = candidates(site, forms=forms, resource=resource, measured=measured)
-    losses = np.append(listed.error, 0.0)
-    return Options(site, (*listed.choices, None), np.vstack([listed.costs, listed.dense]), losses, measured)
+    return [plain_options(site, forms, wanted.resource, measured.get(site.name)) for site in split.open]
 
 
 def _fixed_savings(sites: Sequence[Site], split: Split, timed: NetworkLatency | None) -> dict[Resource, float]:
@@ -322,8 +365,18 @@ def _limits(
     total: ModelCost,
     fixed: Mapping[Resource, float],
     timed: NetworkLatency | None,
+    *,
+    stuck: str,
 ) -> dict[Resource, float]:
     """What the sites of a budget may cost together, so that the whole model keeps its shares.
+
+    Args:
+        listed: What could be done to each of them.
+        targets: The shares.
+        total: Cost of the model.
+        fixed: What ranks chosen by hand save already.
+        timed: What was measured, where latency was.
+        stuck: What to say of sites where nothing can be done.
 
     Raises:
         TargetError: Even the cheapest candidates cost more.
@@ -337,18 +390,35 @@ def _limits(
         dense = sum(float(option.costs[-1, column]) for option in listed)
         least = sum(float(option.costs[:, column].min()) for option in listed)
         rest = whole - fixed[resource] - dense
-        if rest + least > target * whole:
-            left = (rest + least) / max(whole, np.finfo(np.float64).tiny)
+        if rest + least > target * whole * (1.0 + _ROUNDING) or (not whole and target < 1.0):
+            left = (rest + least) / whole if whole else 1.0
             among = "" if timed is None else f" among the forms and ranks that are faster on {timed.provider}"
+            least_of_all = f"with every site at its lowest rank{among}"
+            if not any(len(option.choices) > 1 for option in listed):
+                least_of_all = "nothing can be rewritten" if not fixed[resource] else "with the ranks chosen by hand"
             way_out = "" if timed is None else "; ask for less, or name the provider none to plan by arithmetic alone"
             raise TargetError(
                 resource,
                 left,
-                f"The target {target:.3g} cannot be reached: with every site at its lowest rank{among}, "
-                f"{left:.3f} of the {_WORDS[resource]} are left{way_out}.",
+                f"The target {target:.3g} cannot be reached: {least_of_all}, "
+                f"{left:.3f} of the {_WORDS[resource]} are left{way_out}.{stuck}",
             )
         limits[resource] = target * whole - rest
     return limits
+
+
+def _stuck(sites: Sequence[Site], split: Split, listed: Sequence[Options], timed: NetworkLatency | None) -> str:
+    """Say what keeps sites from being rewritten, in a sentence of its own; nothing where none is kept from it."""
+    if not sites:
+        return " The model has no convolution."
+    codes = Counter(refusal.code for name, refusal in split.refusals.items() if name not in split.fixed)
+    if timed is not None and (slow := sum(len(option.choices) == 1 for option in listed)):
+        codes["not_faster"] += slow
+    if not codes:
+        return ""
+    reasons = ", ".join(f"{count} {code}" for code, count in codes.most_common())
+    hint = "; --inline-functions reaches those in functions" if codes["in_function"] else ""
+    return f" Of {len(sites)} convolutions these stay as they are: {reasons} (inspect says more){hint}."
 
 
 def _left_dense(
@@ -375,5 +445,8 @@ def _left_dense(
             )
     return said
 
+
+# Sums of times are not exact.
+_ROUNDING = 1e-9
 
 _WORDS: dict[Resource, str] = {"macs": "MACs", "params": "parameters", "latency": "latency"}

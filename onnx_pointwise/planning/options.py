@@ -12,7 +12,10 @@ from onnx_pointwise.graph import Choice, Site
 from onnx_pointwise.latency import Measured
 from onnx_pointwise.numerics import FORMS, Form, knapsack
 from onnx_pointwise.planning.candidates import COLUMNS, Resource, candidates
-from onnx_pointwise.study import Study
+from onnx_pointwise.study import Sensitivity, Study
+
+# Share of the largest loss below which the solver tells plans apart no more.
+_FINE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Options:
         choices: Form and rank of each candidate; None for the dense site.
         costs: [n, 3], MACs, parameters and seconds, see `candidates.COLUMNS`.
         losses: [n], predicted relative squared drift of the network.
+        errors: [n], predicted relative squared error of the site's output.
         measured: Its latency; None where that was not measured.
     """
 
@@ -31,7 +35,12 @@ class Options:
     choices: tuple[Choice | None, ...]
     costs: NDArray[np.float64]
     losses: NDArray[np.float64]
+    errors: NDArray[np.float64]
     measured: Measured | None = None
+
+    def with_losses(self, losses: NDArray[np.float64]) -> Options:
+        """The same with other losses, [n]."""
+        return replace(self, losses=losses)
 
 
 def options(
@@ -52,23 +61,39 @@ def options(
     Returns:
         The options of each site, in graph order.
     """
-    return [_options(site, found, forms, resource, (measured or {}).get(site.name)) for site in found.sites]
+    told = [known.response.gain for known in found.sensitivities.values() if known.response.gain > 0.0]
+    usual = float(np.median(told)) if told else 1.0
+    return [
+        _options(site, found, forms, resource, (measured or {}).get(site.name))
+        if _shown(found.sensitivities[site.name])
+        else plain_options(site, forms, resource, (measured or {}).get(site.name), usual)
+        for site in found.sites
+    ]
+
+
+def plain_options(
+    site: Site, forms: Sequence[Form], resource: Resource, measured: Measured | None, gain: float = 1.0
+) -> Options:
+    """The options of a site of which nothing but its kernel is known, at a gain that others have."""
+    listed = candidates(site, forms=forms, resource=resource, measured=measured)
+    errors = np.append(listed.error, 0.0)
+    costs = np.vstack([listed.costs, listed.dense])
+    return Options(site, (*listed.choices, None), costs, gain * errors, errors, measured)
+
+
+def _shown(known: Sensitivity) -> bool:
+    """Whether the examples show an error of the site: an error that nothing shows is not small."""
+    lowest = [curve[(1,) * curve.ndim] for curve in known.curves.values() if min(curve.shape) > 1]
+    return known.response.gain > 0.0 and max(lowest, default=0.0) > 0.0
 
 
 def _options(site: Site, found: Study, forms: Sequence[Form], resource: Resource, measured: Measured | None) -> Options:
     known = found.sensitivities[site.name]
-    listed = candidates(site, forms=forms, resource=resource, curves=known.curves, measured=measured)
-    errors = np.array(
-        [
-            known.errors(choice.form, np.array([error]))[0]
-            for choice, error in zip(listed.choices, listed.error, strict=True)
-        ]
-    )
-    choices = [
-        replace(choice, error=float(np.sqrt(error))) for choice, error in zip(listed.choices, errors, strict=True)
-    ]
+    curves = {form: known.errors(form, curve) for form, curve in known.curves.items()}
+    listed = candidates(site, forms=forms, resource=resource, curves=curves, measured=measured)
+    errors = np.append(listed.error, 0.0)
     costs = np.vstack([listed.costs, listed.dense])
-    return Options(site, (*choices, None), costs, np.append(known.response(errors), 0.0), measured)
+    return Options(site, (*listed.choices, None), costs, known.response(errors), errors, measured)
 
 
 def share_out(listed: Sequence[Options], limits: Mapping[Resource, float]) -> dict[str, Choice]:
@@ -85,28 +110,23 @@ def share_out(listed: Sequence[Options], limits: Mapping[Resource, float]) -> di
         PlanError: The limits cannot be met.
     """
     columns = [COLUMNS[name] for name in limits]
-    picked = knapsack([one.costs[:, columns] for one in listed], [one.losses for one in listed], list(limits.values()))
-    return _named(listed, picked)
+    costs, losses = [one.costs[:, columns] for one in listed], [one.losses for one in listed]
+    kept = [np.arange(len(loss)) for loss in losses]
+    while True:
+        found = knapsack(
+            [cost[at] for cost, at in zip(costs, kept, strict=True)],
+            [loss[at] for loss, at in zip(losses, kept, strict=True)],
+            list(limits.values()),
+        )
+        picked = [int(at[index]) for at, index in zip(kept, found, strict=True)]
+        total = sum(float(loss[index]) for loss, index in zip(losses, picked, strict=True))
+        largest = max((float(loss[at].max()) for loss, at in zip(losses, kept, strict=True)), default=0.0)
+        if total >= _FINE * largest:
+            return _named(listed, picked)
+        # What alone loses more than this plan is in no better one; the solver does not see differences much smaller.
+        kept = [np.flatnonzero(loss <= total * (1.0 + _FINE)) for loss in losses]
 
 
 def _named(listed: Sequence[Options], picked: Sequence[int]) -> dict[str, Choice]:
     chosen = {one.site.name: one.choices[index] for one, index in zip(listed, picked, strict=True)}
     return {name: choice for name, choice in chosen.items() if choice is not None}
-
-
-def predicted_drift(found: Study, choices: Mapping[str, Choice]) -> float | None:
-    """Predict the relative L2 drift of the outputs, before any refit.
-
-    Args:
-        found: What the examples told.
-        choices: Form and rank by site name.
-
-    Returns:
-        The drift; None where a choice was made by hand or is replayed, so that its error was never estimated.
-    """
-    total = 0.0
-    for name, choice in choices.items():
-        if name not in found.sensitivities or choice.error is None:
-            return None
-        total += float(found.sensitivities[name].response(np.array([choice.error**2]))[0])
-    return float(np.sqrt(total))

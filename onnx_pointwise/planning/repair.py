@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from onnx_pointwise.graph import Choice, Replacement
+from onnx_pointwise.graph import Choice
 from onnx_pointwise.numerics import exchange
 from onnx_pointwise.planning.options import Options
-from onnx_pointwise.study import Progress, Study, WholeNetwork, few_examples, unrefitted
+from onnx_pointwise.study import Progress, Rehearsal
 
 
 def repaired(
-    found: Study,
+    rehearsal: Rehearsal,
     listed: Sequence[Options],
     limits: Sequence[float],
     columns: Sequence[int],
@@ -24,7 +24,7 @@ def repaired(
     """Exchange rank between sites while that lowers the measured drift of the network, for a limited time.
 
     Args:
-        found: What the example inputs told.
+        rehearsal: Where plans are tried out.
         listed: The options of each site.
         limits: The most that all these sites may cost, for each column.
         columns: Columns of ``Options.costs`` that are limited.
@@ -37,28 +37,17 @@ def repaired(
     """
     if not listed:
         return dict(chosen)
-    whole = WholeNetwork(
-        found.shapes.model, found.sites, few_examples(found), batch=found.batch, threads=found.settings["threads"]
-    )
-    sites = {site.name: site for site in found.sites}
     names = {option.site.name for option in listed}
-    made: dict[tuple[str, Choice], Replacement] = {}
     end = time.monotonic() + seconds
     runs = 0
-
-    def weights(name: str, choice: Choice) -> Replacement:
-        if (name, choice) not in made:
-            made[name, choice] = unrefitted(sites[name], choice, found)
-        return made[name, choice]
-
-    fixed = {name: weights(name, choice) for name, choice in chosen.items() if name not in names and name in sites}
+    fixed = {name: choice for name, choice in chosen.items() if name not in names}
 
     def measure(picked: Sequence[int]) -> float:
         nonlocal runs
         runs += 1
         progress("repair", f"plan {runs}")
         pairs = ((option.site.name, option.choices[index]) for option, index in zip(listed, picked, strict=True))
-        return whole.drift(fixed | {name: weights(name, choice) for name, choice in pairs if choice is not None})
+        return rehearsal.drift(fixed | {name: choice for name, choice in pairs if choice is not None})
 
     start = [option.choices.index(chosen.get(option.site.name)) for option in listed]
     picked, _ = exchange(

@@ -3,4 +3,6 @@
 It computes nothing.
 """
 
-__all__ = []
+from onnx_pointwise.reports.plain import Text, console, plain
+
+__all__ = ["Text", "console", "plain"]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 
-from onnx_pointwise.check import CheckResult, ProviderCheck
-from onnx_pointwise.graph import ModelCost, Refusal
+from onnx_pointwise.check import WORDS, CheckResult, HeadCheck, Inputs, Likeness, ProviderCheck, shortened
+from onnx_pointwise.graph import ModelCost, Refusal, another_size, competing
 from onnx_pointwise.jobs import ENERGIES, Benchmark, Inspection, RewriteResult, SiteResult, SiteView
 from onnx_pointwise.latency import CacheInfo
-from onnx_pointwise.numerics import Drift
+from onnx_pointwise.numerics import FORMS, Drift
+from onnx_pointwise.reports.plain import Table, Text, plain
 from onnx_pointwise.runtime import LatencyComparison, NodeTime, ProviderInfo
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -30,6 +30,10 @@ def size(value: float) -> str:
     """Write a number of bytes: 4.35 MB."""
     text = count(value)
     return f"{text}B" if text[-1].isalpha() else f"{text} B"
+
+
+def _known_size(value: float) -> str:
+    return size(value) if value else "unknown"
 
 
 def _three(value: float) -> str:
@@ -80,7 +84,7 @@ def assumptions(assumed: Iterable[str], shapes: dict[str, tuple[int, ...]]) -> l
     return [
         Text(
             f"The model leaves the size of '{name}' open; costs are for {_size_of(shapes[name])}. "
-            f"Name another with --input-shape {name}:{','.join(map(str, shapes[name]))}.",
+            f"Name another with --input-shape {name}:{','.join(map(str, another_size(shapes[name])))}.",
             style="yellow",
         )
         for name in assumed
@@ -131,14 +135,16 @@ def _treads(result: Inspection) -> list[RenderableType]:
         if view.latency is None:
             continue
         timed = view.latency
-        for form in ("reduce", "expand"):
+        shown = [form for form in competing(view.site, FORMS) if form != "reduce_expand"]
+        for form in shown:
             treads = [
                 f"{rank(at)}: {seconds / timed.dense:.2f}"
                 for (kind, at), seconds in zip(timed.choices, timed.seconds, strict=True)
                 if kind == form
             ]
-            dense = milliseconds(timed.dense) if form == "reduce" else ""
-            table.add_row(view.site.name if form == "reduce" else "", dense, form, "  ".join(treads) or "never faster")
+            first = form == shown[0]
+            dense = milliseconds(timed.dense) if first else ""
+            table.add_row(view.site.name if first else "", dense, form, "  ".join(treads) or "never faster")
     return [Text(), table, Text()] if table.rows else []
 
 
@@ -197,7 +203,9 @@ def rewrite(result: RewriteResult) -> RenderableType:
     )
     for site in result.sites:
         table.add_row(*_rewrite_row(site, timed=timed))
+    first = [] if result.check is None else [answers(result.check, most=_MOST_SITES), Text()]
     return Group(
+        *first,
         table,
         *_refusal_lines([(site.name, site.refusal) for site in result.sites]),
         Text(),
@@ -213,6 +221,7 @@ def rewrite(result: RewriteResult) -> RenderableType:
 def calibration(result: RewriteResult) -> list[Text]:
     """Say what the weights were computed from, and what the examples held back say."""
     lines = [Text(str(result.calibration["sentence"]))]
+    lines += [Text(warning, style="yellow") for warning in result.calibration.get("warnings", ())]
     coarse = [site for site in result.sites if site.moment not in (None, "exact")]
     for kind, words in (
         ("stationary", "taken to be the same at every position of the kernel"),
@@ -230,8 +239,7 @@ def calibration(result: RewriteResult) -> list[Text]:
         elif found.dropped is not None:
             other = f"{found.dropped:.3g} with a refit, which was dropped"
         lines.append(Text(f"Drift on examples held back: {found.drift:.3g}{plan}; {other}."))
-    if not result.plan.choices:
-        lines.append(Text("Nothing was rewritten; the model is as it was.", style="bold yellow"))
+    lines += search(result)
     if result.score is not None:
         score = result.score
         lines.append(
@@ -239,6 +247,24 @@ def calibration(result: RewriteResult) -> list[Text]:
                 f"Your score: {score.before:.4f} before, {score.after:.4f} after.", style="" if score.passed else "red"
             )
         )
+    return lines
+
+
+def search(result: RewriteResult) -> list[Text]:
+    """Say how the network was searched for, and that nothing was rewritten where nothing was, with the reason."""
+    lines = []
+    found = result.search
+    if found is not None and found.steps:
+        wanted = "fastest" if found.resource == "latency" else "cheapest"
+        limits = "answers stay the same" if found.limits.get("answers") == "same" else "limits are kept"
+        kept = sum(step.passed for step in found.steps)
+        made = f"{len(found.steps)} network{'s were' if len(found.steps) > 1 else ' was'} made"
+        lines.append(
+            Text(f"Searched for the {wanted} network whose {limits}: {made}, {kept or 'none'} of them kept it.")
+        )
+    if not result.plan.choices:
+        reason = "" if found is None or found.reason is None else f" {found.reason}"
+        lines.append(Text(f"Nothing was rewritten; the model is as it was.{reason}", style="bold yellow"))
     return lines
 
 
@@ -292,10 +318,11 @@ def costs(before: ModelCost, after: ModelCost, check: CheckResult | None = None)
         ("MACs", count, before.macs, after.macs),
         ("Parameters", count, before.params, after.params),
         ("File", size, before.bytes, after.bytes),
-        ("Activations", size, before.activation_bytes, after.activation_bytes),
+        ("Activations", _known_size, before.activation_bytes, after.activation_bytes),
     )
     for title, write, old, new in rows:
-        table.add_row(title, write(old), write(new), percent(new / old) if old else "")
+        unknown = not old or (title == "Activations" and not new)
+        table.add_row(title, write(old), write(new), "" if unknown else percent(new / old))
     for result in check.providers if check is not None else ():
         if result.latency is not None:
             timed = result.latency
@@ -315,7 +342,112 @@ def milliseconds(seconds: float) -> str:
 
 def check(result: CheckResult) -> RenderableType:
     """Show how two models compare."""
-    return Group(costs(result.before, result.after, result), Text(), verdict(result))
+    return Group(answers(result), Text(), costs(result.before, result.after, result), Text(), verdict(result))
+
+
+# Sites that are shown where nobody asked for them.
+_MOST_SITES = 8
+_STYLES: Mapping[Likeness | None, str] = {"changed": "bold yellow", "broken": "bold red", None: "bold red"}
+_ON: Mapping[Inputs, str] = {
+    "given": "on the inputs given",
+    "held_back": "on held-back examples",
+    "examples": "on the examples that its weights were made from",
+    "random": "on random inputs",
+}
+
+
+def answers(result: CheckResult, *, most: int | None = None) -> RenderableType:
+    """Show how alike the answers are: in words first, then head by head, then which convolutions did it.
+
+    Args:
+        result: The check.
+        most: Convolutions to show at most.
+    """
+    several = len(result.providers) > 1
+    table = _table(
+        ("Head", "left"),
+        ("Kind", "left"),
+        *([("On", "left")] if several else []),
+        ("Agreement", "right"),
+        ("Drift", "right"),
+        ("Worst", "right"),
+        ("Verdict", "left"),
+    )
+    for provider in result.providers:
+        for head in provider.heads:
+            where = [provider.provider] if several else []
+            table.add_row(_Shortened(head.value), head.kind, *where, *_head_row(head))
+    lines: list[RenderableType] = [_sentence(result)]
+    if table.rows:
+        lines += [table, _limits(result)]
+    lines += [Text(f"Not compared: {name}. {reason}", style="dim") for name, reason in result.not_compared.items()]
+    return Group(*lines, *_sites(result, most))
+
+
+def _sentence(result: CheckResult) -> Text:
+    """The one line that a reader remembers."""
+    worst, word = result.worst, result.verdict
+    style = _STYLES.get(word, "bold green" if result.passed else "bold")
+    if worst is None or word is None:
+        return Text(f"Nothing that the networks answer could be compared {_ON[result.inputs]}.", style=style)
+    said = "The network is broken" if word == "broken" else f"The answers are {WORDS[word]}"
+    return Text(f"{said}: {worst.figure} at {worst.place}, {_ON[result.inputs]}.", style=style)
+
+
+def _head_row(head: HeadCheck) -> list[str | Text]:
+    agreement = ""
+    if head.agreement is not None:
+        agreement = f"{head.agreement:.1f} dB" if head.measure == "PSNR" else f"{head.measure} {head.agreement:.3f}"
+        agreement = agreement if head.judged_by == "agreement" else f"({agreement})"
+    drift, most = ("" if number is None else f"{number:.3g}" for number in (head.drift, head.worst_drift))
+    word = "not compared" if head.verdict is None else WORDS[head.verdict]
+    return [agreement, drift, most, Text(word, style=_STYLES.get(head.verdict, ""))]
+
+
+def _limits(result: CheckResult) -> Text:
+    """Say what the words stand for."""
+    kinds = {head.kind for head in result.heads if head.judged_by == "agreement"} or {"numbers"}
+    if any(head.judged_by == "drift" for head in result.heads):
+        kinds.add("numbers")
+    said = "; ".join(
+        f"{kind} {', '.join(f'{number:g}' for number in numbers)}"
+        for kind, numbers in result.limits.items()
+        if kind in kinds
+    )
+    few = ""
+    if any(head.judged_by == "drift" and head.kind != "numbers" for head in result.heads):
+        few = " Where too little was found to count, drift decides, as for numbers."
+    return Text(f"The same, close, changed up to (--limit): {said}.{few}", style="dim")
+
+
+def _sites(result: CheckResult, most: int | None) -> list[RenderableType]:
+    """Show convolutions that are computed otherwise, the worst first."""
+    if result.sites is None:
+        return []
+    table = _table(("Convolution", "left"), ("Own drift", "right"), ("With all before it", "right"))
+    rows = sorted(result.sites, key=lambda site: -1.0 if site.own is None else site.own, reverse=True)
+    for site in rows[:most]:
+        table.add_row(_Shortened(site.name), *("" if one is None else f"{one:.3g}" for one in (site.own, site.drift)))
+    if not table.rows:
+        return [Text("Every convolution is computed as before.", style="dim")]
+    rest = f"; {len(rows) - len(table.rows)} more are in the JSON" if len(table.rows) < len(rows) else ""
+    hint = (
+        f"Drift at convolutions that are computed otherwise, worst first{rest}; rewrite --exclude NODE leaves one out."
+    )
+    return [Text(), table, Text(hint, style="dim")]
+
+
+class _Shortened:
+    """A name that gives up its middle where the table is too narrow for it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(shortened(plain(self._name), options.max_width), no_wrap=True)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(12, len(plain(self._name))), len(plain(self._name)))
 
 
 def verdict(result: CheckResult) -> RenderableType:
@@ -338,14 +470,14 @@ def verdict(result: CheckResult) -> RenderableType:
     lines += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
     lines += [Text(f"failed: {finding.sentence}", style="bold red") for finding in result.findings]
     if result.passed:
-        lines.append(Text(_passed(result), style="bold green"))
+        good = result.verdict in ("same", "close")
+        lines.append(Text(_passed(result, good=good), style="bold green" if good else "yellow"))
     return Group(table, *lines) if table.rows else Group(*lines)
 
 
-def _passed(result: CheckResult) -> str:
+def _passed(result: CheckResult, *, good: bool) -> str:
     """Say what a check that passed stands for: without a limit, any drift passes."""
-    limit = result.max_drift
-    unlimited = [name for name in result.drift if (limit.get(name) if isinstance(limit, Mapping) else limit) is None]
+    unlimited = result.unlimited
     if not unlimited:
         drift = "the drift is within its limit"
     elif len(unlimited) == len(result.drift):
@@ -353,14 +485,15 @@ def _passed(result: CheckResult) -> str:
     else:
         names = ", ".join(f"'{name}'" for name in unlimited)
         drift = f"the drift is within its limit, but that of {names} was not limited (--max-drift)"
-    return f"Check passed: names, shapes and types are the same, and no output turned NaN or infinite; {drift}."
+    same = f"names, shapes and types are the same, and no output turned NaN or infinite; {drift}"
+    return f"Check passed: {same}." if good else f"The answers {result.verdict}, as said first; {same}."
 
 
 def _drift_row(name: str, where: str, drift: Drift) -> list[str]:
     return [
         name,
         where,
-        f"{drift.relative_l2:.3g}",
+        "nothing" if drift.values in (0, drift.non_finite_before) else f"{drift.relative_l2:.3g}",
         "" if drift.decibel is None else f"{drift.decibel:.1f}",
         f"{drift.max_abs:.3g}",
         "" if drift.cosine is None else f"{drift.cosine:.6f}",

@@ -6,6 +6,8 @@ It knows nothing of plans.
 from onnx_pointwise.runtime.inputs import Array, InputSpec, feedable, input_specs, random_inputs, split_inputs
 from onnx_pointwise.runtime.machine import Machine, machine
 from onnx_pointwise.runtime.memory import PeakMemory, peak_memory
+from onnx_pointwise.runtime.non_finite import first_non_finite
+from onnx_pointwise.runtime.outputs import not_compared, output_of, run_outputs
 from onnx_pointwise.runtime.profiling import NodeTime, node_times
 from onnx_pointwise.runtime.providers import (
     AssignedNode,
@@ -17,7 +19,7 @@ from onnx_pointwise.runtime.providers import (
     provider_name,
     require,
 )
-from onnx_pointwise.runtime.runner import Runner, model_name, open_initializers
+from onnx_pointwise.runtime.runner import Runner, inputs_that_run, model_name, one_batch, open_initializers
 from onnx_pointwise.runtime.runtime_errors import sentence
 from onnx_pointwise.runtime.segments import (
     MEMORY,
@@ -27,9 +29,10 @@ from onnx_pointwise.runtime.segments import (
     reads,
     run_session,
     site_values,
+    tensor_outputs,
     without_shapes,
 )
-from onnx_pointwise.runtime.shape_inference import resolve
+from onnx_pointwise.runtime.shape_inference import input_sizes, resolve
 from onnx_pointwise.runtime.timing import Latency, LatencyComparison, Verdict, compare, measure
 
 __all__ = [
@@ -50,15 +53,21 @@ __all__ = [
     "compare",
     "discover",
     "feedable",
+    "first_non_finite",
+    "input_sizes",
     "input_specs",
+    "inputs_that_run",
     "machine",
     "measure",
     "model_name",
     "node_times",
     "nodes_off_provider",
+    "not_compared",
+    "one_batch",
     "open_initializers",
     "open_session",
     "open_waiting",
+    "output_of",
     "peak_memory",
     "provider_info",
     "provider_name",
@@ -66,9 +75,11 @@ __all__ = [
     "reads",
     "require",
     "resolve",
+    "run_outputs",
     "run_session",
     "sentence",
     "site_values",
     "split_inputs",
+    "tensor_outputs",
     "without_shapes",
 ]

@@ -11,6 +11,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import cores
 
 # What ONNX Runtime's CPU kernels choose their code path by, widest first.
@@ -59,6 +60,7 @@ class Machine:
     system: str
     versions: dict[str, str]
 
+    @json_ready
     def to_dict(self) -> dict[str, object]:
         """Give the same as JSON-ready values."""
         return asdict(self) | {"instruction_sets": list(self.instruction_sets)}

@@ -17,6 +17,7 @@ import numpy as np
 
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import ModelSource, runtime_source
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import providers
 from onnx_pointwise.runtime.runner import Runner
 from onnx_pointwise.runtime.running import Watching
@@ -37,6 +38,7 @@ class PeakMemory:
     running: int
     process: int
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return asdict(self)
@@ -77,9 +79,9 @@ def peak_memory(model: ModelSource | bytes, settings: Watching) -> PeakMemory:
 
 
 def _in_fresh_process(job: Mapping[str, Any]) -> list[int]:
-    search_path = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    search_path = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, search_path))}
-    code = "from onnx_pointwise.memory import memory_job; memory_job()"
+    code = "from onnx_pointwise.runtime.memory import memory_job; memory_job()"
     done = subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps(job),

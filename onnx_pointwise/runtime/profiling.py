@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_pointwise.graph import ModelSource, as_model, find_sites, frozen, runtime_source
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import providers
 from onnx_pointwise.runtime.running import Profiling
 from onnx_pointwise.schema import job
@@ -37,6 +38,7 @@ class NodeTime:
     seconds: float
     site: str | None
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return asdict(self)

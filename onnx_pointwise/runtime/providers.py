@@ -30,6 +30,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_pointwise.errors import ModelError, ProviderError
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime.devices import Device, DriverError, cuda_devices, vulkan_devices
 from onnx_pointwise.runtime.machine import machine, package_versions
 from onnx_pointwise.runtime.runtime_errors import sentence
@@ -107,6 +108,7 @@ class ProviderInfo:
     version: str | None
     package: str
 
+    @json_ready
     def to_dict(self) -> dict[str, object]:
         """Give the same as JSON-ready values."""
         return asdict(self)
@@ -126,6 +128,7 @@ class AssignedNode:
     op_type: str
     provider: str
 
+    @json_ready
     def to_dict(self) -> dict[str, object]:
         """Give the same as JSON-ready values."""
         return asdict(self)
@@ -283,6 +286,11 @@ def device_memory(provider: str) -> tuple[str, int] | None:
 
 def _parse(provider: str) -> tuple[_Entry, dict[str, str]]:
     """Split ``name:key=value,...`` into a registry entry and options."""
+    if not isinstance(provider, str):
+        raise ProviderError(
+            f"An execution provider is named by text, such as 'cpu' or 'cuda:device_id=1', not by {provider!r}; "
+            "'none' plans a rewrite without any."
+        )
     name, _, rest = provider.partition(":")
     entry = next((entry for entry in _entries() if name.lower() in (entry.name, entry.runtime_name.lower())), None)
     if entry is None:

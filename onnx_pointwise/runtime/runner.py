@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import ModelSource, as_model, concrete_inputs, origin, overridable
+from onnx_pointwise.graph import ModelSource, as_model, origin, overridable, runtime_source
 from onnx_pointwise.runtime import providers
-from onnx_pointwise.runtime.inputs import Array, feedable, input_specs, random_inputs, require_inputs
+from onnx_pointwise.runtime.inputs import Array, feedable, input_specs, random_inputs, require_inputs, split_inputs
 from onnx_pointwise.runtime.runtime_errors import sentence
+from onnx_pointwise.runtime.shape_inference import input_sizes
 
 
 def require_positive(**values: float) -> None:
@@ -46,7 +48,7 @@ def feeds_for(
     model = as_model(source)
     specs = input_specs(model)
     if inputs is None:
-        feeds = random_inputs(specs, concrete_inputs(model, input_shapes)[0], seed=seed)
+        feeds = random_inputs(specs, input_sizes(model, input_shapes), seed=seed)
     else:
         feeds = require_inputs(specs, inputs)
     # Sessions hold the weights from here on, and graphs are cyclic: only a collection gives gigabytes back.
@@ -71,7 +73,9 @@ class Runner:
         else:
             for key, array in feeds.items():
                 self._binding.bind_cpu_input(key, array)
-        for output in session.get_outputs():
+        # Sequences and maps are bound nowhere.
+        self._plain = any(not output.type.startswith("tensor(") for output in session.get_outputs())
+        for output in session.get_outputs() if not self._plain else ():
             self._binding.bind_output(output.name, *self._device)
 
     def _bind_device(self, kind: str, index: int) -> bool:
@@ -92,11 +96,29 @@ class Runner:
             self._device = kind, index
         return True
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is bound: outputs come as they are made."""
+        return self._plain
+
+    def unbind(self) -> None:
+        """Run without binding from here on, as beside a network that cannot be bound."""
+        self._plain, self.bound = True, "host"
+
     def run(self) -> float:
         """Run once; give the seconds until the outputs are there."""
         start = time.perf_counter()
-        self.session.run_with_iobinding(self._binding)
-        self._binding.synchronize_outputs()
+        if self._plain:
+            self.session.run(None, self._arrays)
+            return time.perf_counter() - start
+        try:
+            self.session.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
+        except Exception:  # the runtime's exceptions share no base class
+            # From the second run on, bound outputs must have the rank that the file declares; without binding the
+            # runtime takes any, and so do those who deploy such files.
+            self.unbind()
+            return self.run()
         return time.perf_counter() - start
 
     def first_run(self) -> float:
@@ -105,6 +127,56 @@ class Runner:
             return self.run()
         except Exception as error:  # the runtime's exceptions share no base class
             raise ModelError(f"{self._name}: the model does not run: {sentence(error)}.") from error
+
+
+def one_batch(model: ModelSource | bytes, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Take of given inputs what one run takes: all of them, or as many as the batch that a model fixes.
+
+    Raises:
+        InputError: The inputs do not fit the model.
+    """
+    return split_inputs(input_specs(as_model(model)), inputs, limit=sys.maxsize)[0]
+
+
+def inputs_that_run(
+    model: ir.Model,
+    input_shapes: Mapping[str, Sequence[int]],
+    given: Mapping[str, Array] | None,
+    *,
+    provider: str = "cpu",
+    seed: int = 0,
+) -> dict[str, Array] | None:
+    """Choose what a network is timed on: random inputs where it runs on them, else the first item of those given.
+
+    Detectors may fail on random inputs, in which they find nothing.
+
+    Args:
+        model: The network.
+        input_shapes: Shapes of the random inputs.
+        given: Input name to array, [N, ...]; None where there are none.
+        provider: Execution provider, as for `providers.open_session`.
+        seed: Of the random inputs.
+
+    Returns:
+        The inputs; None where random ones do.
+
+    Raises:
+        ModelError: The network runs on neither.
+        InputError: The inputs given do not fit the network.
+    """
+    if given is None:
+        return None
+    specs = input_specs(model)
+    first = split_inputs(specs, given, limit=1)[0]
+    with runtime_source(model) as source:
+        session = providers.open_session(source, provider)
+        name = model_name(model)
+        try:
+            Runner(session, feeds_for(model, None, input_shapes, seed), provider, name).first_run()
+        except ModelError:
+            Runner(session, feeds_for(model, first, None, seed), provider, name).first_run()
+            return feedable(first)
+    return None
 
 
 def open_initializers(model: ir.Model, name: str) -> list[str]:

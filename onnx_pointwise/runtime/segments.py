@@ -20,7 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import Site, runtime_source
+from onnx_pointwise.graph import Site, holds_map, runtime_source, still
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.runtime_errors import sentence
 
@@ -28,8 +28,12 @@ Array = NDArray[Any]
 
 
 def without_shapes(model: ir.Model) -> ir.Model:
-    """Copy a model and forget the shapes of everything computed, so that it runs at any batch size."""
+    """Copy a model and forget the shapes of everything computed, so that it runs at any batch size.
+
+    Its random nodes draw the same in every run, see ``graph.noise``.
+    """
     copy = model.clone()
+    still(copy)
     for graph in copy.graphs():
         for value in graph.inputs:
             if value.const_value is None:
@@ -38,6 +42,15 @@ def without_shapes(model: ir.Model) -> ir.Model:
             for value in node.outputs:
                 value.shape = None
     return copy
+
+
+def tensor_outputs(model: ir.Model) -> list[str]:
+    """Name the outputs of a network that are tensors, or may be: sequences and maps have no part for each example."""
+    return [
+        str(value.name)
+        for value in model.graph.outputs
+        if isinstance(value.type, ir.TensorType) or (value.type is None and not holds_map(value))
+    ]
 
 
 def open_waiting(source: str | Path | bytes, threads: int | None) -> ort.InferenceSession:
@@ -137,7 +150,7 @@ class TwinRun:
         batch: Examples in one run.
         memory: Bytes of activations to hold in memory.
         threads: Threads of the sessions; the runtime's own choice if None.
-        outputs: Names of the values to keep to the end; the network's outputs if None.
+        outputs: Names of the values to keep to the end; the network's outputs, as far as they are tensors, if None.
     """
 
     def __init__(
@@ -154,13 +167,14 @@ class TwinRun:
         self._model = without_shapes(model)
         self._batch, self._threads = batch, threads
         self._values = ir.convenience.create_value_mapping(self._model.graph, include_subgraphs=False)
-        self.outputs = list(outputs or (str(value.name) for value in self._model.graph.outputs))
+        self.outputs = list(outputs or tensor_outputs(self._model))
         self._store = Store(memory)
         self.dense: dict[str, Array] = dict(inputs)
         self.rewritten: dict[str, Array] = dict(inputs)
         self._given = set(inputs)
         self.count = len(next(iter(inputs.values())))
         self._cut = {str(name): site for site in sites for name in site_values(site)}
+        self._varying = _varying(self._model.graph, inputs)
         self._pending: Counter[str] = Counter()
         self._done: set[ir.Node] = set()
         for node in self._model.graph:
@@ -194,7 +208,9 @@ class TwinRun:
             return
         feeds = sorted({name for node in nodes for name in reads(node) if name in self.dense})
         taken = Counter(name for node in nodes for name in reads(node))
-        made = [str(value.name) for node in nodes for value in node.outputs if value.name]
+        # What does not depend on the examples is computed anew in every piece: it has no part for each of them.
+        made = [str(value.name) for node in nodes for value in node.outputs if value.name in self._varying]
+        made += [name for name in wanted if name not in self._varying]
         kept = [name for name in made if name in wanted or name in self.outputs or self._pending[name] > taken[name]]
         piece = Piece(self._model, feeds, kept, threads=self._threads)
         dense = self._over_batches(piece, self.dense)
@@ -348,6 +364,15 @@ class TwinRun:
             self._store.drop(first)
             if second is not first:
                 self._store.drop(second)
+
+
+def _varying(graph: ir.Graph, inputs: Iterable[str]) -> set[str]:
+    """Names of the values that depend on inputs."""
+    found = set(inputs)
+    for node in graph:
+        if not found.isdisjoint(reads(node)):
+            found.update(str(value.name) for value in node.outputs if value.name)
+    return found
 
 
 def site_values(site: Site) -> list[str]:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInferencePass
 
 from onnx_pointwise.errors import ModelError
-from onnx_pointwise.graph import ResolvedShapes, Shape, concrete_inputs, quiet, runtime_inputs, runtime_source
+from onnx_pointwise.graph import (
+    ASSUMED_SIZES,
+    ResolvedShapes,
+    Shape,
+    another_size,
+    concrete_inputs,
+    holds_map,
+    origin,
+    quiet,
+    runtime_inputs,
+    runtime_source,
+)
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.runtime_errors import sentence
+
+# More numbers in one value than any machine holds.
+_MOST_NUMBERS = 2**44
 
 
 def resolve(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> ResolvedShapes:
@@ -22,25 +38,75 @@ def resolve(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = 
         input_shapes: Shapes by input name; see ``concrete_inputs``.
 
     Returns:
-        The shapes. Values that even a run does not reach (inside control flow) stay unknown.
+        The shapes. Values that even a run does not reach (inside control flow) stay unknown. Where a size has to be
+        assumed, it is the first of ``ASSUMED_SIZES`` at which the model runs.
 
     Raises:
         InputError: ``input_shapes`` does not fit the model.
         ModelError: The shapes need a run, and the model does not run at the chosen input shapes.
     """
     inputs, assumed = concrete_inputs(model, input_shapes)
+    try:
+        return _resolve_at(model, inputs, assumed)
+    except ModelError:
+        if not assumed:
+            raise
+        for size in ASSUMED_SIZES[1:]:
+            with contextlib.suppress(ModelError):
+                return _resolve_at(model, concrete_inputs(model, input_shapes, size=size)[0], assumed)
+        raise
+
+
+def input_sizes(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Shape]:
+    """Choose a concrete shape for every input, one at which the model runs where a size has to be assumed.
+
+    Args:
+        model: The model.
+        input_shapes: Shapes by input name; see ``concrete_inputs``.
+
+    Raises:
+        InputError: ``input_shapes`` does not fit the model.
+        ModelError: It runs at no size that is assumed.
+    """
+    shapes, assumed = concrete_inputs(model, input_shapes)
+    return dict(resolve(model, input_shapes).inputs) if assumed else shapes
+
+
+def _resolve_at(model: ir.Model, inputs: Mapping[str, Shape], assumed: tuple[str, ...]) -> ResolvedShapes:
     copy = model.clone()
     if copy.functions:
         copy = InlinePass()(copy).model
     _forget_shapes(copy, inputs)
     # What inference cannot do is left to the run, so its warnings would only alarm.
     with quiet("onnx_ir.passes.common.shape_inference"):
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+        _infer(copy)
     shapes = _known(copy)
+    _require_bounded(shapes, inputs, origin(model) or "the model in memory")
     missing = [value for value in _convolution_ends(copy.graph) if value.name not in shapes]
     if missing:
-        shapes.update(_run_for_shapes(copy, missing, inputs))
+        shapes.update(_run_for_shapes(copy, missing, inputs, origin(model) or "the model in memory"))
     return ResolvedShapes(copy, shapes, inputs, assumed)
+
+
+def _infer(model: ir.Model) -> None:
+    """Infer shapes and types, in place, as far as that goes."""
+    infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
+    if not any(holds_map(value) for value in model.graph.outputs):
+        infer(model)
+        return
+    # onnx_ir cannot take back what is inferred of maps: the rest is inferred without them.
+    rest = model.clone()
+    kept = [value for value in rest.graph.outputs if not holds_map(value)]
+    made = [value.producer() for value in rest.graph.outputs if holds_map(value)]
+    kept += [value for node in made if node is not None for value in node.inputs if value is not None]
+    rest.graph.outputs[:] = [value for value in dict.fromkeys(kept) if value.producer() is not None]
+    RemoveUnusedNodesPass()(rest)
+    infer(rest)
+    values = ir.convenience.create_value_mapping(rest.graph)
+    for graph in model.graphs():
+        for value in (output for node in graph for output in node.outputs):
+            if (found := values.get(str(value.name))) is not None:
+                value.shape, value.type = found.shape, found.type
 
 
 def _forget_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> None:
@@ -52,6 +118,16 @@ def _forget_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> None:
     for value in runtime_inputs(model):
         if str(value.name) in inputs:
             value.shape = ir.Shape(inputs[str(value.name)])
+
+
+def _require_bounded(shapes: Mapping[str, Shape], inputs: Mapping[str, Shape], model_name: str) -> None:
+    """Refuse sizes that no machine holds, and with which no cost can be counted."""
+    for name, shape in {**inputs, **shapes}.items():
+        if math.prod(shape) > _MOST_NUMBERS:
+            raise ModelError(
+                f"{model_name}: '{name}' would hold {'x'.join(map(str, shape))} numbers with input shapes "
+                f"{_written(inputs)}; name smaller ones with --input-shape."
+            )
 
 
 def _known(model: ir.Model) -> dict[str, Shape]:
@@ -77,7 +153,14 @@ def _convolution_ends(graph: ir.Graph) -> list[ir.Value]:
     return list(ends.values())
 
 
-def _run_for_shapes(model: ir.Model, values: Sequence[ir.Value], inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+def _written(inputs: Mapping[str, Shape]) -> str:
+    """Write shapes as ``--input-shape`` takes them."""
+    return " ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in inputs.items())
+
+
+def _run_for_shapes(
+    model: ir.Model, values: Sequence[ir.Value], inputs: Mapping[str, Shape], model_name: str
+) -> dict[str, Shape]:
     probe = model.clone()
     by_name = ir.convenience.create_value_mapping(probe.graph)
     wanted = [str(value.name) for value in values]
@@ -89,12 +172,12 @@ def _run_for_shapes(model: ir.Model, values: Sequence[ir.Value], inputs: Mapping
             raise ModelError(f"Input '{name}' declares no shape; give one with --input-shape {name}:1,...")
         feeds[name] = np.zeros(inputs[name], value.dtype.numpy())
     with runtime_source(probe) as source:
-        session = open_session(source)
         try:
-            results = session.run(wanted, feeds)
+            results = open_session(source).run(wanted, feeds)
         except Exception as error:  # the runtime's own exception types derive from Exception only
-            sizes = " ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in inputs.items())
+            reason = str(error).partition("cannot load the model: ")[2].rstrip(".") or sentence(error)
             raise ModelError(
-                f"The model does not run with input shapes {sizes} ({sentence(error)}); name others with --input-shape."
+                f"{model_name}: the model does not run with input shapes {_written(inputs)} ({reason}); name others "
+                f"with --input-shape {_written({name: another_size(shape) for name, shape in inputs.items()})}."
             ) from error
     return {name: tuple(result.shape) for name, result in zip(wanted, results, strict=True)}

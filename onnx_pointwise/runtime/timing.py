@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onnx_pointwise.graph import ModelSource, runtime_source
+from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime.inputs import Array
 from onnx_pointwise.runtime.providers import provider_info
 from onnx_pointwise.runtime.runner import Runner
@@ -61,6 +62,7 @@ class Latency:
     throughput: float
     runs: int
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         return asdict(self)
@@ -100,6 +102,7 @@ class LatencyComparison:
     bound: str
     input_shapes: Mapping[str, tuple[int, ...]]
 
+    @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
         shapes = {name: list(shape) for name, shape in self.input_shapes.items()}
@@ -189,6 +192,9 @@ def _interleave(runners: Sequence[Runner], runs: int, warmup: int, max_seconds: 
     """Run all in turns; give for each runner its turns, and for each turn the seconds of its timed runs."""
     start = time.perf_counter()
     paces = [_warm(runner, warmup, max_seconds / (4 * len(runners))) for runner in runners]
+    if any(runner.plain for runner in runners):  # both sides of a comparison run in the same way
+        for runner in runners:
+            runner.unbind()
     # All take the same number of runs a turn, so that each is disturbed as often.
     length = max(1, min(_TURN_RUNS, runs, round(_TURN_SECONDS / max(*paces, 1e-9))))
     untimed = 1 if length > 1 else 0

@@ -3,20 +3,25 @@
 It chooses nothing and makes no weights that are handed over.
 """
 
-from onnx_pointwise.study.collect import PATCHES, named_seed, patch_count
-from onnx_pointwise.study.sensitivity import measured_outputs
-from onnx_pointwise.study.survey import Progress, Study, few_examples, study, unrefitted
-from onnx_pointwise.study.whole import WholeNetwork
+from onnx_pointwise.study.collect import named_seed, patch_count
+from onnx_pointwise.study.effort import Effort
+from onnx_pointwise.study.heads import Head, Heads, Kind, find_heads
+from onnx_pointwise.study.sensitivity import Sensitivity
+from onnx_pointwise.study.survey import Progress, Rehearsal, Study, study
+from onnx_pointwise.study.telling import telling
 
 __all__ = [
-    "PATCHES",
+    "Effort",
+    "Head",
+    "Heads",
+    "Kind",
     "Progress",
+    "Rehearsal",
+    "Sensitivity",
     "Study",
-    "WholeNetwork",
-    "few_examples",
-    "measured_outputs",
+    "find_heads",
     "named_seed",
     "patch_count",
     "study",
-    "unrefitted",
+    "telling",
 ]

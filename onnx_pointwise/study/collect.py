@@ -17,18 +17,20 @@ from onnx_pointwise.numerics import (
     Moments,
     Stationary,
     Window,
+    blended,
     in_order,
     lattices,
     make_window,
     patches,
     shrunk,
+    tap_blend,
     workers,
 )
 from onnx_pointwise.runtime import Piece, without_shapes
 
 Array = NDArray[Any]
 _View = tuple[str, Shape, Shape, Shape, Shape | str]
-Kind = Literal["exact", "stationary", "channels"]
+MomentKind = Literal["exact", "stationary", "channels"]
 
 #: Patches of each site that are looked at, unless told otherwise.
 PATCHES = 60_000
@@ -51,18 +53,37 @@ class SiteMoments:
     """What a site sees.
 
     Attributes:
-        covariance: Covariance of the input patches, [I*K, I*K], or of the channels, [I, I], shrunk as few samples ask
-            for; as `factorize` takes it.
+        covariance: Covariance of the input patches, [I*K, I*K], or of the channels, [I, I], blended and shrunk as few
+            samples ask for; as `factorize` takes it. In float32, as exact as the sums behind it.
         mean: Mean patch, [I*K].
         kind: `exact`; `stationary`, the same for taps at the same distance; or `channels`.
+        count: Patches behind it.
+        blend: Share of it in which taps are taken to tell nothing of one another, see `blended`.
     """
 
-    covariance: NDArray[np.float64]
+    covariance: NDArray[np.float32]
     mean: NDArray[np.float64]
-    kind: Kind
+    kind: MomentKind
+    count: int = 0
+    blend: float = 0.0
 
 
-def moment_kind(site: Site) -> Kind:
+@dataclass(frozen=True)
+class Seen:
+    """What a site sees in all examples, and in those that trials leave to it.
+
+    Attributes:
+        whole: Of all examples: what the weights are made from.
+        part: Of those that are not tried on: what trial factors are made from; the same where none is tried on.
+        rest: Covariance in those that are tried on, as it is: what trial factors are judged by; None without any.
+    """
+
+    whole: SiteMoments
+    part: SiteMoments
+    rest: NDArray[np.float32] | None
+
+
+def moment_kind(site: Site) -> MomentKind:
     """How closely the inputs of a site are looked at."""
     width = site.in_channels * site.taps
     return "exact" if width <= EXACT else "stationary" if width <= STATIONARY else "channels"
@@ -78,6 +99,14 @@ def named_seed(seed: int, name: str, *parts: int) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *parts]).generate_state(1)[0])
 
 
+def declared_batch(model: ir.Model) -> int | None:
+    """The batch size that a model's inputs declare; None where they leave it open."""
+    for value in runtime_inputs(model):
+        if value.shape is not None and len(value.shape) and isinstance(size := value.shape[0], int) and size > 0:
+            return size
+    return None
+
+
 def fitting_batch(model: ir.Model, shapes: ResolvedShapes) -> int:
     """Choose how many examples to run at once.
 
@@ -88,9 +117,9 @@ def fitting_batch(model: ir.Model, shapes: ResolvedShapes) -> int:
     Returns:
         The batch size that the inputs declare, if they do; else one at which the largest activation stays small.
     """
-    for value in runtime_inputs(model):
-        if value.shape is not None and len(value.shape) and isinstance(size := value.shape[0], int) and size > 0:
-            return size
+    declared = declared_batch(model)
+    if declared is not None:
+        return declared
     base = max((shape[0] for shape in shapes.inputs.values() if shape), default=1)
     largest = max((4 * math.prod(shape) / base for shape in shapes.shapes.values()), default=1.0)
     return int(max(1, min(_LARGEST_BATCH, _BATCH_BYTES // largest)))
@@ -102,12 +131,13 @@ def site_moments(
     inputs: Mapping[str, Array],
     *,
     batch: int,
+    tried: NDArray[np.bool_] | None = None,
     patch_limit: int = PATCHES,
     memory: int = 2**30,
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, SiteMoments]:
+) -> dict[str, Seen]:
     """Run the untouched network on example inputs and collect what each site sees.
 
     Args:
@@ -115,6 +145,7 @@ def site_moments(
         sites: The sites to look at; those that lie in subgraphs are left out.
         inputs: Example inputs by name, [N, ...].
         batch: Examples in one run.
+        tried: Whether trials are run on each example, [N]; on none if None.
         patch_limit: Patches of a site to look at, about.
         memory: Bytes of moments to hold at once; more sites than fit take further passes.
         seed: Seed of the positions that are left out.
@@ -132,10 +163,12 @@ def site_moments(
     known = {str(value.name) for value in model.graph.inputs}
     known |= {str(value.name) for node in model.graph for value in node.outputs}
     reachable = [site for site in sites if site.source in known]
-    found: dict[str, SiteMoments] = {}
+    found: dict[str, Seen] = {}
     for number, group in enumerate(groups := list(_groups(reachable, memory))):
         # Sites that read one value in the same way see the same.
-        shared = {_view(site): _Collector(site, seed, patch_limit) for site in group}
+        shared: dict[_View, _Collector] = {}
+        for site in group:
+            shared.setdefault(_view(site), _Collector(site, seed, patch_limit)).sites.append(site)
         names = list(dict.fromkeys(site.source for site in group))
         made = [name for name in names if name not in inputs]
         piece = Piece(model, list(inputs), made, threads=threads) if made else None
@@ -147,12 +180,12 @@ def site_moments(
             values = dict(feeds)
             if piece is not None:
                 values.update(zip(made, piece.run(feeds), strict=True))
-            share = min(batch, count - start) / count
-            work = [(one, values[view[0]], share, start) for view, one in shared.items()]
+            chosen = np.zeros(count, np.bool_) if tried is None else tried
+            work = [(one, values[view[0]], chosen, start) for view, one in shared.items()]
             for _ in in_order(_add, work, workers(threads)):
                 pass
-        seen = {view: collector.moments() for view, collector in shared.items()}
-        found.update({site.name: seen[_view(site)] for site in group})
+        for seen in in_order(lambda one: one.moments(), list(shared.values()), workers(threads)):
+            found.update(seen)
     return {site.name: found[site.name] for site in reachable}
 
 
@@ -183,12 +216,17 @@ def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
 
 
 class _Collector:
-    """Running sums of what a site sees, and every other one of the same view."""
+    """Running sums of what a site sees, and every other one of the same view.
+
+    Attributes:
+        sites: All these sites.
+    """
 
     def __init__(self, site: Site, seed: int, limit: int) -> None:
         self._site, self._seed, self._limit = site, seed, limit
+        self.sites: list[Site] = []
         self._kind = moment_kind(site)
-        self._sums: Moments | Stationary | None = None
+        self._sums: list[Moments] | list[Stationary] = []
 
     def _window(self, size: Sequence[int]) -> Window:
         site = self._site
@@ -197,35 +235,77 @@ class _Collector:
             return Window(once, once, once, (0,) * (2 * len(once)))
         return make_window(site.kernel_shape, site.strides, site.dilations, site.pads, size)
 
-    def add(self, inputs: Array, share: float, start: int) -> None:
-        """Add a batch that holds a share of the examples, from the one at `start` on."""
+    def add(self, inputs: Array, tried: NDArray[np.bool_], start: int) -> None:
+        """Add a batch, the examples from `start` on."""
+        here = tried[start : start + len(inputs)]
+        if len(here) != len(inputs):  # what does not depend on the examples
+            here = np.zeros(len(inputs), np.bool_)
         window = self._window(inputs.shape[2:])
         if self._kind == "stationary":
-            if self._sums is None:
-                self._sums = Stationary(inputs.shape[1], window)
-            assert isinstance(self._sums, Stationary)
-            self._sums.add(inputs)
+            self._add_maps(inputs, window, here)
             return
         width = inputs.shape[1] * window.taps
-        seed = named_seed(self._seed, self._site.source, start)
+        share = len(inputs) / len(tried)
         limit = max(1, round(patch_count(self._limit, width) * share))
-        examples = np.arange(len(inputs))
-        for lattice in lattices(examples, window.out_size(inputs.shape[2:]), width, limit=limit, seed=seed):
-            block = patches(inputs, window, lattice)
-            if self._sums is None:
-                self._sums = Moments(width, shift=block.mean(axis=1))
-            assert isinstance(self._sums, Moments)
-            self._sums.add(block)
+        for back in (False, True):
+            examples = np.flatnonzero(here == back)
+            if not len(examples):
+                continue
+            most = max(1, limit * len(examples) // len(inputs))
+            seed = named_seed(self._seed, self._site.source, start, back)
+            for lattice in lattices(examples, window.out_size(inputs.shape[2:]), width, limit=most, seed=seed):
+                block = patches(inputs, window, lattice)
+                if not self._sums:
+                    self._sums = [Moments(width, shift=block.mean(axis=1))]
+                    self._sums.append(self._sums[0].sibling())
+                sums = self._sums[back]
+                assert isinstance(sums, Moments)
+                sums.add(block)
 
-    def moments(self) -> SiteMoments:
-        """What was collected."""
-        assert self._sums is not None, "there are no examples"
-        mean = self._sums.mean()
+    def _add_maps(self, inputs: Array, window: Window, here: NDArray[np.bool_]) -> None:
+        if not self._sums:
+            self._sums = [
+                Stationary(inputs.shape[1], window, shift=inputs),
+                Stationary(inputs.shape[1], window, shift=inputs),
+            ]
+        for back in (False, True):
+            if (here == back).any():
+                sums = self._sums[back]
+                assert isinstance(sums, Stationary)
+                sums.add(inputs[here == back])
+
+    def moments(self) -> dict[str, Seen]:
+        """What was collected, by site name; of the tried examples nothing may be known."""
+        assert self._sums, "there are no examples"
+        part, rest = self._sums
+        if not rest.count or not part.count:
+            whole = self._finished(part if part.count else rest)
+            return dict.fromkeys((site.name for site in self.sites), Seen(whole, whole, None))
+        told = rest.covariance().astype(np.float32)
+        seen = Seen(self._finished(_merged(part, rest)), self._finished(part), told)
+        self._sums = []
+        return dict.fromkeys((site.name for site in self.sites), seen)
+
+    def _finished(self, sums: Moments | Stationary) -> SiteMoments:
+        mean = sums.mean()
+        taps = self._site.taps
+        blend = 0.0 if self._kind == "channels" else tap_blend(sums.count, len(mean), taps)
         if self._kind == "channels":
-            mean = np.repeat(mean, self._site.taps)
-        return SiteMoments(shrunk(self._sums.covariance(), self._sums.count), mean, self._kind)
+            mean = np.repeat(mean, taps)
+        covariance = sums.covariance()
+        if self._kind != "channels":
+            covariance = blended(covariance, taps, blend)
+        kept = shrunk(covariance, sums.count).astype(np.float32)
+        return SiteMoments(kept, mean, self._kind, sums.count, blend)
 
 
-def _add(work: tuple[_Collector, Array, float, int]) -> None:
-    collector, values, share, start = work
-    collector.add(values, share, start)
+def _merged(one: Moments | Stationary, other: Moments | Stationary) -> Moments | Stationary:
+    if isinstance(one, Moments) and isinstance(other, Moments):
+        return one.merged(other)
+    assert isinstance(one, Stationary) and isinstance(other, Stationary)
+    return one.merged(other)
+
+
+def _add(work: tuple[_Collector, Array, NDArray[np.bool_], int]) -> None:
+    collector, values, tried, start = work
+    collector.add(values, tried, start)

@@ -1,68 +1,30 @@
-"""What the error of one site does to the network's outputs, measured by running the network with the error in place.
+"""What the error of one site does to the network's answers, see `heads`.
 
-The network is walked through site by site on a few examples. At each site a few kernels of known error take the place
-of the trained one; what follows the site is run on their outputs, and how far the network's outputs move is read off.
-Where an output is a Softmax, its input is looked at: probabilities hide what moves while the network is sure.
+It is read off gradients, see `slopes`, for all sites at once. Where a node that no gradient leads through cuts a site
+off from the heads, the network is run with errors in place, see `trials`.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import Replacement, Site, competing, corrected, runtime_source
-from onnx_pointwise.numerics import (
-    FORMS,
-    Form,
-    Method,
-    Norm,
-    Rank,
-    Response,
-    compose,
-    error_curves,
-    factorize,
-    fit_response,
-    in_order,
-    relative_drift,
-    workers,
-)
-from onnx_pointwise.runtime import TwinRun, open_waiting
-from onnx_pointwise.study.collect import SiteMoments
+from onnx_pointwise.graph import ResolvedShapes, Site
+from onnx_pointwise.numerics import FORMS, Form, Method, OutputNorm, Response, fit_response, in_order, workers
+from onnx_pointwise.study.collect import Seen
+from onnx_pointwise.study.effort import Effort
+from onnx_pointwise.study.gradients import Unsupported
+from onnx_pointwise.study.heads import Heads
+from onnx_pointwise.study.outlook import Outlook, outlook
+from onnx_pointwise.study.points import Point
+from onnx_pointwise.study.slopes import Slopes
+from onnx_pointwise.study.trials import by_trials
 
 Array = NDArray[Any]
-
-# Relative squared errors at which a site is tried, about: what plans of half the arithmetic ask of most sites.
-_LEVELS = (0.02, 0.07, 0.2)
-_FORMS: tuple[Form, ...] = ("reduce", "expand")
-# Sites whose factors may wait to be tried: the early ones take long to run, the late ones to factorise.
-_AHEAD = 8
-_NORMALISERS = {"Softmax", "LogSoftmax", "Sigmoid"}
-
-
-@dataclass(frozen=True)
-class Point:
-    """One measurement at one site.
-
-    Attributes:
-        form: Form of the factors.
-        rank: Their rank.
-        bound: Relative squared error that `error_curve` gives for the rank.
-        error: Relative squared error of the factors.
-        drift: Relative squared drift of the network's outputs, their mean over the examples taken out.
-    """
-
-    form: Form
-    rank: Rank
-    bound: float
-    error: float
-    drift: float
 
 
 @dataclass(frozen=True)
@@ -72,21 +34,25 @@ class Sensitivity:
     Attributes:
         points: The measurements.
         response: The curve through them.
-        curves: Relative squared error of the site's output that each rank leaves, by form, see `error_curves`.
+        cut: Nodes that no gradient leads through, for a site that was measured by trials because of them.
+        curves: Relative squared error of the site's output that each rank leaves on examples that the factors were not
+            made from, by form.
     """
 
     points: tuple[Point, ...]
     response: Response
     curves: Mapping[Form, NDArray[np.float64]]
+    cut: tuple[Unsupported, ...] = ()
 
     def errors(self, form: Form, bounds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Estimate the error that `factorize` reaches from what `error_curve` gives.
 
-        The curve is an upper bound for `reduce` and `reduce_expand`; how far below it the alternation gets is
-        interpolated between the measured ranks.
+        The curve is an upper bound for all forms but `expand`; how far below it the alternation gets is interpolated
+        between the measured ranks, those of the form itself or, where it was not tried, of `reduce`.
         """
-        known = sorted((p.bound, p.error / p.bound) for p in self.points if p.form == "reduce" and p.bound > 0.0)
-        if form == "expand" or not known:
+        tried = form if any(point.form == form for point in self.points) else "reduce"
+        known = sorted((p.bound, p.error / p.bound) for p in self.points if p.form == tried and p.bound > 0.0)
+        if not known:
             return bounds
         at, ratio = np.array(known).T
         safe = np.maximum(bounds, np.finfo(np.float64).tiny)
@@ -94,43 +60,36 @@ class Sensitivity:
         return reached
 
 
-def measured_outputs(model: ir.Model) -> list[str]:
-    """Names of the values at which drift is measured: the outputs, or what a final Softmax reads."""
-    names = []
-    for value in model.graph.outputs:
-        node = value.producer()
-        if node is not None and node.op_type in _NORMALISERS and node.inputs[0] is not None:
-            value = node.inputs[0]
-        names.append(str(value.name))
-    return list(dict.fromkeys(names))
-
-
 def sensitivities(
-    model: ir.Model,
+    shapes: ResolvedShapes,
     sites: Sequence[Site],
-    moments: Mapping[str, SiteMoments],
+    moments: Mapping[str, Seen],
+    slopes: Slopes,
+    norms: Mapping[str, OutputNorm],
     inputs: Mapping[str, Array],
+    heads: Heads,
     *,
     forms: Sequence[Form] = FORMS,
     method: Method = "als",
     batch: int = 64,
-    memory: int = 2**31,
-    threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    effort: Effort,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Sensitivity]:
-    """Measure what the error of each site does to the network's outputs.
+    """Find out what the error of each site does to the network's answers.
 
     Args:
-        model: The untouched model with its types inferred (`ResolvedShapes.model`); it is left as it is.
+        shapes: The untouched model and its shapes; it is left as it is.
         sites: The sites to measure, in graph order.
         moments: What each site sees, by its name.
-        inputs: A few example inputs by name, [N, ...].
+        slopes: Gradients at the sites, on the same inputs.
+        norms: Which errors of its outputs count, by its name.
+        inputs: Example inputs by name, [N, ...], best those that the moments' parts are not made from.
+        heads: Where the network answers.
         forms: Forms that plans may use.
         method: How factors are computed.
         batch: Examples in one run of the runtime.
-        memory: Bytes of activations to hold in memory.
-        threads: Threads of the runtime; its own choice if None.
-        progress: Called with the name of each site before it is taken.
+        effort: How much may be spent.
+        progress: Called with what is taken up.
 
     Returns:
         The sensitivity by site name.
@@ -138,83 +97,31 @@ def sensitivities(
     Raises:
         ModelError: The model does not run on the inputs.
     """
-    found: dict[str, Sensitivity] = {}
-    targets = measured_outputs(model)
+    threads = effort.threads
 
-    def look(site: Site) -> _Outlook:
-        return _outlook(site, moments[site.name], forms, method)
+    def look(site: Site) -> Outlook:
+        progress(site.name)
+        return outlook(site, moments[site.name], forms, method, norms.get(site.name))
 
-    # Factors are made while the network runs on those of the sites before.
-    with (
-        contextlib.closing(in_order(look, sites, workers(threads), ahead=_AHEAD)) as ahead,
-        TwinRun(model, sites, inputs, batch=batch, memory=memory, threads=threads, outputs=targets) as run,
-    ):
-        for site, outlook in zip(sites, ahead, strict=True):
-            if progress is not None:
-                progress(site.name)
-            run.advance([site.source])
-            dense = run.dense_output(site)
-            rest = run.rest(site)
-            reference = [] if rest is None else run.outcome(rest, site, dense)
-            points = []
-            session = None if rest is None else kernel_session(site, threads)
-            for trial in outlook.trials if rest is not None else ():
-                assert rest is not None and session is not None
-                moved = run.apply(session, run.dense[site.source], trial.weights(site))
-                drift = relative_drift(reference, run.outcome(rest, site, moved))
-                run.release(moved)
-                made = trial.replacement.factors
-                points.append(Point(made.form, made.rank, trial.bound, made.error**2, drift))
-            response = fit_response([point.error for point in points], [point.drift for point in points])
-            found[site.name] = Sensitivity(tuple(points), response, outlook.curves)
-            run.finish(site, dense, None)
+    looks = dict(zip((site.name for site in sites), in_order(look, sites, workers(threads)), strict=True))
+    points = slopes.points(looks, norms, lambda what: progress(f"gradients, {what}"))
+    left = [site for site in sites if site.name in slopes.cut]
+    if left:
+        points |= by_trials(
+            shapes.model,
+            left,
+            [looks[site.name] for site in left],
+            inputs,
+            heads,
+            batch=batch,
+            memory=effort.memory,
+            threads=threads,
+            progress=progress,
+        )
+    found = {}
+    for site in sites:
+        measured = points[site.name]
+        response = fit_response([point.error for point in measured], [point.drift for point in measured])
+        cut = slopes.cut.get(site.name, ())
+        found[site.name] = Sensitivity(tuple(measured), response, looks[site.name].curves, cut)
     return found
-
-
-def kernel_session(site: Site, threads: int | None = None) -> ort.InferenceSession:
-    """Open a session of a site whose kernel and bias, with everything folded in, are inputs: x, w, b to y."""
-    kind = ir.TensorType(ir.DataType.from_numpy(site.dtype))
-    x, w, b = (ir.Value(name=name, type=kind) for name in "xwb")
-    attributes = [attribute for attribute in site.node.attributes.values() if attribute.name != "group"]
-    node = ir.Node("", "Conv", [x, w, b], attributes, outputs=[ir.Value(name="y", type=kind)])
-    graph = ir.Graph([x, w, b], node.outputs, nodes=[node], opset_imports={"": 13}, name=site.name)
-    with runtime_source(ir.Model(graph, ir_version=8)) as source:
-        return open_waiting(source, threads)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Factors and bias to try, and the bound of their error as in `Point`."""
-
-    replacement: Replacement
-    bound: float
-
-    def weights(self, site: Site) -> dict[str, Array]:
-        """The kernel and bias that compute the same, as `kernel_session` takes them."""
-        assert self.replacement.bias is not None
-        composed = compose(self.replacement.factors)
-        return {"w": composed.astype(site.dtype), "b": self.replacement.bias.astype(site.dtype)}
-
-
-@dataclass(frozen=True)
-class _Outlook:
-    """Error curves by form, and factors of a few ranks near the error levels that plans ask for."""
-
-    curves: Mapping[Form, NDArray[np.float64]]
-    trials: Sequence[_Trial]
-
-
-def _outlook(site: Site, seen: SiteMoments, forms: Sequence[Form], method: Method) -> _Outlook:
-    kernel, _ = site.weights()
-    norm = Norm.of(seen.covariance, site.in_channels, site.taps)
-    tried = competing(site, _FORMS)
-    curves = error_curves(kernel, list(dict.fromkeys([*tried, *competing(site, forms)])), norm)
-    trials = []
-    for form in tried:
-        curve = curves[form]
-        inner = np.sqrt(curve[1:-1])
-        ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}
-        for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
-            factors = factorize(kernel.astype(site.dtype), form, rank, method=method, second_moment=norm)
-            trials.append(_Trial(corrected(site, Replacement(factors, None), seen.mean), float(curve[rank])))
-    return _Outlook(curves, trials)

@@ -1,35 +1,37 @@
-"""Plans and weights from example inputs: look at the sites, share the budget out, refit, and see that it helped."""
+"""What example inputs tell of a network: moments and sensitivities of its sites, and where plans are tried out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import Choice, Replacement, ResolvedShapes, Site, corrected
-from onnx_pointwise.numerics import FORMS, Form, Method, factorize
-from onnx_pointwise.runtime import MEMORY
-from onnx_pointwise.study.collect import PATCHES, SiteMoments, fitting_batch, site_moments
+from onnx_pointwise.graph import Choice, Replacement, ResolvedShapes, Site, corrected, find_sites
+from onnx_pointwise.numerics import FORMS, Form, Method, OutputNorm, factorize, in_order, workers
+from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, site_moments
+from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
+from onnx_pointwise.study.heads import Heads, find_heads
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
+from onnx_pointwise.study.slopes import Slopes
+from onnx_pointwise.study.whole import WholeNetwork
 
 Array = NDArray[Any]
 Progress = Callable[[str, str], None]
 
 # One example in so many is held back to see whether the refit helped, where there are enough.
 _HELD_BACK = 8
-# Examples that the sensitivities are measured on: at most this many, ...
+# Examples that the sensitivities are measured on, at most; no more than half of them.
 _TRIALS = 64
-_FEWEST_TRIALS = 4
-# ... and no more than take about this many passes over all examples.
-_TRIAL_PASSES = 8.0
-_TRIALS_PER_SITE = 3.0  # six runs of half of the network
+# Fewer examples than this are not parted into those that factors are made from and those that they are tried on.
+_LEAST_SPLIT = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
     """What the example inputs tell of a model.
 
@@ -38,24 +40,107 @@ class Study:
         shapes: Its shapes.
         sites: The sites looked at, in graph order.
         fit: Example inputs that plans and weights are made from, by name.
-        held: Example inputs held back; empty where there were too few.
+        tried: Which of them plans are tried on, with factors made from the others, [N].
+        held: Example inputs held back from all that; empty where there were too few.
+        heads: Where the network answers.
         moments: What each site sees.
-        sensitivities: What each site's error does to the outputs.
+        norms: Which errors of a site's outputs count, by its name.
+        sensitivities: What each site's error does to the answers.
         batch: Examples in one run.
         method: How factors are computed.
-        settings: Patch limit, bytes of memory, seed and threads of the refit.
+        effort: How much may be spent.
     """
 
     model: ir.Model
     shapes: ResolvedShapes
     sites: tuple[Site, ...]
     fit: Mapping[str, Array]
+    tried: NDArray[np.bool_]
     held: Mapping[str, Array]
-    moments: Mapping[str, SiteMoments]
+    heads: Heads
+    moments: Mapping[str, Seen]
+    norms: Mapping[str, OutputNorm]
     sensitivities: Mapping[str, Sensitivity]
     batch: int
     method: Method
-    settings: Mapping[str, Any]
+    effort: Effort
+
+    @property
+    def trial(self) -> Mapping[str, Array]:
+        """The examples that plans are tried on; all of them where there were too few to part."""
+        if not self.tried.any():
+            return self.fit
+        return {name: array[self.tried] for name, array in self.fit.items()}
+
+    def factors(self, site: Site, choice: Choice, *, part: bool = False) -> Replacement:
+        """Weights for the inputs that a site has in the untouched network, the bias taking up the mean.
+
+        Args:
+            site: The site.
+            choice: Form and rank.
+            part: Whether to leave out what was seen in the examples that plans are tried on.
+        """
+        seen = self.moments[site.name].part if part else self.moments[site.name].whole
+        kernel, bias = site.weights()
+        factors = factorize(
+            kernel.astype(site.dtype),
+            choice.form,
+            choice.rank,
+            method=self.method,
+            second_moment=seen.covariance,
+            outputs=self.norms.get(site.name),
+        )
+        return corrected(site, Replacement(factors, bias), seen.mean)
+
+    @cached_property
+    def rehearsal(self) -> Rehearsal:
+        """Where plans are tried out."""
+        return Rehearsal(self)
+
+
+class Rehearsal:
+    """Runs plans on examples that their factors are not made from.
+
+    Args:
+        found: What the examples told.
+    """
+
+    def __init__(self, found: Study) -> None:
+        self._found = found
+        self._sites = {site.name: site for site in found.sites}
+        self._made: dict[tuple[str, Choice], Replacement] = {}
+
+    @property
+    def heads(self) -> Heads:
+        """Where drift is measured."""
+        return self._found.heads
+
+    @cached_property
+    def _network(self) -> WholeNetwork:
+        found = self._found
+        return WholeNetwork(
+            found.shapes.model, found.sites, found.trial, found.heads, batch=found.batch, threads=found.effort.threads
+        )
+
+    def drift(self, choices: Mapping[str, Choice]) -> float:
+        """Relative squared drift at the heads with these choices, before any refit.
+
+        Args:
+            choices: Form and rank by site name; sites that were not studied stay as they are.
+        """
+        return self._found.heads.whole(self.drifts(choices))
+
+    def drifts(self, choices: Mapping[str, Choice]) -> list[float | None]:
+        """The same at each gauge of the heads; None for one that does not vary over the examples."""
+        wanted = [(name, replace(choice, error=None)) for name, choice in choices.items() if name in self._sites]
+        new = [key for key in wanted if key not in self._made]
+        made = in_order(
+            lambda key: self._found.factors(self._sites[key[0]], key[1], part=True),
+            new,
+            workers(self._found.effort.threads),
+        )
+        self._made.update(zip(new, made, strict=True))
+        return self._network.drifts({name: self._made[name, choice] for name, choice in wanted})
 
 
 def study(
@@ -64,13 +149,11 @@ def study(
     sites: Sequence[Site],
     inputs: Mapping[str, Array],
     *,
+    heads: Heads | None = None,
     forms: Sequence[Form] = FORMS,
     method: Method = "als",
     measure: bool = True,
-    patch_limit: int = PATCHES,
-    memory: int = MEMORY,
-    seed: int = 0,
-    threads: int | None = None,
+    effort: Effort = DEFAULT_EFFORT,
     progress: Progress = lambda stage, what: None,
 ) -> Study:
     """Look at a model's sites with example inputs.
@@ -80,14 +163,11 @@ def study(
         shapes: Its shapes.
         sites: Sites that may be rewritten, in graph order.
         inputs: Example inputs by name, [N, ...].
+        heads: Where the network answers; they are found if None.
         forms: Forms that plans may use.
         method: How factors are computed, see `factorize`.
         measure: Whether to measure sensitivities, which plans need and given ranks do not.
-        patch_limit: Patches of a site to look at, about.
-        memory: Bytes of activations or moments to hold in memory.
-        seed: Seed of the positions that are left out.
-        threads: Threads of the runtime, and pieces of the algebra to work on at a time; as many as there are cores if
-            None.
+        effort: How much may be spent.
         progress: Called with a stage and what is taken up in it.
 
     Returns:
@@ -99,37 +179,69 @@ def study(
     """
     batch = fitting_batch(model, shapes)
     fit, held = _split(inputs, batch)
-    count = len(next(iter(fit.values())))
+    heads = heads or find_heads(shapes)
+    tried = _tried(len(next(iter(fit.values()))), batch)
     moments = site_moments(
         shapes,
         sites,
         fit,
         batch=batch,
-        patch_limit=patch_limit,
-        memory=memory // 2,
-        seed=seed,
-        threads=threads,
+        tried=tried,
+        patch_limit=effort.patch_limit,
+        memory=effort.memory // 2,
+        seed=effort.seed,
+        threads=effort.threads,
         progress=lambda what: progress("moments", what),
     )
     seen = [site for site in sites if site.name in moments]
+    trial = {name: array[tried] for name, array in fit.items()} if tried.any() else fit
     found: Mapping[str, Sensitivity] = {}
-    if measure and seen:
-        wanted = int(_TRIAL_PASSES * count / (_TRIALS_PER_SITE * len(seen)))
-        few = _thin(fit, min(count, max(_FEWEST_TRIALS, min(_TRIALS, wanted))), batch)
+    norms: Mapping[str, OutputNorm] = {}
+    slopes = None
+    if seen and (measure or method == "als"):
+        progress("sensitivity", "gradients")
+        slopes = _slopes(model, shapes, trial, heads, effort)
+        names = {site.name for site in seen}
+        told = slopes.norms() if method == "als" else {}
+        norms = {name: norm for name, norm in told.items() if name in names}
+    if measure and slopes is not None:
         found = sensitivities(
-            shapes.model,
+            shapes,
             seen,
             moments,
-            few,
+            slopes,
+            norms,
+            trial,
+            heads,
             forms=forms,
             method=method,
             batch=batch,
-            memory=memory,
-            threads=threads,
+            effort=effort,
             progress=lambda what: progress("sensitivity", what),
         )
-    settings = {"patch_limit": patch_limit, "memory": memory, "seed": seed, "threads": threads}
-    return Study(model, shapes, tuple(seen), fit, held, moments, found, batch, method, settings)
+    return Study(model, shapes, tuple(seen), fit, tried, held, heads, moments, norms, found, batch, method, effort)
+
+
+def _slopes(
+    model: ir.Model, shapes: ResolvedShapes, trial: Mapping[str, Array], heads: Heads, effort: Effort
+) -> Slopes:
+    """Gradients at every site that could be looked at.
+
+    What is asked of a session decides what the runtime fuses, and so how it rounds. Gradients of all sites are asked
+    for whichever of them are wanted, so that the replay of a plan, which wants fewer, gives the same bytes.
+    """
+    known = {str(value.name) for node in shapes.model.graph for value in node.outputs}
+    sites = [site for site in find_sites(model, shapes) if site.rewritable and str(site.output.name) in known]
+    return Slopes(
+        shapes,
+        sites,
+        trial,
+        heads,
+        batch=declared_batch(model),
+        memory=effort.memory,
+        seed=effort.seed,
+        threads=effort.threads,
+    )
 
 
 def _split(inputs: Mapping[str, Array], batch: int) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -142,24 +254,13 @@ def _split(inputs: Mapping[str, Array], batch: int) -> tuple[dict[str, Array], d
     return {k: v[~back] for k, v in inputs.items()}, {k: v[back] for k, v in inputs.items()}
 
 
-def few_examples(found: Study) -> dict[str, Array]:
-    """A few of the examples that a plan is made from, to try plans on."""
-    count = len(next(iter(found.fit.values())))
-    return _thin(found.fit, min(count, _TRIALS), found.batch)
-
-
-def _thin(inputs: Mapping[str, Array], wanted: int, batch: int) -> dict[str, Array]:
-    """Take some examples, spread evenly."""
-    count = len(next(iter(inputs.values())))
-    chosen = np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
-    return {name: array[chosen] for name, array in inputs.items()}
-
-
-def unrefitted(site: Site, choice: Choice, found: Study) -> Replacement:
-    """Factors for the inputs that a site has in the untouched network, with the bias taking up the mean."""
-    seen = found.moments[site.name]
-    kernel, bias = site.weights()
-    factors = factorize(
-        kernel.astype(site.dtype), choice.form, choice.rank, method=found.method, second_moment=seen.covariance
-    )
-    return corrected(site, Replacement(factors, bias), seen.mean)
+def _tried(count: int, batch: int) -> NDArray[np.bool_]:
+    """Examples that trials are run on and that trial factors are not made from, spread evenly; none of a few."""
+    size = batch if count % batch == 0 and count // batch >= _LEAST_SPLIT else 1
+    groups = count // size
+    tried = np.zeros(count, np.bool_)
+    if groups >= _LEAST_SPLIT:
+        wanted = min(max(1, groups // 2), max(1, -(-_TRIALS // size)))
+        chosen = np.unique(np.linspace(0, groups - 1, wanted).round().astype(int))
+        tried[np.isin(np.arange(count) // size, chosen)] = True
+    return tried

@@ -14,9 +14,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import Replacement, Site, find_sites, runtime_source
-from onnx_pointwise.numerics import compose, relative_drift
+from onnx_pointwise.numerics import compose
 from onnx_pointwise.runtime import open_session, run_session, without_shapes
-from onnx_pointwise.study.sensitivity import measured_outputs
+from onnx_pointwise.study.heads import Heads
 
 Array = NDArray[Any]
 
@@ -28,6 +28,7 @@ class WholeNetwork:
         model: The untouched model with its types inferred.
         sites: Sites whose kernels may change.
         inputs: Example inputs by name, [N, ...].
+        heads: Where the network answers.
         batch: Examples in one run.
         threads: Threads of the session; the runtime's own choice if None.
     """
@@ -37,12 +38,13 @@ class WholeNetwork:
         model: ir.Model,
         sites: Sequence[Site],
         inputs: Mapping[str, Array],
+        heads: Heads,
         *,
         batch: int,
         threads: int | None = None,
     ) -> None:
         self._inputs, self._batch = dict(inputs), batch
-        self._outputs = measured_outputs(model)
+        self._heads, self._outputs = heads, heads.names
         copy = without_shapes(model)
         named = {str(site.output.name): site.name for site in sites}
         self._feeds: dict[str, tuple[str, str]] = {}
@@ -55,7 +57,7 @@ class WholeNetwork:
                 self._open(copy.graph, site, name)
         with runtime_source(copy) as source:
             self._session = open_session(source, "cpu", threads=threads)
-        self._reference = self._run({})
+        self._reference = self._run({}) if self._outputs else []
 
     def _open(self, graph: ir.Graph, site: Site, name: str) -> None:
         """Turn the kernel and the bias of a site into inputs; what folds into them goes."""
@@ -78,11 +80,17 @@ class WholeNetwork:
         self._trained[keys[1]] = (np.zeros(len(kernel)) if bias is None else bias).astype(dtype)
 
     def drift(self, replacements: Mapping[str, Replacement]) -> float:
-        """Relative squared drift of the outputs, or of what a final Softmax reads, with weights in place.
+        """Relative squared drift at the heads, with weights in place; 0 for a network without any.
 
         Args:
             replacements: Weights by site name; the other sites stay as they are.
         """
+        return self._heads.whole(self.drifts(replacements))
+
+    def drifts(self, replacements: Mapping[str, Replacement]) -> list[float | None]:
+        """The same at each gauge of the heads; None for one that does not vary over the examples."""
+        if not self._outputs:
+            return []
         weights: dict[str, Array] = {}
         for name, replacement in replacements.items():
             kernel, bias = self._feeds[name]
@@ -90,7 +98,7 @@ class WholeNetwork:
             weights[kernel] = compose(replacement.factors).astype(dtype)
             if replacement.bias is not None:
                 weights[bias] = replacement.bias.astype(dtype)
-        return relative_drift(self._reference, self._run(weights))
+        return self._heads.drifts(self._reference, self._run(weights))
 
     def _run(self, weights: Mapping[str, Array]) -> list[Array]:
         count = len(next(iter(self._inputs.values())))

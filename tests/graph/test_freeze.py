@@ -77,9 +77,9 @@ def test_a_frozen_copy_is_named_by_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("freeze", [False, True])
 def test_a_rewrite_is_frozen_and_compared_with_the_frozen_source(freeze: bool) -> None:
     source = opened(model())
-    result = onnx_pointwise.rewrite(source, ranks={"conv": 3}, freeze_initializers=freeze, **QUICK)
+    result = onnx_pointwise.rewrite(source, ranks={"conv": 4}, freeze_initializers=freeze, **QUICK)
     assert result.check is not None and result.check.passed
-    assert bool(result.check.warnings) is not freeze
+    assert any("graph inputs" in warning for warning in result.check.warnings) is not freeze
     assert result.plan.choices
     if freeze:
         assert inputs_of(serialize(result.model)) == ["x"]
@@ -101,7 +101,7 @@ def test_every_command_that_runs_a_network_takes_the_option(tmp_path: Path) -> N
     rewritten, inserted = tmp_path / "rewritten.onnx", tmp_path / "inserted.onnx"
     common = ["--freeze-initializers", "--no-latency", "--calibration", "none"]
     lines: list[list[Any]] = [
-        ["rewrite", path, rewritten, "--rank", "conv=3", *common],
+        ["rewrite", path, rewritten, "--rank", "conv=4", *common],
         ["insert", path, inserted, "--node", "conv", "--feature-maps", "6", *common],
         ["check", path, path, "--freeze-initializers", "--no-latency"],
         ["bench", path, "--freeze-initializers", "--nodes", "--runs", "2", "--warmup", "1", "--max-seconds", "0.1"],
@@ -109,7 +109,7 @@ def test_every_command_that_runs_a_network_takes_the_option(tmp_path: Path) -> N
     for line in lines:
         result = CliRunner().invoke(app, [str(part) for part in line], env={"COLUMNS": "200"})
         assert result.exit_code == 0, result.output
-        assert "warning" not in result.output
+        assert "freeze" not in result.output and "graph inputs" not in result.output
         if line[0] == "bench":
             assert "BatchNormalization" not in result.output
             assert str(path) in result.output

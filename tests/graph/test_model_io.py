@@ -187,7 +187,7 @@ def test_what_onnx_ir_cannot_read_is_refused_in_a_sentence(tmp_path: Path) -> No
     model = small()
     model.graph.node.append(model.graph.node[0])
     path.write_bytes(model.SerializeToString())
-    refused(path, "redeclared")
+    refused(path, "two values of it are called")
 
 
 def test_models_with_loose_ends_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

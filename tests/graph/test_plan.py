@@ -17,7 +17,8 @@ from onnx_pointwise.graph.model_io import load, to_bytes
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
 from onnx_pointwise.graph.sites import Refusal, find_sites
 from onnx_pointwise.graph.surgery import BottleneckPass
-from onnx_pointwise.numerics.factorize import FORMS, METHODS
+from onnx_pointwise.numerics.factorize import METHODS
+from onnx_pointwise.numerics.forms import FORMS
 from tests.graphs import conv_model, make_model, normal, value
 
 PLAN = Plan(

@@ -344,7 +344,7 @@ def test_kernels_that_others_use() -> None:
 
 
 def test_kernels_that_are_computed_or_fed() -> None:
-    computed = one_conv({"W0": normal(4, 4, 3, 3)}, helper.make_node("Tanh", ["W0"], ["W"]))
+    computed = one_conv({"W0": normal(4, 4, 3, 3)}, helper.make_node("Erf", ["W0"], ["W"]))
     fed = one_conv({})
     fed.graph.input.append(value("W", [4, 4, 3, 3]))
     for model in (computed, fed):
@@ -368,11 +368,22 @@ def test_quantised_kernels() -> None:
     rng = np.random.default_rng(0)
     quantised = rng.integers(-127, 127, (6, 4, 3, 3)).astype(np.int8)
     scale, zero = np.array(0.02, np.float32), np.array(0, np.int8)
-    found = refusal(
-        one_conv({"Q": quantised, "s": scale, "z": zero}, helper.make_node("DequantizeLinear", ["Q", "s", "z"], ["W"]))
-    )
+    weights = {"Q": quantised, "s": scale, "z": zero, "zx": np.array(0, np.uint8)}
+    kernel = helper.make_node("DequantizeLinear", ["Q", "s", "z"], ["W"])
+    assert only(one_conv(weights, kernel)).refusal is None  # stored small, computed with as it ever was
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "zx"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "zx"], ["xf"]),
+        kernel,
+        helper.make_node("Conv", ["xf", "W"], ["y"], name="conv"),
+    ]
+    found = refusal(make_model(nodes, [value("x", [1, 4, 8, 8])], [value("y", None)], weights))
     assert found.code == "quantized"
-    assert found.reason == "The kernel is quantised; rewrite the model before it is quantised."
+    assert found.reason == "The kernel is quantised, as its input is; rewrite the model before it is quantised."
+    nodes = [nodes[2], helper.make_node("Conv", ["x", "W"], ["y"], name="conv")]
+    del weights["Q"]
+    fed = make_model(nodes, [value("x", [1, 4, 8, 8]), value("Q", [6, 4, 3, 3], np.int8)], [value("y", None)], weights)
+    assert refusal(fed).reason == "The kernel is quantised; rewrite the model before it is quantised."
     inputs = [value("x", [1, 4, 8, 8], np.uint8)]
     nodes = [helper.make_node("ConvInteger", ["x", "Q"], ["y"], name="conv")]
     assert refusal(make_model(nodes, inputs, [value("y", None, np.int32)], {"Q": quantised})).code == "quantized"

@@ -21,7 +21,9 @@ from onnx_pointwise.graph.model_io import load, serialize
 from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import find_sites
 from onnx_pointwise.graph.surgery import BottleneckPass, Replacement
-from onnx_pointwise.numerics.factorize import FORMS, Form, Rank, factorize
+from onnx_pointwise.numerics import forms
+from onnx_pointwise.numerics.factorize import factorize
+from onnx_pointwise.numerics.forms import FORMS, Form, Rank, has_form
 from tests.graphs import (
     BEHIND,
     constant_node,
@@ -60,8 +62,8 @@ def only_site(model: onnx.ModelProto) -> Any:
 
 
 def full_rank(form: Form, kernel: np.ndarray) -> Rank:
-    outputs, inputs = kernel.shape[:2]
-    return {"reduce": inputs, "expand": outputs, "reduce_expand": (inputs, outputs)}[form]
+    full = forms.full_rank(form, kernel.shape[1], kernel.shape[0], kernel.shape[2:])
+    return full if len(full) == 2 else full[0]
 
 
 def graph_names(model: onnx.ModelProto) -> list[str]:
@@ -179,8 +181,8 @@ def test_every_form_of_any_convolution_does_what_was_predicted(case: dict[str, A
     expected, offset = dense(basis), dense(still)
     half = dtype == np.float16
     close = 1e-2 if half else 1e-5
-    for form in FORMS:
-        ranks = {"reduce": (inputs,), "expand": (outputs,), "reduce_expand": (inputs, outputs)}[form]
+    for form in (form for form in FORMS if has_form(form, kernel.shape[2:])):
+        ranks = forms.full_rank(form, inputs, outputs, kernel.shape[2:])
         drawn = tuple(int(rng.integers(1, size + 1)) for size in ranks)
         factors = factorize(weights, form, drawn if len(drawn) == 2 else drawn[0], second_moment=moment)
         replacement = Replacement(factors, bias if site.folds else None)
@@ -189,7 +191,7 @@ def test_every_form_of_any_convolution_does_what_was_predicted(case: dict[str, A
         assert got.shape == expected.shape
         # With every unit vector as input, sums are expectations over white noise: no sampling error at all.
         measured = np.linalg.norm(got - expected) / np.linalg.norm(expected - offset)
-        assert measured == pytest.approx(factors.error, rel=0.05 if half else 1e-3, abs=4e-3 if half else 2e-5)
+        assert measured == pytest.approx(factors.error, rel=0.05 if half else 1e-3, abs=6e-3 if half else 2e-5)
         np.testing.assert_allclose(cheap(still), offset, rtol=close, atol=close)
 
         more = int(rng.integers(0, 4))
@@ -634,10 +636,10 @@ def test_all_sites_of_a_network_at_once() -> None:
     model = make_model(nodes, [value("x", ["n", 4, 8, 8])], [value("y", ["n", 12, 4, 4])], weights)
     x = normal(3, 4, 8, 8)
     reference = run(model, x=x)[0]
-    for forms in itertools.permutations(FORMS):
+    for order in itertools.permutations(FORMS, 3):
         choices = {
             f"n_{key}": Choice(form, full_rank(form, weights[f"{key}_w"]))
-            for key, form in zip("abc", forms, strict=True)
+            for key, form in zip("abc", order, strict=True)
         }
         cheap = rewritten(model, choices)
         assert relative(reference, run(cheap, x=x)[0]) < 1e-5

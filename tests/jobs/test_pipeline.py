@@ -21,15 +21,17 @@ from onnx_pointwise.examples.calibration import Calibration
 from onnx_pointwise.graph.model_io import serialize
 from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import find_sites
-from onnx_pointwise.jobs import attempts, checking, loading, looking
+from onnx_pointwise.jobs import checking, loading, looking
 from onnx_pointwise.jobs.loading import require_other_file
 from onnx_pointwise.latency.cache import FOLDER_VARIABLE
-from onnx_pointwise.numerics.factorize import FORMS, Form
+from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, full_rank, has_form
 from onnx_pointwise.planning import repair
 from onnx_pointwise.settings import CheckSettings
 from tests import small
 from tests.staircase import install
 
+#: Forms that put a 1x1 beside the kernel.
+POINTWISE: tuple[Form, ...] = tuple(form for form in FORMS if form not in SPATIAL)
 DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits.onnx"
 
 
@@ -50,18 +52,11 @@ def test_path_proto_and_ir_model_give_the_same_bytes_and_stay_as_they_were() -> 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_exact_at_full_rank(form: Form) -> None:
-    choices = {
-        site.name: Choice(
-            form,
-            (site.in_channels, site.out_channels)
-            if form == "reduce_expand"
-            else site.in_channels
-            if form == "reduce"
-            else site.out_channels,
-        )
-        for site in find_sites(ir.load(DIGITS))
-        if site.rewritable
-    }
+    choices = {}
+    for site in find_sites(ir.load(DIGITS)):
+        if site.rewritable and has_form(form, site.kernel_shape):
+            full = full_rank(form, site.in_channels, site.out_channels, site.kernel_shape)
+            choices[site.name] = Choice(form, full if len(full) == 2 else full[0])
     result = onnx_pointwise.rewrite(DIGITS, plan=Plan(choices), max_drift=1e-5, latency=False, calibration=None)
     assert result.passed
     assert {site.form for site in result.sites} == {form}
@@ -135,7 +130,8 @@ def test_a_failed_limit_is_a_finding_not_an_exception() -> None:
     result = onnx_pointwise.rewrite(DIGITS, ratio=0.3, max_drift=1e-9, latency=False, calibration=None, provider="none")
     assert not result.passed
     assert result.check is not None
-    assert [finding.code for finding in result.check.findings] == ["drift"]
+    assert [finding.code for finding in result.check.findings] == ["drift", "broken"]
+    assert result.verdict == "broken"
 
 
 def test_given_inputs_are_what_the_drift_is_measured_on() -> None:
@@ -179,7 +175,9 @@ def test_a_network_with_nothing_to_gain_comes_back_unchanged() -> None:
     value = [onnx.helper.make_tensor_value_info(name, 1, ["N", 8, 6, 6]) for name in "xy"]
     graph = onnx.helper.make_graph([depthwise], "depthwise", value[:1], value[1:], [weights])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    result = onnx_pointwise.rewrite(model, target_macs=0.5, latency=False, max_drift=0.0)
+    with pytest.raises(TargetError, match=r"nothing can be rewritten, 1\.000 of the MACs are left. .* 1 depthwise"):
+        onnx_pointwise.rewrite(model, target_macs=0.5, latency=False)
+    result = onnx_pointwise.rewrite(model, ratio=0.5, latency=False, max_drift=0.0)
     assert result.passed
     assert content(result.model) == content(ir.serde.deserialize_model(model))
     (site,) = result.sites
@@ -233,8 +231,7 @@ def test_calibration_keeps_the_accuracy_that_kernels_alone_lose(images: np.ndarr
     assert accuracies["calibrated"] > accuracies["kernels"]
 
 
-def test_the_cheapest_network_within_a_drift_limit(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "_SEARCH_STEPS", 3)  # each one is a whole rewrite
+def test_the_cheapest_network_within_a_drift_limit(small_folder: Path) -> None:
     model, examples = small_folder / "small.onnx", small.examples(32)
     result = onnx_pointwise.rewrite(model, max_drift=0.02, calibration=examples, latency=False, provider="none")
     assert result.passed
@@ -244,8 +241,7 @@ def test_the_cheapest_network_within_a_drift_limit(small_folder: Path, monkeypat
     assert result.plan.budget == {"max_drift": 0.02}
 
 
-def test_a_score_is_reported_and_limits_the_search(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "_SEARCH_STEPS", 2)
+def test_a_score_is_reported_and_limits_the_search(small_folder: Path) -> None:
     model, (x, y) = small_folder / "small.onnx", small.images(200, seed=1)
 
     def accuracy(session: ort.InferenceSession) -> float:
@@ -277,9 +273,9 @@ def test_a_score_is_reported_and_limits_the_search(small_folder: Path, monkeypat
     assert not harsh.passed
 
 
-def test_searching_takes_a_limit_and_a_check() -> None:
-    with pytest.raises(PlanError, match="Name a budget"):
-        onnx_pointwise.rewrite(DIGITS)
+def test_searching_takes_a_check() -> None:
+    with pytest.raises(PlanError, match="takes the check"):
+        onnx_pointwise.rewrite(DIGITS, check=False)
     with pytest.raises(PlanError, match="takes the check"):
         onnx_pointwise.rewrite(DIGITS, max_drift=0.1, check=False)
     with pytest.raises(PlanError, match="needs a score"):
@@ -312,7 +308,7 @@ def test_threads_are_those_of_the_network_and_jobs_those_of_the_work(
     look, compare = looking.study, checking.check
 
     def studied(*arguments: Any, **options: Any) -> Any:
-        seen["jobs"] = options["threads"]
+        seen["jobs"] = options["effort"].threads
         return look(*arguments, **options)
 
     def compared(before: Any, after: Any, settings: CheckSettings) -> Any:
@@ -386,7 +382,7 @@ def test_the_same_command_gives_the_same_bytes_by_what_was_measured_once(
 
 def test_a_site_that_nothing_makes_faster_stays_dense_with_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, 128)  # one block holds all that any site has
-    result = onnx_pointwise.rewrite(DIGITS, ratio=0.9, calibration=None, check=False, cache=False)
+    result = onnx_pointwise.rewrite(DIGITS, ratio=0.9, forms=POINTWISE, calibration=None, check=False, cache=False)
     assert result.plan.choices == {}
     refusal = {site.name: site.refusal for site in result.sites}["conv2"]
     assert refusal is not None
@@ -396,7 +392,9 @@ def test_a_site_that_nothing_makes_faster_stays_dense_with_its_numbers(monkeypat
 
 def test_a_network_that_is_not_faster_in_the_end_comes_back_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, 8, slow=50.0)
-    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, calibration=None, latency=False, cache=False)
+    result = onnx_pointwise.rewrite(
+        DIGITS, target_macs=0.7, forms=POINTWISE, calibration=None, latency=False, cache=False
+    )
     assert result.passed
     assert result.plan.choices == {}
     assert content(result.model) == content(ir.load(DIGITS))
@@ -414,11 +412,12 @@ def test_a_network_that_is_slower_against_its_plan_fails_its_check(monkeypatch: 
         return replace(made, providers=(replace(made.providers[0], latency=timed),))
 
     monkeypatch.setattr(checking, "check", slower)
-    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, calibration=None, cache=False)
+    any_drift = {"numbers": (99.0, 99.0, 99.0)}
+    result = onnx_pointwise.rewrite(DIGITS, target_macs=0.7, calibration=None, cache=False, limits=any_drift)
     assert not result.passed
     assert result.check is not None
     assert [finding.code for finding in result.check.findings] == ["slower"]
-    by_hand = onnx_pointwise.rewrite(DIGITS, ranks={"conv2": 4}, calibration=None, cache=False)
+    by_hand = onnx_pointwise.rewrite(DIGITS, ranks={"conv2": 4}, calibration=None, cache=False, limits=any_drift)
     assert by_hand.passed
 
 

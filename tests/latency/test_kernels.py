@@ -11,6 +11,7 @@ from onnx_pointwise.errors import ProviderError
 from onnx_pointwise.graph.sites import Site, find_sites
 from onnx_pointwise.latency import kernels as latency
 from onnx_pointwise.latency.kernels import site_latencies
+from onnx_pointwise.numerics.forms import SPATIAL, Form
 from onnx_pointwise.runtime.shape_inference import resolve
 
 
@@ -57,6 +58,34 @@ def test_every_choice_is_faster_than_dense_and_no_rank_is_beaten_by_a_higher_one
     for form in ("reduce", "expand"):
         timed = [s for (kind, _), s in zip(found.choices, found.seconds, strict=True) if kind == form]
         assert timed == sorted(timed)
+
+
+def test_spatial_forms_have_treads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two short kernels leave room for more ranks than a whole one, and the top rank is where arithmetic is saved."""
+    staircase(monkeypatch, 8)
+    (site,) = sites(40, 5)
+    choices = site_latencies([site], forms=SPATIAL)["conv"].choices
+    for form in SPATIAL:
+        ranks = [rank for kind, rank in choices if kind == form]
+        assert ranks == list(range(8, 97, 8))  # 2 * 5 * R < 40 * 25
+    assert {form for form, _ in choices} == set(SPATIAL)
+
+
+@pytest.mark.parametrize("form", SPATIAL)
+def test_a_probe_is_what_the_rewritten_site_is(form: Form) -> None:
+    (site,) = sites(24, 5)
+    first, second = latency._probe(site, form, 7).chain
+    tall = {"vertical": first, "horizontal": second}[form]
+    assert (tall.kernel, (second if tall is first else first).kernel) == ((5, 1), (1, 5))
+    assert (first.in_channels, first.out_channels, second.in_channels, second.out_channels) == (24, 7, 7, 24)
+    assert dict(first.attributes)["auto_pad"] == dict(second.attributes)["auto_pad"] == "SAME_UPPER"
+
+
+def test_kernels_of_one_row_have_no_spatial_treads(monkeypatch: pytest.MonkeyPatch) -> None:
+    staircase(monkeypatch, 8)
+    (site,) = sites(40, 1)
+    assert {form for form, _ in site_latencies([site])["conv"].choices} <= {"expand"}
+    assert site_latencies([site], forms=SPATIAL)["conv"].choices == ()
 
 
 def test_it_measures_on_the_cpu() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph.model_io import load
 from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import Site, find_sites
+from onnx_pointwise.latency import network as network_module
 from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.latency.network import NetworkLatency, network_latency
+from onnx_pointwise.numerics.forms import SPATIAL, Form
 from onnx_pointwise.runtime.shape_inference import resolve
 from tests.staircase import install, network_seconds
 from tools.generated_networks import Network, random_network
@@ -101,6 +105,16 @@ def test_ranks_asked_for_by_name_are_measured_whatever_they_take(monkeypatch: py
         found.seconds(name, Choice("expand", 30))
 
 
+@pytest.mark.parametrize("form", SPATIAL)
+def test_networks_in_spatial_forms_are_timed(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in for factors still to be computed runs, and takes what its pieces take."""
+    install(monkeypatch, 8)
+    _, found = study(chain(), forms=[form])
+    plan = Plan({name: Choice(form, 16) for name in found.sites})
+    assert {kind for site in found.sites.values() for kind, _ in site.choices} == {form}
+    assert found.predict(plan.choices) == pytest.approx(found.time(plan).ratio)
+
+
 @pytest.mark.parametrize("seed", [3, 12])
 def test_it_measures_real_networks(seed: int) -> None:
     """Numbers depend on the machine; that every choice can be timed in its network does not."""
@@ -111,3 +125,39 @@ def test_it_measures_real_networks(seed: int) -> None:
     timing = found.time(Plan({site.name: Choice("reduce_expand", (1, 1)) for site in sites}))
     assert timing.ratio > 0.0
     assert timing.verdict in ("faster", "slower", "no change")
+
+
+def test_a_network_that_fails_on_stand_ins_is_judged_by_its_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector may find nothing in what random weights make, and fail on it."""
+    install(monkeypatch, 8)
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise ModelError("the model in memory: the model does not run: k should not be greater than 0.")
+
+    monkeypatch.setattr(network_module, "compare", failing)
+    _, found = study(chain())
+    assert found.kept == pytest.approx(1.0)
+    plan = Plan({name: Choice("reduce", 16) for name in found.sites})
+    timing = found.time(plan)
+    assert timing.ratio == pytest.approx(found.sum_of_sites(plan.choices)) and timing.verdict == "faster"
+    assert found.time(Plan({})).verdict == "no change"
+
+
+def test_given_inputs_are_what_is_timed_and_part_of_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, 8)
+    seen: list[Any] = []
+    plain = network_module.measure
+
+    def watched(model: Any, **options: Any) -> Any:
+        seen.append(options)
+        return plain(model, **options)
+
+    monkeypatch.setattr(network_module, "measure", watched)
+    cache = LatencyCache(tmp_path / "c.sqlite")
+    given = {"x": np.ones((1, 32, 12, 12), np.float32)}
+    for inputs in (None, given, given, {"x": 2 * given["x"]}):
+        study(chain(), cache=cache, inputs=inputs)
+    assert ["inputs" in options for options in seen] == [False, True, True]
+    assert seen[1]["inputs"] is given

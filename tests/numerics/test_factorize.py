@@ -7,21 +7,20 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.numerics.basis import GRAIN
 from onnx_pointwise.numerics.factorize import (
-    FORMS,
     METHODS,
-    Form,
     compose,
     error_curve,
     factorize,
     is_exact,
     relative_error,
 )
+from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, full_rank, has_form, view_of
 from onnx_pointwise.numerics.norm import Norm
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=60)
@@ -71,7 +70,8 @@ def make_moment(kind: str, seed: int, shape: tuple[int, ...]) -> np.ndarray | No
 
 
 def max_rank(form: Form, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return {"reduce": (shape[1],), "expand": (shape[0],), "reduce_expand": (shape[1], shape[0])}[form]
+    assume(has_form(form, shape[2:]))
+    return full_rank(form, shape[1], shape[0], shape[2:])
 
 
 def some_rank(form: Form, shape: tuple[int, ...], part: float) -> int | tuple[int, int]:
@@ -89,7 +89,10 @@ def test_exact_at_full_rank_and_above(seed, shape, form, kind, method, more):
     )
     np.testing.assert_allclose(compose(factors), kernel, atol=1e-12 * np.abs(kernel).max())
     assert factors.error < 1e-12
-    for matrix in (factors.before, factors.after):
+    before = None if factors.before is None else factors.before.reshape(len(factors.before), -1)
+    if form in SPATIAL and rank[0] < before.shape[1]:
+        before = None  # as many as the outputs read: neither an identity nor a frame
+    for matrix in (before, factors.after):
         if matrix is not None:
             wide = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
             np.testing.assert_allclose(wide.T @ wide, np.eye(wide.shape[1]), atol=1e-12)
@@ -103,7 +106,7 @@ def test_exact_is_what_loses_no_feature_maps_on_either_side(seed, shape, form, m
     ranks = tuple(max(1, n + extra) for n, extra in zip(max_rank(form, shape), more, strict=False))
     rank = ranks if form == "reduce_expand" else ranks[0]
     exact = all(r >= n for r, n in zip(ranks, max_rank(form, shape), strict=True))
-    assert is_exact(form, rank, shape[1], shape[0]) == exact
+    assert is_exact(form, rank, shape[1], shape[0], shape[2:]) == exact
     if exact:
         assert factorize(make_kernel(seed, shape), form, rank).error < 1e-6
 
@@ -115,15 +118,17 @@ def test_shapes_dtypes_and_gauge(seed, shape, form, kind, method, part, dtype):
     rank = some_rank(form, shape, part)
     factors = factorize(kernel, form, rank, method=method, second_moment=make_moment(kind, seed, shape))
     r_in, r_out = rank if isinstance(rank, tuple) else (rank, rank)
-    has_before, has_after = form != "expand", form != "reduce"
+    has_before, has_after = form != "expand", form in ("expand", "reduce_expand")
+    view = view_of(form, shape[2:])
     assert factors.form == form
     assert factors.rank == rank
-    assert factors.kernel.shape == (r_out if has_after else shape[0], r_in if has_before else shape[1], *shape[2:])
+    size = view.second_size
+    assert factors.kernel.shape == (r_out if has_after else shape[0], r_in if has_before else shape[1], *size)
     assert (factors.before is not None, factors.after is not None) == (has_before, has_after)
     assert factors.kernel.dtype == dtype
     tolerance = 20 * float(ml_dtypes.finfo(dtype).eps)
     if factors.before is not None:
-        assert factors.before.shape == (r_in, shape[1])
+        assert factors.before.shape == (r_in, shape[1], *(view.first_size if form in SPATIAL else ()))
         assert factors.before.dtype == dtype
         assert np.sum(factors.before.astype(np.float64) ** 2) == pytest.approx(r_in, rel=tolerance)
     if factors.after is not None:
@@ -138,14 +143,17 @@ def test_feature_maps_between_the_factors_are_alike(seed, shape, form, kind, met
     kernel, moment = make_kernel(seed, shape), make_moment(kind, seed, shape)
     factors = factorize(kernel, form, some_rank(form, shape, part), method=method, second_moment=moment)
     taps = math.prod(shape[2:])
-    core = factors.kernel.reshape(*factors.kernel.shape[:2], taps)
     patches = np.eye(shape[1] * taps) if moment is None else moment
     if kind == "channel":
         patches = np.kron(moment, np.eye(taps))
-    channels = np.einsum("itjt->ij", patches.reshape(shape[1], taps, shape[1], taps)) / taps
-    level = np.trace(channels) / shape[1]
+    view = view_of(form, shape[2:])  # in it, all forms are one
+    patches, taps, inputs = view.of_moment(patches, shape[1]), view.taps, shape[1] * view.channels
+    core = factors.kernel.reshape(*factors.kernel.shape[:2], taps)
+    channels = np.einsum("itjt->ij", patches.reshape(inputs, taps, inputs, taps)) / taps
+    level = np.trace(channels) / inputs
     before, after = factors.before, factors.after
-    if before is not None and len(before) < shape[1]:
+    before = None if before is None else before.reshape(len(before), -1)
+    if before is not None and len(before) < inputs:
         behind = core if after is None else np.einsum("or,rit->oit", after, core)
         alike(before @ channels @ before.T, level * before @ before.T, np.einsum("ort,ost->rs", behind, behind))
     if after is not None and after.shape[1] < shape[0]:
@@ -210,8 +218,9 @@ def test_plain_error_is_the_discarded_tail(seed, shape, form):
 @given(SEED, SHAPES, FORM, MOMENT)
 def test_error_falls_with_rank_and_stays_below_the_curve(seed, shape, form, kind):
     kernel, moment = make_kernel(seed, shape), make_moment(kind, seed, shape)
+    full = max_rank(form, shape)
     curve = error_curve(kernel, form, moment)
-    assert curve.shape == tuple(n + 1 for n in max_rank(form, shape))
+    assert curve.shape == tuple(n + 1 for n in full)
     assert curve.flat[0] == 1.0
     assert curve.flat[-1] == 0.0
     for axis in range(curve.ndim):
@@ -222,7 +231,7 @@ def test_error_falls_with_rank_and_stays_below_the_curve(seed, shape, form, kind
         error = factorize(kernel, form, index if len(index) == 2 else index[0], second_moment=moment).error
         assert error <= previous * 1.03 + 1e-5
         assert error**2 <= curve[index] * 1.02 + 1e-9
-        if form == "expand" or (form == "reduce" and kind in ("none", "channel")):
+        if form == "expand" or (form != "reduce_expand" and kind in ("none", "channel")):
             assert error**2 == pytest.approx(curve[index], abs=1e-5)
         previous = error
 

@@ -13,7 +13,20 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onnx_pointwise.errors import InputError
-from onnx_pointwise.numerics.moments import Lattice, Moments, Stationary, Window, lattices, make_window, patches, sample
+from onnx_pointwise.numerics.factorize import compose, factorize, relative_error
+from onnx_pointwise.numerics.moments import (
+    Lattice,
+    Moments,
+    Stationary,
+    Window,
+    blended,
+    lattices,
+    make_window,
+    patches,
+    sample,
+    shrunk,
+    tap_blend,
+)
 from onnx_pointwise.runtime.providers import open_session
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=40)
@@ -159,3 +172,95 @@ def test_stationary_moments_are_symmetric_and_depend_on_distance_alone():
         if s[0] < 2 and t[0] < 2:
             c, d = taps.index((s[0] + 1, s[1])), taps.index((t[0] + 1, t[1]))
             np.testing.assert_array_equal(full[:, a, :, b], full[:, c, :, d])
+
+
+@CHECKED
+@given(st.integers(0, 2**31), st.integers(1, 5))
+def test_maps_of_two_parts_add_up(seed, first):
+    rng = np.random.default_rng(seed)
+    window = Window((3, 2), (1, 1), (1, 1), (0, 0, 0, 0))
+    maps = rng.standard_normal((6, 2, 5, 7)).astype(np.float32)
+    one = Stationary(2, window, shift=maps)
+    other = Stationary(2, window, shift=maps)
+    whole = one.sibling()
+    one.add(maps[:first])
+    other.add(maps[first:])
+    whole.add(maps)
+    total = one.merged(other)
+    assert total.count == whole.count == maps[:, 0].size
+    np.testing.assert_allclose(total.mean(), whole.mean(), atol=1e-6)
+    np.testing.assert_allclose(total.covariance(), whole.covariance(), atol=1e-5)
+    np.testing.assert_allclose(total.mean(), np.repeat(maps.mean(axis=(0, 2, 3)), 6), atol=1e-5)
+
+
+def test_sums_of_another_shift_do_not_add_up():
+    maps = np.random.default_rng(0).standard_normal((4, 1, 6)).astype(np.float32)
+    window = Window((3,), (1,), (1,), (0, 0))
+    one, other = Stationary(1, window), Stationary(1, window)
+    one.add(maps[:2])
+    other.add(maps[2:])
+    with pytest.raises(AssertionError, match="shift"):
+        one.merged(other)
+
+
+# --- taps that are taken apart ----------------------------------------------------------------------------------------
+
+
+def smooth_patches(rng: np.random.Generator, channels: int, count: int, noise: float = 0.2) -> np.ndarray:
+    """Patches of 3 by 3 from maps whose channels go together more than their places do, [channels * 9, count]."""
+    mix = np.random.default_rng(4).standard_normal((channels, channels)) * np.exp(-np.arange(channels) / 3.0)
+    coarse = rng.standard_normal((count, channels, 9)) + 0.8 * rng.standard_normal((count, channels, 1))
+    seen = np.einsum("cd,ndt->nct", mix, coarse) + noise * rng.standard_normal(coarse.shape)
+    return seen.reshape(count, -1).T
+
+
+@CHECKED
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 5), st.floats(0.0, 1.0))
+def test_a_blend_goes_from_the_covariance_to_taps_without_ties(seed, inputs, taps, share):
+    rng = np.random.default_rng(seed)
+    roots = rng.standard_normal((inputs * taps, inputs * taps + 2))
+    covariance = roots @ roots.T
+    assert blended(covariance, taps, 0.0) is covariance
+    made = blended(covariance, taps, share)
+    np.testing.assert_allclose(made, made.T, atol=1e-9)
+    assert np.linalg.eigvalsh(made).min() > -1e-9 * np.trace(covariance)
+    assert np.trace(made) == pytest.approx(np.trace(covariance))
+    apart = blended(covariance, taps, 1.0).reshape(inputs, taps, inputs, taps)
+    if taps > 1:
+        mean = np.einsum("itjt->ij", covariance.reshape(inputs, taps, inputs, taps)) / taps
+        for one, other in itertools.product(range(taps), repeat=2):
+            np.testing.assert_allclose(apart[:, one, :, other], mean if one == other else 0.0, atol=1e-9)
+        np.testing.assert_allclose(
+            made, (1.0 - share) * covariance + share * apart.reshape(covariance.shape), atol=1e-9 * np.trace(covariance)
+        )
+
+
+@CHECKED
+@given(st.integers(1, 10**6), st.integers(1, 500), st.integers(1, 49))
+def test_few_patches_take_taps_apart_and_many_do_not(count, channels, taps):
+    width = channels * taps
+    share = tap_blend(count, width, taps)
+    assert 0.0 <= share < 1.0
+    assert tap_blend(count + 1, width, taps) <= share
+    assert (share == 0.0) == (taps == 1 or count > 12 * width)
+
+
+@pytest.mark.parametrize("form", ["reduce", "expand"])
+@pytest.mark.parametrize(("share", "gain"), [(0.5, 0.95), (1.0, 0.98), (3.0, 1.0)])
+def test_factors_of_few_patches_lose_less_on_others_with_a_blend(form, share, gain):
+    """With so many patches for each number in one, in the mean over draws."""
+    channels, rank = 8, 3
+    width = 9 * channels
+    kernel = np.random.default_rng(1).standard_normal((8, channels, 3, 3))
+    truth = np.cov(smooth_patches(np.random.default_rng(99), channels, 20_000))
+    lost = []
+    for seed in range(12):
+        seen = smooth_patches(np.random.default_rng(seed), channels, int(share * width))
+        covariance, count = np.cov(seen, bias=True), seen.shape[1]
+        errors = []
+        for blend in (0.0, tap_blend(count, width, 9)):
+            factors = factorize(kernel, form, rank, second_moment=shrunk(blended(covariance, 9, blend), count))
+            errors.append(relative_error(kernel, compose(factors), truth) ** 2)
+        lost.append(errors)
+    without, with_blend = np.mean(lost, axis=0)
+    assert with_blend < gain * without

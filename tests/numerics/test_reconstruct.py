@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import sys
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_pointwise.numerics.factorize import FORMS, compose, factorize
-from onnx_pointwise.numerics.moments import Moments
-from onnx_pointwise.numerics.reconstruct import RIDGES, Activation, Block, _solver, reconstruct
+from onnx_pointwise.numerics.moments import Moments, blended, shrunk, tap_blend
+from onnx_pointwise.numerics.reconstruct import RIDGES, Activation, Block, _proven, _solver, reconstruct
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=20)
 RELU = Activation(low=0.0)
@@ -174,3 +175,96 @@ def test_moments_with_negative_values_from_rounding_take_a_stronger_ridge() -> N
     assert ridge == min(strength for strength in RIDGES if strength > 2e-4)
     assert solver is not None
     assert _solver(covariance - 10.0 * np.eye(12), 1e-6, np.eye(12)) == (math.inf, None)
+
+
+# --- few patches ------------------------------------------------------------------------------------------------------
+
+
+def parted(problem: Problem, count: int) -> tuple[Problem, Problem]:
+    """The first patches to learn from, and all others to be judged by."""
+    few, fresh = copy.copy(problem), copy.copy(problem)
+    for name in ("patches", "targets", "added"):
+        array = getattr(problem, name)
+        if array is not None:
+            setattr(few, name, array[:, :count])
+            setattr(fresh, name, array[:, count:])
+    few.count, fresh.count = count, problem.count - count
+    return few, fresh
+
+
+def against_plain(form, count, *, drift=0.3, noise=0.0, seeds=12):
+    """Error on fresh patches over that of factors of the same few patches made without targets; mean over draws."""
+    rank = (3, 4) if form == "reduce_expand" else 3
+    ratios = []
+    for seed in range(seeds):
+        problem = Problem(seed, drift=drift)
+        disturbed = np.random.default_rng(seed + 100).standard_normal(problem.targets.shape)
+        problem.targets = problem.targets + (noise * disturbed).astype(np.float32)
+        few, fresh = parted(problem, count)
+        done = reconstruct(few.kernel, few.bias, form, rank, few.blocks, activation=RELU)
+        mean = few.patches.mean(axis=1, dtype=np.float64)
+        moment = np.cov(few.patches.astype(np.float64), bias=True)
+        moment = shrunk(blended(moment, 4, tap_blend(count, 20, 4)), count)
+        plain = factorize(few.kernel, form, rank, second_moment=moment)
+        flat = few.kernel.reshape(6, -1) - compose(plain).reshape(6, -1)
+        ratios.append(fresh.error(done.factors, done.bias, RELU) / fresh.error(plain, few.bias + flat @ mean, RELU))
+    return float(np.exp(np.mean(np.log(ratios))))
+
+
+@pytest.mark.parametrize("form", ["reduce", "expand", "reduce_expand"])
+@pytest.mark.parametrize(
+    ("count", "drift", "noise"), [(16, 0.0, 0.0), (16, 0.0, 5.0), (16, 0.3, 0.0), (40, 0.0, 5.0), (40, 0.3, 0.0)]
+)
+def test_of_few_patches_nothing_is_learned_that_does_not_hold(form, count, drift, noise):
+    assert against_plain(form, count, drift=drift, noise=noise) < 1.03
+
+
+def test_the_proof_pays_where_patches_are_fewest(monkeypatch):
+    with_proof = [against_plain(form, 16) for form in ("reduce", "expand")]
+    monkeypatch.setattr(
+        sys.modules[reconstruct.__module__], "_proven", lambda problem, fit, ridge, rounds: (ridge, rounds)
+    )
+    without = [against_plain(form, 16) for form in ("reduce", "expand")]
+    assert np.mean(with_proof) < 0.97 * np.mean(without)
+
+
+def noted_proofs(monkeypatch):
+    asked = []
+
+    def noted(*given):
+        asked.append(_proven(*given))
+        return asked[-1]
+
+    monkeypatch.setattr(sys.modules[reconstruct.__module__], "_proven", noted)
+    return asked
+
+
+def test_of_many_patches_a_refit_is_not_put_to_the_proof(monkeypatch):
+    """More than twelve for each of the 20 numbers in one."""
+    asked = noted_proofs(monkeypatch)
+    for count, proofs in ((241, 0), (239, 1)):
+        few, _ = parted(Problem(0), count)
+        reconstruct(few.kernel, few.bias, "reduce", 3, few.blocks, activation=RELU)
+        assert len(asked) == proofs
+
+
+def test_rounds_that_do_harm_are_dropped(monkeypatch):
+    """A rectifier that lets little through leaves rounds to fit the noise of the few patches."""
+    asked = noted_proofs(monkeypatch)
+    for seed in range(12):
+        few, _ = parted(Problem(seed, drift=0.0), 32)
+        few.targets = few.targets - 8.0
+        few.bias = few.bias - 8.0
+        reconstruct(few.kernel, few.bias, "reduce", 3, few.blocks, activation=RELU)
+    assert {rounds for _, rounds in asked} == {0, 2}
+    assert any(math.isinf(ridge) for ridge, _ in asked)
+
+
+def test_the_proof_leaves_no_traces():
+    """Solving for a part of the blocks changes nothing that the end is made from, in one thread or in several."""
+    few, _ = parted(Problem(3), 120)
+    first = reconstruct(few.kernel, few.bias, "expand", 3, few.blocks, activation=RELU)
+    second = reconstruct(few.kernel, few.bias, "expand", 3, few.blocks, activation=RELU, threads=3)
+    assert first.factors.kernel.tobytes() == second.factors.kernel.tobytes()
+    assert first.bias.tobytes() == second.bias.tobytes()
+    assert (first.error, first.ridge) == (second.error, second.ridge)

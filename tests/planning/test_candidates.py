@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from onnx_pointwise.graph.cost import competing, dense_cost, rewritten_cost
 from onnx_pointwise.graph.model_io import load
 from onnx_pointwise.graph.sites import Site, find_sites
-from onnx_pointwise.numerics.factorize import FORMS, Form, error_curve, error_curves, factorize
+from onnx_pointwise.numerics.factorize import error_curve, error_curves, factorize
+from onnx_pointwise.numerics.forms import FORMS, Form
 from onnx_pointwise.planning.candidates import COLUMNS, Candidates, candidates
 from onnx_pointwise.runtime.shape_inference import resolve
 from tests.graphs import conv_model, normal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from onnx import helper
 
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.graph.model_io import load, to_bytes
-from onnx_pointwise.graph.shapes import ASSUMED_SIZE, concrete_inputs, runtime_inputs
+from onnx_pointwise.graph.shapes import ASSUMED_SIZE, another_size, concrete_inputs, runtime_inputs
 from onnx_pointwise.graph.sites import find_sites
 from onnx_pointwise.runtime import shape_inference as shapes_module
-from onnx_pointwise.runtime.shape_inference import resolve
+from onnx_pointwise.runtime.shape_inference import input_sizes, resolve
+from onnx_pointwise.runtime.timing import measure
 from tests.graphs import (
     Array,
     conv_model,
@@ -214,9 +216,10 @@ def test_a_shape_computed_from_shapes_takes_no_run(monkeypatch: pytest.MonkeyPat
 def test_a_run_that_fails_names_the_shapes_and_the_way_out() -> None:
     model = computed_size(x=["n", "m"])
     with pytest.raises(
-        ModelError, match=r"does not run with input shapes x:1,224 \(.*\); name others with --input-shape"
+        ModelError, match=r"does not run with input shapes x:1,224 \(.*\); name others with --input-shape x:1,256\."
     ):
-        resolve(load(model))
+        resolve(load(model), {"x": [1, 224]})
+    assert resolve(load(model)).inputs == {"x": (1, 256)}
     assert resolve(load(model), {"x": [1, 512]}).shapes["image"] == (2, 4, 8, 8)
 
 
@@ -261,3 +264,50 @@ def test_element_types_other_than_float_can_be_run() -> None:
     ]
     inputs = [value("mask", ["n", 256], np.bool_), value("half", ["n", 256], np.float16)]
     assert resolve(load(make_model(nodes, inputs, [value("c", None)], weights))).shapes["c"] == (1, 6, 6, 6)
+
+
+# --- sizes that have to be assumed ------------------------------------------------------------------------------------
+
+
+def halving(times: int) -> onnx.ModelProto:
+    """A network that takes only multiples of 2^times: what was halved is doubled and put beside what it was."""
+    nodes, last = [], "x"
+    for index in range(times):
+        nodes.append(helper.make_node("MaxPool", [last], [f"p{index}"], kernel_shape=[2, 2], strides=[2, 2]))
+        last = f"p{index}"
+    for index in range(times - 1, -1, -1):
+        before = f"p{index - 1}" if index else "x"
+        nodes.append(helper.make_node("Resize", [last, "", "twice"], [f"u{index}"], mode="nearest"))
+        nodes.append(helper.make_node("Add", [f"u{index}", before], [f"s{index}"]))
+        last = f"s{index}"
+    nodes.append(helper.make_node("Conv", [last, "W"], ["y"], name="conv"))
+    weights = {"W": normal(4, 3, 3, 3), "twice": np.array([1, 1, 2, 2], np.float32)}
+    return make_model(nodes, [value("x", [1, 3, "h", "w"])], [value("y", [1, 4, "h2", "w2"])], weights)
+
+
+@pytest.mark.parametrize(("times", "size"), [(5, 224), (6, 256), (7, 256), (9, 512)])
+def test_the_first_size_at_which_it_runs_is_assumed(times: int, size: int) -> None:
+    found = resolve(load(halving(times)))
+    assert found.inputs == {"x": (1, 3, size, size)} and found.assumed == ("x",)
+    assert found.shapes["y"] == (1, 4, size - 2, size - 2)
+    assert input_sizes(load(halving(times))) == {"x": (1, 3, size, size)}
+    assert measure(halving(times), runs=1, warmup=1, max_seconds=0.1).runs >= 1
+
+
+def test_sizes_at_which_it_does_not_run_are_named_with_the_file_and_a_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "halving.onnx"
+    onnx.save(halving(6), path)
+    start, end = f"{path}: the model does not run with input shapes", "; name others with --input-shape"
+    with pytest.raises(ModelError, match=rf"{start} x:1,3,100,100 \(.*\){end} x:1,3,128,128\."):
+        resolve(load(path), {"x": (1, 3, 100, 100)})
+    onnx.save(halving(10), path)
+    with pytest.raises(ModelError, match=rf"{start} x:1,3,224,224 \(.*\){end} x:1,3,256,256\."):
+        resolve(load(path))
+
+
+def test_examples_of_other_sizes_are_others() -> None:
+    assert another_size((1, 3, 224, 224)) == (1, 3, 256, 256)
+    assert another_size((1, 64, 256, 256)) == (1, 64, 320, 320)
+    assert another_size((1, 512, 512, 3)) == (1, 224, 224, 3)
+    assert another_size((1, 224)) == (1, 256)
+    assert another_size((1, 1, 33, 100)) == (1, 1, 64, 128)

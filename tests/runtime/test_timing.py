@@ -93,6 +93,7 @@ class Clockwork:
     """A runner whose runs take a given time on a clock of its own."""
 
     now = 0.0
+    plain = False
 
     def __init__(self, log: list[str], name: str, seconds: float) -> None:
         self.log, self.name, self.seconds = log, name, seconds

@@ -1,0 +1,39 @@
+"""Which files a command reads and writes, by the names that the user gave them: none may be two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onnx_pointwise.examples import calibration_path
+from onnx_pointwise.graph import Named, files_of, require_apart
+
+_MODELS = ("source", "model", "before", "after", "other")
+_EXAMPLES = {"inputs": "--inputs", "calibration": "--calibration", "plan": "--plan"}
+_WRITTEN = {"target": "OUT", "json_file": "--json", "save_plan": "--save-plan"}
+
+
+def require_files_apart(texts: Mapping[str, Any]) -> None:
+    """Check that nothing a command writes is anything it reads, or written twice.
+
+    Args:
+        texts: What the command line read, by parameter.
+
+    Raises:
+        OutputError: Two of the files are one.
+        ModelError: A model that stands where something would be written cannot be read.
+    """
+    outputs: dict[str, Named] = {
+        role: texts[name] for name, role in _WRITTEN.items() if texts.get(name) not in (None, "-")
+    }
+    if not outputs:
+        return
+    models = [texts[name] for name in _MODELS if texts.get(name) is not None]
+    # Their external data matter only where something stands already.
+    stands = any(Path(str(path)).exists() for path in outputs.values())
+    inputs: dict[str, Named] = {"IN": [path for model in models for path in (files_of(model) if stands else [model])]}
+    for name, role in _EXAMPLES.items():
+        if texts.get(name) is not None:
+            inputs[role] = calibration_path(texts[name])
+    require_apart(inputs, outputs)

@@ -1,0 +1,120 @@
+"""What factors lose on patches that they were not made from.
+
+Notation as in `factorize`. Factors that are optimal in the norm of one second moment S are judged in another one, T, of
+patches that S has not seen. With few patches the two differ by far: the leading directions of S explain its own patches
+all too well, and what they promise on them is no promise. Curves of all ranks come from one factorisation of S and one
+of T, as those of `error_curves` come from S alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from onnx_pointwise.numerics.factorize import error_curves, nested_channels
+from onnx_pointwise.numerics.forms import FORMS, Form, View, full_rank, has_form, view_of
+from onnx_pointwise.numerics.norm import Norm
+
+Array = NDArray[np.float64]
+
+
+def held_curves(
+    kernel: NDArray[Any], norm: Norm, held: Norm, forms: Sequence[Form] = FORMS
+) -> tuple[dict[Form, Array], dict[Form, Array]]:
+    """Relative squared error on held-back patches that each rank leaves, by form.
+
+    `expand` is exact; `reduce` and the spatial forms are those of the nested directions of `error_curve`;
+    `reduce_expand` adds what both sides lose more than they promise to its own curve.
+
+    Args:
+        kernel: W, [O, I, *k].
+        norm: S, which the factors are made for.
+        held: T, which they are judged by.
+        forms: The forms.
+
+    Returns:
+        What `error_curves` promises, and what holds in T, not increasing; the same where T knows nothing.
+    """
+    size = kernel.shape[2:]
+    forms = [form for form in forms if has_form(form, size)]
+    promised = error_curves(kernel, list(dict.fromkeys([*forms, "reduce", "expand"])), norm)
+    if held.moment is None or norm.moment is None:
+        return promised, promised
+    plain = kernel.astype(np.float64)
+    plain = plain / max(float(np.abs(plain).max()), np.finfo(np.float64).tiny)
+    flat = View(size).of_kernel(plain)
+    total = float(np.vdot(flat, held.apply(flat)))
+    if total <= 0.0:
+        return promised, promised
+
+    def in_view(form: Form) -> Array:
+        view = view_of(form, size)
+        lost = _in_front(view.of_kernel(plain), norm.seen(view), held.seen(view))
+        return _falling(lost[: full_rank(form, kernel.shape[1], len(kernel), size)[0] + 1] / total)
+
+    curves: dict[Form, Array] = {"expand": _falling(_behind(flat, norm, held) / total), "reduce": in_view("reduce")}
+    for form in forms:
+        if form == "reduce_expand":
+            excess = {side: np.maximum(curves[side] - promised[side], 0.0) for side in ("reduce", "expand")}
+            curves[form] = _falling(promised[form] + excess["reduce"][:, None] + excess["expand"][None, :])
+        elif form not in curves:
+            curves[form] = in_view(form)
+    return promised, curves
+
+
+def _falling(curve: Array) -> Array:
+    """A curve over ranks that never rises, nowhere below the one given; nothing is lost at full rank."""
+    for axis in range(curve.ndim):
+        curve = np.flip(np.maximum.accumulate(np.flip(curve, axis), axis), axis)
+    curve[(-1,) * curve.ndim] = 0.0
+    return np.clip(curve, 0.0, 1.0)
+
+
+def _behind(weights: Array, norm: Norm, held: Norm) -> Array:
+    """Squared error in T of the leading output directions of S, [O + 1]."""
+    flat = weights.reshape(len(weights), -1)
+    gram = flat @ norm.apply_lifted(weights).reshape(len(weights), -1).T
+    vectors = np.linalg.eigh((gram + gram.T) * 0.5)[1][:, ::-1]
+    turned = vectors.T @ flat
+    kept = np.einsum("oi,oi->o", turned, held.apply(turned.reshape(weights.shape)).reshape(turned.shape))
+    return _tails(np.maximum(kept, 0.0))
+
+
+def _in_front(weights: Array, norm: Norm, held: Norm) -> Array:
+    """Squared error in T of the best kernels in S behind its leading channel directions, [I + 1].
+
+    In the basis of those directions, S = L L^T. What the kernel for the leading R leaves of W p is the trailing part of
+    W L applied to L^-1 p, so its energy in T is a sum over the trailing block of (W L)^T (W L) times L^-1 T L^-T.
+    """
+    _, inputs, taps = weights.shape
+    rows, triangle, explained = nested_channels(weights, norm)
+    flat = explained.reshape(len(explained), -1)
+    turned: NDArray[Any]
+    if norm.full and held.full:
+        assert held.moment is not None
+        problem = held.moment.reshape(inputs, taps * inputs * taps)
+        half = (rows @ problem).reshape(inputs, taps, inputs, taps)
+        turned = np.einsum("sj,rtju->rtsu", rows, half, optimize=True).reshape(inputs * taps, inputs * taps)
+        inner = flat.T @ flat
+    else:
+        channels = held.channels
+        assert channels is not None
+        turned = rows @ channels @ rows.T
+        inner = np.einsum("oit,ojt->ij", explained, explained)
+        if norm.full:  # T knows channels alone: its taps are taken to be apart
+            turned = np.kron(turned, np.eye(taps))
+            inner = flat.T @ flat
+    left = scipy.linalg.solve_triangular(triangle, turned, lower=True, check_finite=False)
+    seen = scipy.linalg.solve_triangular(triangle, left.T, lower=True, check_finite=False)
+    blocks = (inner * seen).reshape(inputs, len(seen) // inputs, inputs, -1).sum(axis=(1, 3))
+    below = np.flip(np.cumsum(np.cumsum(np.flip(blocks), axis=0), axis=1))
+    return np.append(np.maximum(np.diagonal(below), 0.0), 0.0)
+
+
+def _tails(values: Array) -> Array:
+    """Sums from each place to the end, and 0 behind it."""
+    return np.append(np.cumsum(values[::-1])[::-1], 0.0)

@@ -1,0 +1,101 @@
+"""What could become of a site: error curves, and factors near the error levels that plans ask for, to be tried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_pointwise.graph import Replacement, Site, competing, corrected
+from onnx_pointwise.numerics import Form, Method, Norm, OutputNorm, compose, error_curves, factorize, held_curves
+from onnx_pointwise.study.collect import Seen
+from onnx_pointwise.study.points import Point
+
+Array = NDArray[Any]
+
+# Relative squared errors at which a site is tried, about: what plans of half the arithmetic ask of most sites.
+_LEVELS = (0.02, 0.07, 0.2)
+_FORMS: tuple[Form, ...] = ("reduce", "expand")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Factors and bias to try, and the bound of their error as in `points.Point`."""
+
+    replacement: Replacement
+    bound: float
+
+    def point(self, error: float, drift: float) -> Point:
+        """What was measured with it."""
+        factors = self.replacement.factors
+        return Point(factors.form, factors.rank, self.bound, error, drift)
+
+    def weights(self, site: Site) -> dict[str, Array]:
+        """The kernel and bias that compute the same, [O, I, *k] and [O]."""
+        assert self.replacement.bias is not None
+        composed = compose(self.replacement.factors)
+        return {"w": composed.astype(site.dtype), "b": self.replacement.bias.astype(site.dtype)}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Error curves by form, and factors of a few ranks near the error levels that plans ask for."""
+
+    curves: Mapping[Form, NDArray[np.float64]]
+    trials: Sequence[Trial]
+
+
+def outlook(
+    site: Site, seen: Seen, forms: Sequence[Form], method: Method, outputs: OutputNorm | None = None
+) -> Outlook:
+    """Look at what could become of a site.
+
+    Args:
+        site: The site.
+        seen: What it sees.
+        forms: Forms that plans may use.
+        method: How factors are computed.
+        outputs: Which errors of its outputs count; all alike if None. Errors are told in that norm.
+
+    Returns:
+        Its curves, on examples that factors are not made from, and factors made without the examples to try them on.
+    """
+    kernel, _ = site.weights()
+    norm = Norm.of(seen.part.covariance, site.in_channels, site.taps)
+    held = Norm.of(seen.rest, site.in_channels, site.taps) if seen.rest is not None else norm
+    tried = competing(site, _FORMS)
+    wanted = list(dict.fromkeys([*tried, *competing(site, forms)]))
+    turned = kernel if outputs is None else outputs.turn(kernel.astype(np.float64))
+    promised, judged = held_curves(turned, norm, held, wanted)
+    trials = []
+    for form in tried:
+        curve = judged[form]
+        inner = np.sqrt(curve[1:-1])
+        ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}
+        for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
+            factors = factorize(
+                kernel.astype(site.dtype), form, rank, method=method, second_moment=norm, outputs=outputs
+            )
+            trials.append(Trial(corrected(site, Replacement(factors, None), seen.part.mean), float(curve[rank])))
+    return Outlook(_expected(turned, site, seen, promised, judged), trials)
+
+
+def _expected(
+    kernel: Array,
+    site: Site,
+    seen: Seen,
+    promised: Mapping[Form, NDArray[np.float64]],
+    judged: Mapping[Form, NDArray[np.float64]],
+) -> dict[Form, NDArray[np.float64]]:
+    """Curves of factors made from all examples, on others: what is lost beyond the promise falls with their number."""
+    if seen.rest is None:
+        return dict(judged)
+    forms = list(judged)
+    whole = error_curves(kernel, forms, Norm.of(seen.whole.covariance, site.in_channels, site.taps))
+    share = seen.part.count / seen.whole.count
+    return {
+        form: np.clip(whole[form] + share * np.maximum(judged[form] - promised[form], 0.0), 0.0, 1.0) for form in forms
+    }

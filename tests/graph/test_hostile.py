@@ -1,0 +1,135 @@
+"""Files that make no sense: each ends in a sentence, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_pointwise.errors import ModelError
+from onnx_pointwise.graph import find_sites, load
+from onnx_pointwise.runtime import resolve
+from tests.graphs import make_model, normal, value
+
+Change = Callable[[onnx.ModelProto], None]
+
+
+def network() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Conv", ["x", "W"], ["a"], name="conv"),
+        helper.make_node("MatMul", ["a", "V"], ["y"], name="product"),
+    ]
+    weights = {"W": normal(6, 4, 3, 3), "V": normal(6, 5)}
+    return make_model(nodes, [value("x", ["n", 4, 8, 8])], [value("y", None)], weights)
+
+
+def size(*dims: int) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.initializer[0].dims[:] = dims
+
+    return change
+
+
+def kind(number: int) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.initializer[0].data_type = number
+
+    return change
+
+
+def attribute(name: str, entry: Any) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.node[0].attribute.append(helper.make_attribute(name, entry))
+
+    return change
+
+
+def without(side: str, index: int) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        del getattr(model.graph.node[index], side)[:]
+
+    return change
+
+
+def image(*dims: int) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.input[0].CopyFrom(value("x", dims))
+
+    return change
+
+
+def recursive(model: onnx.ModelProto) -> None:
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    for name, other in (("F", "G"), ("G", "F")):
+        body = [helper.make_node(other, ["a"], ["b"], domain="local")]
+        model.functions.append(helper.make_function("local", name, ["a"], ["b"], body, opsets))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (size(-1, 4, 3, 3), "the tensor 'W' is of type FLOAT and shape .-1,4,3,3., which nothing has"),
+        (size(2**40, 2**40, 3, 3), "'W' would hold 1099511627776x1099511627776x3x3 numbers"),
+        (size(6, 4, 3, 2), "The data of the tensor 'W' do not fit its shape"),
+        (size(0, 4, 3, 3), "The data of the tensor 'W' do not fit its shape"),
+        (kind(0), "the tensor 'W' is of type UNDEFINED"),
+        (kind(999), "the model cannot be read: 999 is not a valid DataType"),
+        (attribute("group", 1.5), "The attribute 'group' of the node 'conv' is of type FLOAT, which it cannot be"),
+        (attribute("strides", "much"), "'strides'|conv : strides"),
+        (attribute("auto_pad", 3), "'auto_pad'|conv : auto_pad"),
+        (attribute("pads", [2**40] * 4), "'a' would hold 1x6x2199023255558x2199023255558 numbers .* name smaller"),
+        (attribute("strides", [0, 0]), "Attribute strides must only contain positive values"),
+        (attribute("dilations", [-1, 1]), "Attribute dilations must only contain positive values"),
+        (without("input", 0), "the node 'conv' .Conv. lacks inputs or outputs"),
+        (without("input", 1), "the node 'product' .MatMul. lacks inputs or outputs"),
+        (without("output", 0), "the node 'conv' .Conv. lacks inputs or outputs|which nothing puts out"),
+        (image(1, 4, 2**31, 2**31), "'x' would hold 1x4x2147483648x2147483648 numbers"),
+        (recursive, "the local function '[FG]' calls itself"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(change: Change, words: str) -> None:
+    model = network()
+    change(model)
+    with pytest.raises(ModelError, match=words):
+        loaded = load(model)
+        find_sites(loaded, resolve(loaded))
+
+
+def test_external_data_at_no_place(tmp_path: Path) -> None:
+    model = network()
+    tensor = model.graph.initializer[0]
+    data = numpy_helper.to_array(tensor).tobytes()
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    (tmp_path / "data").write_bytes(data)
+    (tmp_path / "linked").symlink_to("/etc/hostname")
+    for entries, words in (
+        ({"location": "\x00"}, "lies at no place that a file can have"),
+        ({"location": ""}, "is missing"),
+        ({"location": "/etc/hostname"}, "lies outside the model's folder"),
+        ({"location": "../data"}, "lies outside the model's folder"),
+        ({"location": "linked"}, "lies outside the model's folder"),
+        ({"location": "data", "offset": "-5"}, "offset must be non-negative"),
+        ({"location": "data", "offset": "much"}, "the model cannot be read"),
+        ({"location": "data", "offset": "9" * 30}, "is too short"),
+        ({"location": "data", "length": "12"}, "are 12 bytes where its shape needs 864"),
+    ):
+        del tensor.external_data[:]
+        for key, entry in entries.items():
+            tensor.external_data.add(key=key, value=entry)
+        (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(ModelError, match=words):
+            load(tmp_path / "m.onnx")
+
+
+def test_functions_that_call_one_another_in_turn_are_no_circle() -> None:
+    model = network()
+    recursive(model)
+    model.functions[1].node[0].op_type = "Relu"
+    model.functions[1].node[0].domain = ""
+    assert len(load(model).functions) == 2

@@ -1,0 +1,134 @@
+"""What sites see: moments of their patches, in examples that are tried and in the others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnx_pointwise.errors import InputError, ModelError
+from onnx_pointwise.fitting.weights import make_weights
+from onnx_pointwise.numerics.moments import make_window, patches, shrunk
+from onnx_pointwise.runtime.shape_inference import resolve
+from onnx_pointwise.study.collect import fitting_batch, site_moments
+from onnx_pointwise.study.survey import study
+from tests.networks import EFFORT, branching, examples, halved, look, prepared, residual, run
+
+
+def test_a_fixed_batch_size_is_kept():
+    model = residual(batch=1)
+    shapes, sites = prepared(model)
+    assert fitting_batch(model, shapes) == 1
+    assert fitting_batch(residual(), resolve(residual())) > 1
+    found = look(model, shapes, sites, examples(24))
+    weights = make_weights(found, halved(sites))
+    assert weights.drift is not None
+    assert np.isfinite(weights.drift)
+
+
+def test_moments_of_sites_are_those_of_their_patches():
+    model = branching()
+    shapes, sites = prepared(model)
+    feeds = examples(20)
+    found = site_moments(shapes, sites, feeds, batch=6, threads=1)
+    probe = shapes.model.clone()
+    last = next(node for node in probe.graph if node.name == sites[-1].name)
+    probe.graph.outputs.append(last.inputs[0])
+    for value in (*probe.graph.outputs, *probe.graph.inputs):
+        value.shape = None
+    (*_, inputs) = run(probe, feeds)
+    site = sites[-1]
+    window = make_window(site.kernel_shape, site.strides, site.dilations, site.pads, inputs.shape[2:])
+    p = patches(inputs, window).astype(np.float64)
+    expected = shrunk(np.cov(p, bias=True), p.shape[1])
+    np.testing.assert_allclose(found[site.name].whole.covariance, expected, atol=1e-4)
+    np.testing.assert_allclose(found[site.name].whole.mean, p.mean(axis=1), atol=1e-4)
+    assert found[site.name].whole.kind == "exact"
+
+
+def test_moments_in_several_passes_are_the_same():
+    model = residual()
+    shapes, sites = prepared(model)
+    once = site_moments(shapes, sites, examples(8), batch=4, threads=1)
+    often = site_moments(shapes, sites, examples(8), batch=4, memory=1, threads=1)
+    for site in sites:
+        np.testing.assert_array_equal(once[site.name].whole.covariance, often[site.name].whole.covariance)
+
+
+def test_what_does_not_run_or_is_not_finite_is_said():
+    model = residual()
+    shapes, sites = prepared(model)
+    with pytest.raises(ModelError, match="calibration inputs"):
+        study(model, shapes, sites, {"x": np.ones((4, 5, 12, 12), np.float32)}, effort=EFFORT)
+    with pytest.raises(InputError, match="not finite"):
+        study(model, shapes, sites, {"x": np.full((4, 3, 12, 12), np.nan, np.float32)}, effort=EFFORT)
+
+
+def test_examples_that_are_tried_on_are_kept_apart():
+    """The part is what the others show, the rest what those show that are tried on, the whole what all show."""
+    shapes, sites = prepared(residual(), fewest_taps=2)
+    feeds = examples(16)
+    tried = np.arange(16) % 3 == 0
+    found = site_moments(shapes, sites, feeds, batch=5, tried=tried, threads=1)
+    part = site_moments(shapes, sites, {"x": feeds["x"][~tried]}, batch=5, threads=1)
+    whole = site_moments(shapes, sites, feeds, batch=5, threads=1)
+    for site in sites:
+        seen = found[site.name]
+        assert seen.rest is not None
+        assert seen.whole.count == whole[site.name].whole.count
+        assert seen.part.count == part[site.name].whole.count
+        np.testing.assert_allclose(seen.whole.mean, whole[site.name].whole.mean, atol=1e-4)
+        np.testing.assert_allclose(seen.part.mean, part[site.name].whole.mean, atol=1e-4)
+        scale = np.abs(seen.whole.covariance).max()
+        np.testing.assert_allclose(seen.whole.covariance, whole[site.name].whole.covariance, atol=1e-4 * scale)
+        np.testing.assert_allclose(seen.part.covariance, part[site.name].whole.covariance, atol=1e-4 * scale)
+        assert np.linalg.eigvalsh(seen.rest.astype(np.float64)).min() > -1e-4 * np.abs(seen.rest).max()
+
+
+@pytest.mark.parametrize(("exact", "stationary"), [(100, 1000), (10, 10)])
+def test_wide_sites_are_parted_too(monkeypatch, exact, stationary):
+    monkeypatch.setattr("onnx_pointwise.study.collect.EXACT", exact)
+    monkeypatch.setattr("onnx_pointwise.study.collect.STATIONARY", stationary)
+    shapes, sites = prepared(residual(), fewest_taps=2)
+    tried = np.arange(12) % 2 == 0
+    found = site_moments(shapes, sites, examples(12), batch=4, tried=tried, threads=1)
+    for site in sites:
+        seen = found[site.name]
+        assert seen.rest is not None
+        assert seen.rest.shape == seen.part.covariance.shape == seen.whole.covariance.shape
+        assert seen.part.count * 2 == seen.whole.count
+        assert seen.whole.mean.shape == (site.in_channels * site.taps,)
+
+
+@pytest.mark.parametrize("tried", [None, np.zeros(6, np.bool_), np.ones(6, np.bool_)])
+def test_where_none_or_all_are_tried_on_there_is_one_moment(tried):
+    shapes, sites = prepared(residual())
+    for seen in site_moments(shapes, sites, examples(6), batch=4, tried=tried, threads=1).values():
+        assert seen.part is seen.whole
+        assert seen.rest is None
+
+
+def test_taps_are_taken_apart_where_patches_are_few_and_not_where_they_are_many():
+    shapes, sites = prepared(residual(3), fewest_taps=2)
+    few = site_moments(shapes, sites, examples(4), batch=4, tried=np.arange(4) % 2 == 1, threads=1)
+    many = site_moments(shapes, sites, examples(96), batch=16, tried=np.arange(96) % 2 == 1, threads=1)
+    for seen in [*few.values(), *many.values()]:
+        for moment in (seen.whole, seen.part):
+            plenty = moment.count > 12 * len(moment.covariance)
+            assert moment.blend == 0.0 if plenty else 0.0 < moment.blend < 1.0
+        assert seen.whole.blend <= seen.part.blend  # more patches are behind it
+    assert any(seen.whole.blend > 0.0 for seen in few.values())
+    assert any(seen.part.blend == 0.0 for seen in many.values())
+
+
+def test_what_is_collected_does_not_depend_on_which_other_sites_are_looked_at():
+    """A replay looks only at the sites of its plan."""
+    shapes, sites = prepared(residual())
+    tried = np.arange(6) % 2 == 1
+    together = site_moments(shapes, sites, examples(6), batch=4, tried=tried, patch_limit=200, threads=1)
+    for site in sites:
+        alone = site_moments(shapes, [site], examples(6), batch=4, tried=tried, patch_limit=200, threads=1)
+        seen, other = together[site.name], alone[site.name]
+        assert seen.whole.covariance.tobytes() == other.whole.covariance.tobytes()
+        assert seen.part.covariance.tobytes() == other.part.covariance.tobytes()
+        assert seen.rest is not None and other.rest is not None and seen.rest.tobytes() == other.rest.tobytes()
+        assert seen.whole.blend == other.whole.blend
