@@ -23,6 +23,7 @@ NOT_NEEDED = (
     "pandas",
     "PIL",
     "rich",
+    "scipy.ndimage",
     "scipy.optimize",
     "scipy.sparse",
     "sklearn",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 
 # The recipe is stated for a canvas of this many pixels; larger canvases get more and larger shapes.
@@ -44,6 +43,9 @@ def dead_leaves(count: int, height: int, width: int, *, channels: int = 3, seed:
 
 def _draw(rng: np.random.Generator, height: int, width: int, channels: int) -> NDArray[np.uint8]:
     """Draw one image; small ones at twice their size and shrunk, as a camera averages over its pixels."""
+    # Here, because few jobs draw and the import of the package would take noticeably longer.
+    from scipy.ndimage import gaussian_filter
+
     shrink = max(2, math.ceil(_CANVAS / (2 * min(height, width)))) if min(height, width) < _CANVAS else 1
     rows, columns = height * shrink, width * shrink
     scale = math.sqrt(rows * columns) / _CANVAS
@@ -55,7 +57,7 @@ def _draw(rng: np.random.Generator, height: int, width: int, channels: int) -> N
         _paint(rng, image, texture, base, spread, scale)
     image += (texture * rng.standard_normal((rows, columns)))[..., None]
     blur = rng.uniform(0.0, _BLUR)
-    image = scipy.ndimage.gaussian_filter(image, (blur, blur, 0.0), mode="nearest", truncate=3.0)
+    image = gaussian_filter(image, (blur, blur, 0.0), mode="nearest", truncate=3.0)
     if shrink > 1:
         image = image.reshape(height, shrink, width, shrink, channels).mean(axis=(1, 3))
     levels: NDArray[np.uint8] = np.clip(np.rint(image), 0, 255).astype(np.uint8)
