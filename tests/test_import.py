@@ -19,6 +19,7 @@ print(json.dumps([seconds, sorted(sys.modules)]))
 #: What some commands need, and the package itself does not: the terminal, pictures, plots, the knapsack's solver.
 NOT_NEEDED = (
     "matplotlib",
+    "onnx.reference",
     "onnxruntime.quantization",
     "pandas",
     "PIL",

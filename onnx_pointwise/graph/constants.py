@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
 Array = NDArray[Any]
 
@@ -160,6 +159,8 @@ def _array(value: ir.Value, made: Mapping[ir.Value, Array]) -> Array:
 
 
 def _run(node: ir.Node, given: Mapping[str, Array]) -> list[Array]:
+    from onnx.reference import ReferenceEvaluator  # few models need it, and it makes the import longer
+
     proto = ir.serde.serialize_node(node)
     with warnings.catch_warnings(), np.errstate(all="ignore"):  # what is not finite is found where it is used
         warnings.simplefilter("ignore")
