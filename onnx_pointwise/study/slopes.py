@@ -29,8 +29,8 @@ from onnx_pointwise.study.trials import kernel_session
 
 Array = NDArray[Any]
 
-# Probes of each example: enough that all of them together tell a squared length to about a seventh.
-_PROBES = 96
+# Probes of each example: enough that all of them together tell a squared length to about a tenth.
+_PROBES = 192
 _MOST_PROBES = 8
 _LARGEST_BATCH = 16
 
