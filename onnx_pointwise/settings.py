@@ -239,7 +239,7 @@ class Comparing:
         None,
         "Inputs to check with, by name; examples held back, or random ones, otherwise.",
         unit="[N, ...] each",
-        line=Line(metavar="FILE.npz", syntax="npz"),
+        line=Line(metavar="FILE.npz[:KEY]", syntax="npz"),
     )
     max_drift: float | Mapping[str, float] | None = option(
         None,
@@ -416,6 +416,8 @@ class Settings(
             raise PlanError(
                 "Without a target a network is searched by its answers, which takes the check; leave it on."
             )
+        if not self.check and (self.max_drift is not None or self.require != "changed" or self.inputs is not None):
+            raise PlanError("max_drift, require and inputs are for the check; leave it on, or leave them out.")
 
 
 @dataclass(frozen=True)
@@ -477,7 +479,7 @@ class BenchSettings(Opponent, Device, Optimising, Shapes, Freezing, Drawing):
         None,
         "Inputs to time with, by name, a whole batch of them in every run; random ones otherwise.",
         unit="[N, ...] each",
-        line=Line(metavar="FILE.npz", syntax="npz"),
+        line=Line(metavar="FILE.npz[:KEY]", syntax="npz"),
     )
     batch_sizes: Sequence[int] = option(
         (),

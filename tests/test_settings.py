@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import typer
 from typer.main import get_command
@@ -298,3 +299,9 @@ def test_contradictions_are_refused_before_any_work(asked: dict[str, Any], words
 def test_a_pixel_range_that_says_nothing_is_none() -> None:
     assert PixelRange().value() is None
     assert PixelRange(preset="raw").value() == "raw"
+
+
+@pytest.mark.parametrize("asked", [{"max_drift": 0.1}, {"require": "same"}, {"inputs": {"x": np.zeros(1)}}])
+def test_what_is_for_the_check_needs_the_check(asked: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match="are for the check; leave it on"):
+        Settings(target_macs=0.5, check=False, **asked).require_consistent()

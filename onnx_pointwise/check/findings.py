@@ -157,7 +157,10 @@ def never_compared(
     ]
 
 
-_UNSURE = "That is on random inputs: see what it does on real ones (--inputs) first. "
+_UNSURE = (
+    "That is on random inputs, and real ones may show nothing of it: give some with --inputs FILE.npz or FILE.npz:KEY "
+    "first. If they do, take"
+)
 _GIVE = "give inputs on which it has finite numbers with --inputs, or leave it out with --ignore-output."
 
 
@@ -179,7 +182,7 @@ def answer_faults(provider: str, heads: Sequence[HeadCheck], limits: Limits, set
         text = (
             f"The network is broken on {provider}: {worst.figure} at {worst.place}, "
             f"{_beyond(worst, limits, 'broken')}. "
-            f"{_UNSURE if settings.inputs is None else ''}Take a larger budget or more example inputs, or leave the "
+            f"{_UNSURE if settings.inputs is None else 'Take'} a larger budget or more example inputs, or leave the "
             "convolutions that did it as they are with --exclude; check --sites names them."
         )
         faults.append(Finding("broken", text, numbers))

@@ -173,7 +173,7 @@ SYNTAXES: dict[str, Syntax] = {
     "forms": Syntax(list[str], forms),
     "function": Syntax(str | None, function),
     "limits": Syntax(list[str], limits),
-    "npz": Syntax(Path | None, lambda option, path: read_npz(path)),
+    "npz": Syntax(str | None, lambda option, path: read_npz(path)),
     "numbers": Syntax(str | None, numbers, lambda default: None),
     "path": Syntax(Path | None, _as_read),
     "ranks": Syntax(list[str], ranks),

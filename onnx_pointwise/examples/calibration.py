@@ -23,7 +23,7 @@ from onnx_pointwise.examples.preprocessing import (
 )
 from onnx_pointwise.examples.synthetic import dead_leaves
 from onnx_pointwise.graph import ResolvedShapes
-from onnx_pointwise.runtime import InputSpec, input_specs, split_inputs
+from onnx_pointwise.runtime import UNNAMED, InputSpec, input_specs, split_inputs
 
 Array = NDArray[Any]
 
@@ -226,11 +226,17 @@ def _with_key(path: Path) -> tuple[Path, str | None]:
 
 
 def read_npz(path: str | Path) -> dict[str, Array]:
-    """Read all arrays of an ``.npz`` file, by name.
+    """Read all arrays of an ``.npz`` file, by name; of ``file.npz:key`` that one, without a name.
 
     Raises:
-        InputError: The file is missing or cannot be read.
+        InputError: The file is missing or cannot be read, or holds no such array.
     """
+    path, key = _with_key(Path(path))
+    if key is not None:
+        arrays = read_npz(path)
+        if key not in arrays:
+            raise InputError(f"{path}: holds no array '{key}'; it holds {', '.join(arrays) or 'none'}.")
+        return {UNNAMED: arrays[key]}
     try:
         _require_no_bomb(path)
         with np.load(path, allow_pickle=False) as data:
@@ -257,12 +263,10 @@ def _require_no_bomb(path: str | Path) -> None:
 
 
 def _from_npz(path: Path, key: str | None, specs: list[InputSpec]) -> dict[str, Array]:
+    if key is not None:
+        return {_only(specs): read_npz(f"{path}:{key}")[UNNAMED]}
     arrays = read_npz(path)
     names = list(arrays)
-    if key is not None:
-        if key not in arrays:
-            raise InputError(f"{path}: holds no array '{key}'; it holds {', '.join(names) or 'none'}.")
-        return {_only(specs): arrays[key]}
     wanted = {spec.name for spec in specs}
     if len(wanted) == 1 and not wanted & set(names) and len(names) > 1:
         raise InputError(

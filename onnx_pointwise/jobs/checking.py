@@ -7,6 +7,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnx_pointwise.check import CheckResult, Finding, check, sites_between
+from onnx_pointwise.errors import InputError
 from onnx_pointwise.graph import ModelSource, runtime_source
 from onnx_pointwise.jobs.attempts import Attempt
 from onnx_pointwise.jobs.loading import Network
@@ -87,7 +88,14 @@ def scored(model: ModelSource, settings: Settings) -> float | None:
     if settings.evaluate is None:
         return None
     with runtime_source(model) as source:
-        return float(settings.evaluate(open_session(source, settings.runs_on, threads=settings.threads)))
+        session = open_session(source, settings.runs_on, threads=settings.threads)
+        try:
+            return float(settings.evaluate(session))
+        except Exception as error:  # whatever the user's function raises
+            raise InputError(
+                f"The score function of evaluate failed with {type(error).__name__}: {error}; it takes a session and "
+                "gives a number."
+            ) from error
 
 
 def scores_of(before: float | None, model: ir.Model, settings: Settings) -> Score | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -396,7 +397,9 @@ def _limits(
             least_of_all = f"with every site at its lowest rank{among}"
             if not any(len(option.choices) > 1 for option in listed):
                 least_of_all = "nothing can be rewritten" if not fixed[resource] else "with the ranks chosen by hand"
-            way_out = "" if timed is None else "; ask for less, or name the provider none to plan by arithmetic alone"
+            way_out = f"; ask for {math.ceil(1e3 * left) / 1e3:.3f} or more" if left < 1.0 else ""
+            if timed is not None:
+                way_out += ", or name the provider none to plan by arithmetic alone"
             raise TargetError(
                 resource,
                 left,

@@ -75,7 +75,7 @@ def meeting(target: float, make: Callable[[float], Plan], timed: NetworkLatency)
         least = min(attempt.timing.ratio for attempt in tried)
         raise PlanError(
             f"The target {target:.3g} of the latency on {timed.provider} cannot be reached: the best network took "
-            f"{least:.3f} of the untouched one's; ask for less, or let more forms and convolutions compete."
+            f"{least:.3f} of the untouched one's; ask for that or more, or let more forms and convolutions compete."
         )
     best = max(met, key=lambda attempt: attempt.timing.ratio)
     return replace(best.plan, latency=_record(timed, best.plan, best.timing))

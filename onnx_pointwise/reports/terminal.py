@@ -352,8 +352,18 @@ _ON: Mapping[Inputs, str] = {
     "given": "on the inputs given",
     "held_back": "on held-back examples",
     "examples": "on the examples that its weights were made from",
-    "random": "on random inputs",
+    "random": "on random inputs, not real ones",
 }
+
+
+# Names longer than this are cut in tables, and those of one network are often alike but for their middle.
+_LONG = 28
+
+
+def _head_name(head: HeadCheck, heads: Sequence[HeadCheck]) -> str:
+    """What to call a head: a long name gives way to that of its output, where no other head goes into it."""
+    only = len(head.outputs) == 1 and sum(head.outputs == other.outputs for other in heads) == 1
+    return head.outputs[0] if only and len(head.value) > _LONG else head.value
 
 
 def answers(result: CheckResult, *, most: int | None = None) -> RenderableType:
@@ -376,7 +386,7 @@ def answers(result: CheckResult, *, most: int | None = None) -> RenderableType:
     for provider in result.providers:
         for head in provider.heads:
             where = [provider.provider] if several else []
-            table.add_row(_Shortened(head.value), head.kind, *where, *_head_row(head))
+            table.add_row(_Shortened(_head_name(head, provider.heads)), head.kind, *where, *_head_row(head))
     lines: list[RenderableType] = [_sentence(result)]
     if table.rows:
         lines += [table, _limits(result)]

@@ -3,7 +3,7 @@
 It knows nothing of plans.
 """
 
-from onnx_pointwise.runtime.inputs import Array, InputSpec, feedable, input_specs, random_inputs, split_inputs
+from onnx_pointwise.runtime.inputs import UNNAMED, Array, InputSpec, feedable, input_specs, random_inputs, split_inputs
 from onnx_pointwise.runtime.machine import Machine, machine
 from onnx_pointwise.runtime.memory import PeakMemory, peak_memory
 from onnx_pointwise.runtime.non_finite import first_non_finite
@@ -37,6 +37,7 @@ from onnx_pointwise.runtime.timing import Latency, LatencyComparison, Verdict, c
 
 __all__ = [
     "MEMORY",
+    "UNNAMED",
     "Array",
     "AssignedNode",
     "InputSpec",

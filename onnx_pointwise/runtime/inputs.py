@@ -17,6 +17,9 @@ from onnx_pointwise.graph import runtime_inputs
 
 Array = NDArray[Any]
 
+#: The name of an array that was given without one: it goes to the only input.
+UNNAMED = ""
+
 # Indices into whatever the network looks up must stay small; every table has at least two rows.
 _INTEGER_LIMIT = 2
 
@@ -104,11 +107,13 @@ def require_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array]) -> d
     Raises:
         InputError: A name is unknown or missing, or an array has another rank, size or element type than declared.
     """
+    inputs = _named(specs, inputs)
     names = {spec.name for spec in specs}
     declared = "; ".join(map(str, specs)) or "none"
     for name in inputs:
         if name not in names:
-            raise InputError(f"The model has no input '{name}'; its inputs are {declared}.")
+            hint = f"; to take one array of a file for it, write FILE.npz:{name}" if len(specs) == 1 else ""
+            raise InputError(f"The model has no input '{name}'; its inputs are {declared}{hint}.")
     for spec in specs:
         if spec.name not in inputs:
             raise InputError(f"Input '{spec.name}' is missing; the model's inputs are {declared}.")
@@ -116,6 +121,20 @@ def require_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array]) -> d
     for spec in specs:
         _require_fit(spec, arrays[spec.name])
     return arrays
+
+
+def _named(specs: Sequence[InputSpec], inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Give an array without a name to the only input.
+
+    Raises:
+        InputError: The model has several inputs.
+    """
+    if set(inputs) != {UNNAMED}:
+        return inputs
+    if len(specs) != 1:
+        declared = "; ".join(map(str, specs)) or "none"
+        raise InputError(f"One array was given, but the model's inputs are {declared}; give one for each, by name.")
+    return {specs[0].name: inputs[UNNAMED]}
 
 
 def split_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array], *, limit: int) -> list[dict[str, Array]]:
@@ -129,6 +148,7 @@ def split_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array], *, lim
     Raises:
         InputError: As for `require_inputs`, or the inputs hold different numbers of batches.
     """
+    inputs = _named(specs, inputs)
     fixed = {spec.name: spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)}
     counts = {
         name: len(inputs[name]) // size

@@ -13,7 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnx_pointwise.errors import InputError
-from onnx_pointwise.examples.calibration import Calibration, calibrate
+from onnx_pointwise.examples.calibration import Calibration, calibrate, read_npz
 from onnx_pointwise.examples.preprocessing import PRESETS, Preprocessing, preprocessing_of
 from onnx_pointwise.examples.synthetic import dead_leaves
 from onnx_pointwise.runtime.shape_inference import resolve
@@ -248,3 +248,12 @@ def test_preprocessing_options_build_on_a_preset() -> None:
         take("auto", preprocessing="nope", limit=8)
     with pytest.raises(InputError, match="2 numbers, but the images have 3 channels"):
         take("auto", preprocessing=Preprocessing(mean=(1.0, 2.0)), limit=8)
+
+
+def test_one_array_of_a_file_is_read_without_a_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "two.npz", a=np.arange(3.0), b=np.arange(4.0))
+    assert set(read_npz(tmp_path / "two.npz")) == {"a", "b"}
+    (name, array), *rest = read_npz(f"{tmp_path / 'two.npz'}:b").items()
+    assert (name, len(array), rest) == ("", 4, [])
+    with pytest.raises(InputError, match="holds no array 'c'; it holds a, b"):
+        read_npz(f"{tmp_path / 'two.npz'}:c")

@@ -16,7 +16,7 @@ import pytest
 
 import onnx_pointwise
 from models.networks import metric
-from onnx_pointwise.errors import ModelError, OutputError, PlanError, TargetError
+from onnx_pointwise.errors import InputError, ModelError, OutputError, PlanError, TargetError
 from onnx_pointwise.examples.calibration import Calibration
 from onnx_pointwise.graph.model_io import serialize
 from onnx_pointwise.graph.plan import Choice, Plan
@@ -427,3 +427,13 @@ def test_what_cannot_be_reached_on_a_provider_says_so(monkeypatch: pytest.Monkey
         onnx_pointwise.rewrite(DIGITS, target_macs=0.02, calibration=None, cache=False)
     with pytest.raises(PlanError, match=r"cannot be reached: the best network took 0\.\d+"):
         onnx_pointwise.rewrite(DIGITS, target_latency=0.01, calibration=None, cache=False)
+
+
+def test_a_score_that_fails_is_said_in_a_sentence(small_folder: Path) -> None:
+    def score(session: ort.InferenceSession) -> float:
+        raise ZeroDivisionError("no batches")
+
+    with pytest.raises(InputError, match="score function of evaluate failed with ZeroDivisionError: no batches"):
+        onnx_pointwise.rewrite(
+            small_folder / "small.onnx", target_macs=0.7, evaluate=score, calibration=None, provider="none"
+        )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -11,7 +12,15 @@ from onnx import helper
 
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.graph.model_io import as_model
-from onnx_pointwise.runtime.inputs import InputSpec, feedable, input_specs, random_inputs, require_inputs, split_inputs
+from onnx_pointwise.runtime.inputs import (
+    UNNAMED,
+    InputSpec,
+    feedable,
+    input_specs,
+    random_inputs,
+    require_inputs,
+    split_inputs,
+)
 from tests.graphs import conv_model, make_model, normal
 
 IMAGE = InputSpec("image", np.dtype(np.float32), ("batch", 3, "height", "width"))
@@ -116,3 +125,14 @@ def test_inputs_of_different_lengths_stay_together() -> None:
     other = InputSpec("other", np.dtype(np.float32), (None,))
     parts = split_inputs([IMAGE, other], {"image": normal(40, 3, 2, 2), "other": normal(7)}, limit=4)
     assert [len(part["image"]) for part in parts] == [40]
+
+
+def test_an_array_without_a_name_goes_to_the_only_input() -> None:
+    spec = InputSpec("x", np.dtype(np.float32), (None, 3))
+    array = np.zeros((4, 3), np.float32)
+    assert set(require_inputs([spec], {UNNAMED: array})) == {"x"}
+    assert [len(part["x"]) for part in split_inputs([spec], {UNNAMED: array}, limit=3)] == [2, 2]
+    with pytest.raises(InputError, match=r"One array was given, but the model's inputs are x: .*; y: "):
+        require_inputs([spec, replace(spec, name="y")], {UNNAMED: array})
+    with pytest.raises(InputError, match=r"no input 'calibration'.*write FILE.npz:calibration"):
+        require_inputs([spec], {"calibration": array})
