@@ -25,6 +25,7 @@ from onnx_pointwise.runtime import devices, providers
 from onnx_pointwise.runtime.profiling import node_times, site_times
 from onnx_pointwise.runtime.providers import discover, nodes_off_provider, open_session, provider_info
 from tests.graphs import conv_model, make_model, normal, value
+from tools.check_gpu import ANY_ANSWERS
 
 # Software GPU drivers crash beside other native libraries: these tests get a process of their own.
 pytestmark = pytest.mark.gpu
@@ -84,7 +85,9 @@ def test_a_session_runs_there_and_nowhere_else(gpu: str) -> None:
 def test_shapes_and_drift_of_a_bottleneck(gpu: str, rank: int) -> None:
     dense, bottleneck = pair(rank)
     shapes = {"x": (1, 16, 24, 24)}
-    result = check(dense, bottleneck, providers=(gpu, "cpu"), input_shapes=shapes, latency=False, threads=1)
+    result = check(
+        dense, bottleneck, providers=(gpu, "cpu"), input_shapes=shapes, latency=False, threads=1, limits=ANY_ANSWERS
+    )
     assert result.passed and result.shapes_equal
     there, here = result.providers
     assert len(there.trials) == 4 and all(trial.shapes_equal for trial in there.trials)
@@ -125,7 +128,7 @@ def test_rewritten_sites_run_there(
 ) -> None:
     dense = conv_model(normal(*kernel), size, behind="batchnorm", relu=True, **attributes)
     result = rewrite(dense, ranks={"conv": 8}, check=False)
-    verdict = check(dense, result.model, providers=(gpu, "cpu"), latency=False, threads=1)
+    verdict = check(dense, result.model, providers=(gpu, "cpu"), latency=False, threads=1, limits=ANY_ANSWERS)
     assert verdict.passed and verdict.shapes_equal
     there, here = (each.drift["y"].relative_l2 for each in verdict.providers)
     assert there == pytest.approx(here, rel=1e-3, abs=1e-5)
@@ -139,7 +142,7 @@ def test_ranks_that_a_provider_gets_wrong_are_found(gpu: str, rank: int) -> None
     x = normal(1, 16, 12, 12, seed=3)
     here, there = (open_session(bottleneck.SerializeToString(), name).run(None, {"x": x})[0] for name in ("cpu", gpu))
     right = np.linalg.norm(there - here) < 1e-3 * np.linalg.norm(here)
-    result = check(dense, bottleneck, providers=(gpu,), input_shapes=shapes, latency=False)
+    result = check(dense, bottleneck, providers=(gpu,), input_shapes=shapes, latency=False, limits=ANY_ANSWERS)
     assert [finding.code for finding in result.findings] == ([] if right else ["provider_differs"])
 
 
