@@ -24,6 +24,7 @@ NOT_NEEDED = (
     "pandas",
     "PIL",
     "rich",
+    "scipy.linalg",
     "scipy.ndimage",
     "scipy.optimize",
     "scipy.sparse",

@@ -39,6 +39,8 @@ def one_thread_of_blas() -> AbstractContextManager[object]:
     Two pools of threads that wait by spinning, the runtime's and this one, slow each other down many times over as
     soon as anything else runs; and the sums of one thread do not depend on the number of cores.
     """
+    import scipy.linalg  # noqa: F401 (brings a pool of its own, which has to be there to be limited)
+
     limits: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
     return limits
 

@@ -21,10 +21,12 @@ same weight at once.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
+
+from onnx_pointwise.numerics.triangular import hadamard
 
 Array = NDArray[np.float64]
 
@@ -100,7 +102,7 @@ def _mixing(size: int) -> Array:
     """Orthonormal [size, size] with entries of about one magnitude: Hadamard for its power of two, times a DCT-II."""
     power = size & -size
     rest = size // power
-    return np.kron(scipy.linalg.hadamard(power) / math.sqrt(power), cosines(rest, rest))
+    return cast(Array, np.kron(hadamard(power) / math.sqrt(power), cosines(rest, rest)))
 
 
 def cosines(rows: int, columns: int) -> Array:

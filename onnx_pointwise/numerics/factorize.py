@@ -34,7 +34,6 @@ from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
@@ -42,6 +41,7 @@ from onnx_pointwise.numerics.basis import GRAIN, cosines, quiet_basis
 from onnx_pointwise.numerics.forms import FORMS, AnyArray, Form, Rank, View, full_rank, has_form, view_of
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.outputs import OutputNorm
+from onnx_pointwise.numerics.triangular import cho_solve
 
 Method = Literal["svd", "whitened", "als"]
 Array = NDArray[np.float64]
@@ -454,7 +454,7 @@ def _frame(rank: int, size: int) -> Array:
 def _inverse_apply(symmetric: Array, right: Array) -> Array:
     """symmetric^-1 right for a positive semidefinite matrix, by the lower factor."""
     lower = _cholesky(symmetric)
-    return cast(Array, scipy.linalg.cho_solve((lower, True), right, check_finite=False))
+    return cho_solve((lower, True), right)
 
 
 def _cholesky(symmetric: Array) -> Array:

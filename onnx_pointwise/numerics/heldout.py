@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from onnx_pointwise.numerics.factorize import error_curves, nested_channels
 from onnx_pointwise.numerics.forms import FORMS, Form, View, full_rank, has_form, view_of
 from onnx_pointwise.numerics.norm import Norm
+from onnx_pointwise.numerics.triangular import solve_lower
 
 Array = NDArray[np.float64]
 
@@ -108,8 +108,8 @@ def _in_front(weights: Array, norm: Norm, held: Norm) -> Array:
         if norm.full:  # T knows channels alone: its taps are taken to be apart
             turned = np.kron(turned, np.eye(taps))
             inner = flat.T @ flat
-    left = scipy.linalg.solve_triangular(triangle, turned, lower=True, check_finite=False)
-    seen = scipy.linalg.solve_triangular(triangle, left.T, lower=True, check_finite=False)
+    left = solve_lower(triangle, turned)
+    seen = solve_lower(triangle, left.T)
     blocks = (inner * seen).reshape(inputs, len(seen) // inputs, inputs, -1).sum(axis=(1, 3))
     below = np.flip(np.cumsum(np.cumsum(np.flip(blocks), axis=0), axis=1))
     return np.append(np.maximum(np.diagonal(below), 0.0), 0.0)

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from onnx_pointwise.numerics.factorize import Factors, Method, compose, factorize
@@ -31,6 +30,7 @@ from onnx_pointwise.numerics.moments import Moments, Sums, blended, shrinkage, t
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.parallel import in_order
+from onnx_pointwise.numerics.triangular import cho_factor, cho_solve
 
 Array32 = NDArray[np.float32]
 Array64 = NDArray[np.float64]
@@ -216,7 +216,7 @@ class _Problem:
         def solve(start: Factors | None = None) -> tuple[Factors, Array64, Array64]:
             target = flat
             if solver is not None:
-                target = flat + scipy.linalg.cho_solve(solver, moments.cross_covariance().T, check_finite=False).T
+                target = flat + cho_solve(solver, moments.cross_covariance().T).T
             factors = factorize(
                 target.reshape(kernel.shape).astype(kernel.dtype),
                 self.form,
@@ -264,7 +264,7 @@ def _solver(covariance: Array64, ridge: float, identity: Array64) -> tuple[float
     """Factor S with a ridge, the next stronger one where rounding has left S with negative values beyond it."""
     for strength in (strength for strength in RIDGES if ridge <= strength < math.inf):
         with contextlib.suppress(np.linalg.LinAlgError):
-            return strength, scipy.linalg.cho_factor(covariance + strength * identity, lower=True, check_finite=False)
+            return strength, cho_factor(covariance + strength * identity)
     return math.inf, None
 
 
