@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.fitting.refit import SiteRefit
@@ -91,11 +92,12 @@ def make_weights(
     fitted = {name: done.replacement for name, done in refits.items()}
     if not kept:
         return Weights(fitted, refits, None, None, predicted)
-    second = drift_of(found, kept, plain, found.held) if found.held else None
-    first = drift_of(found, kept, fitted, found.held) if found.held else None
-    if first is not None and second is not None and first > second:
-        return Weights(plain, {}, second, second, predicted, dropped=first)
-    before, after = (drift_of(found, kept, weights, found.trial) for weights in (plain, fitted))
+    first = second = None
+    if found.held:
+        second, first = _drifts_of(found, kept, [plain, fitted], found.held)
+        if first > second:
+            return Weights(plain, {}, second, second, predicted, dropped=first)
+    before, after = _drifts_of(found, kept, [plain, fitted], found.trial)
     gain = min(1.0, after / before) if before > 0.0 else 1.0
     return Weights(fitted, refits, first, second, predicted * gain)
 
@@ -117,18 +119,33 @@ def drift_of(
     Returns:
         The drift at the heads, their weighted root mean square.
     """
-    names = found.heads.names
-    if not names:
-        return 0.0
-    rewritten = found.shapes.model.clone()
-    BottleneckPass(Plan(choices, method=found.method), replacements)(rewritten)
-    results = []
-    for model in (found.shapes.model, rewritten):
-        piece = Piece(without_shapes(model), list(examples), names, threads=found.effort.threads)
-        count = len(next(iter(examples.values())))
-        parts = [
-            piece.run({name: array[start : start + found.batch] for name, array in examples.items()})
-            for start in range(0, count, found.batch)
-        ]
-        results.append([np.concatenate(column) for column in zip(*parts, strict=True)])
-    return float(np.sqrt(found.heads.drift(results[0], results[1])))
+    return _drifts_of(found, choices, [replacements], examples)[0]
+
+
+def _drifts_of(
+    found: Study,
+    choices: Mapping[str, Choice],
+    variants: Sequence[Mapping[str, Replacement]],
+    examples: Mapping[str, NDArray[Any]],
+) -> list[float]:
+    """The same for several sets of weights; the untouched network runs once for all of them."""
+    if not found.heads.names:
+        return [0.0] * len(variants)
+    reference = _answers(found, found.shapes.model, examples)
+    drifts = []
+    for replacements in variants:
+        rewritten = found.shapes.model.clone()
+        BottleneckPass(Plan(choices, method=found.method), replacements)(rewritten)
+        drifts.append(float(np.sqrt(found.heads.drift(reference, _answers(found, rewritten, examples)))))
+    return drifts
+
+
+def _answers(found: Study, model: ir.Model, examples: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """What a network gives at the heads, over all examples."""
+    piece = Piece(without_shapes(model), list(examples), found.heads.names, threads=found.effort.threads)
+    count = len(next(iter(examples.values())))
+    parts = [
+        piece.run({name: array[start : start + found.batch] for name, array in examples.items()})
+        for start in range(0, count, found.batch)
+    ]
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
