@@ -10,7 +10,7 @@ from onnx_pointwise.examples import calibration_path
 from onnx_pointwise.graph import Named, files_of, require_apart
 
 _MODELS = ("source", "model", "before", "after", "other")
-_EXAMPLES = {"inputs": "--inputs", "calibration": "--calibration", "plan": "--plan"}
+_EXAMPLES = {"inputs": "--inputs", "calibration": "--calibration", "plan": "--plan", "config": "--config"}
 _WRITTEN = {"target": "OUT", "json_file": "--json", "save_plan": "--save-plan"}
 
 

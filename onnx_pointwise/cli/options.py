@@ -11,7 +11,9 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 import typer
 
+from onnx_pointwise.cli.config import CONFIG, apply_config
 from onnx_pointwise.cli.files import require_files_apart
+from onnx_pointwise.cli.output import PANEL
 from onnx_pointwise.cli.parsing import SYNTAXES
 from onnx_pointwise.schema import Line, Option, options
 
@@ -23,7 +25,7 @@ def with_options(settings: type[_Settings]) -> Callable[[Callable[..., None]], C
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         plain = inspect.signature(command, eval_str=True)
-        made = list(_parameters(settings))
+        made = [*_parameters(settings), _config(settings)]
         names = set(plain.parameters) - {"settings"}
 
         @functools.wraps(command)
@@ -53,6 +55,35 @@ def read(settings: type[_Settings], texts: Mapping[str, Any]) -> _Settings:
         PlanError: The same of a rank, a form, a shape or a tolerance.
     """
     return settings(**_values(settings, texts))
+
+
+def _config(settings: type) -> inspect.Parameter:
+    """The option that names a file of options."""
+    listed = dict(_flat(settings))
+
+    def apply(ctx: typer.Context, value: str | None) -> str | None:
+        return apply_config(ctx, value, listed)
+
+    about = typer.Option(
+        "--config",
+        metavar="FILE.yaml|json",
+        help="Options from a file, by their names here or in Python; those given beside it go first.",
+        callback=apply,
+        is_eager=True,
+        rich_help_panel=PANEL,
+    )
+    return inspect.Parameter(
+        CONFIG, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, about]
+    )
+
+
+def _flat(settings: type) -> Iterator[tuple[str, Option]]:
+    """What the command line takes, by name of the parameter."""
+    for item in options(settings):
+        if item.line is not None and item.line.parts is not None:
+            yield from _flat(item.line.parts)
+        elif item.line is not None:
+            yield item.name, item
 
 
 def _values(settings: type, texts: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,11 +23,13 @@ class Syntax:
         annotation: What the command line reads: text, texts, a path.
         parse: Makes the value, from the option's name and what was read.
         written: Gives the text of a default.
+        joint: What stands between a name and its value where there are several, for values that are given by name.
     """
 
     annotation: Any
     parse: Callable[[str, Any], Any]
     written: Callable[[Any], Any] = lambda default: default
+    joint: str = ""
 
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -172,13 +174,13 @@ SYNTAXES: dict[str, Syntax] = {
     "counts": Syntax(list[int], lambda option, values: tuple(values)),
     "forms": Syntax(list[str], forms),
     "function": Syntax(str | None, function),
-    "limits": Syntax(list[str], limits),
+    "limits": Syntax(list[str], limits, joint=":"),
     "npz": Syntax(str | None, lambda option, path: read_npz(path)),
     "numbers": Syntax(str | None, numbers, lambda default: None),
     "path": Syntax(Path | None, _as_read),
-    "ranks": Syntax(list[str], ranks),
-    "shapes": Syntax(list[str], shapes),
+    "ranks": Syntax(list[str], ranks, joint="="),
+    "shapes": Syntax(list[str], shapes, joint=":"),
     "source": Syntax(str, _as_read),
-    "tolerances": Syntax(list[str], tolerances),
-    "weights": Syntax(list[str], weights),
+    "tolerances": Syntax(list[str], tolerances, joint=":"),
+    "weights": Syntax(list[str], weights, joint=":"),
 }
