@@ -84,6 +84,7 @@ def conv_model(
     source: str = "initializer",
     relu: bool = False,
     name: str = "conv",
+    transposed: bool = False,
     opset: int = 17,
     ir_version: int | None = None,
     **attributes: Any,
@@ -91,7 +92,7 @@ def conv_model(
     """Make a model of one convolution x -> y.
 
     Args:
-        kernel: [O, I / group, *k].
+        kernel: [O, I / group, *k]; of a transposed one [I, O / group, *k].
         size: Spatial size of the input.
         batch: Batch dimension.
         bias: [O].
@@ -99,11 +100,16 @@ def conv_model(
         source: Where the kernel comes from: `initializer`, `constant` or `identity`.
         relu: Whether a Relu ends the model.
         name: Name of the convolution.
+        transposed: Whether it is a transposed one.
         opset: Operator set.
         ir_version: IR version; the opset's own by default.
         attributes: Attributes of the convolution.
     """
-    outputs, spatial, dtype = len(kernel), kernel.ndim - 2, kernel.dtype
+    group = attributes.get("group", 1)
+    channels, outputs = kernel.shape[1] * group, len(kernel)
+    if transposed:
+        channels, outputs = outputs, channels
+    spatial, dtype = kernel.ndim - 2, kernel.dtype
     weights: dict[str, Array] = {}
     nodes: list[onnx.NodeProto] = []
 
@@ -125,8 +131,7 @@ def conv_model(
         if source == "identity":
             weight = add("Identity", add("Identity", "W"))
     operands = ["x", weight] + ([] if bias is None else [store(bias, "B")])
-    group = attributes.get("group", 1)
-    result = add("Conv", *operands, label=name, **attributes)
+    result = add("ConvTranspose" if transposed else "Conv", *operands, label=name, **attributes)
     column = (outputs, *[1] * spatial)
     positive = np.abs(normal(outputs, seed=7)) + 0.5
     if behind == "batchnorm":
@@ -146,7 +151,6 @@ def conv_model(
     if relu:
         result = add("Relu", result)
     nodes[-1].output[0] = "y"
-    channels = kernel.shape[1] * group
     return make_model(
         nodes,
         [value("x", [batch, channels, *size], dtype)],

@@ -60,6 +60,15 @@ class Builder:
         bias = self.const(0.1 * self.rng.standard_normal(o))
         return self.add("Conv", x, self.const(kernel), bias, **{"pads": pads, "kernel_shape": [k, k], **attributes})
 
+    def deconv(self, x: str, i: int, o: int, k: int, **attributes: Any) -> str:
+        """A transposed convolution of stride 2 whose inputs are as correlated."""
+        basis = self.rng.standard_normal((max(2, i // 2), o, k, k))
+        mix = self.rng.standard_normal((i, max(2, i // 2))) / np.sqrt(i)
+        kernel = np.einsum("ir,romn->iomn", mix, basis) + 0.1 * self.rng.standard_normal((i, o, k, k))
+        kernel *= np.sqrt(8.0 / (i * k * k))
+        bias = self.const(0.1 * self.rng.standard_normal(o))
+        return self.add("ConvTranspose", x, self.const(kernel), bias, **{"strides": [2, 2], **attributes})
+
     def proto(self, *outputs: str, types: Mapping[str, int] | None = None) -> onnx.ModelProto:
         kinds = types or {}
         ends = [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), None) for name in outputs]
@@ -95,6 +104,17 @@ def branching(seed: int = 0) -> ir.Model:
     return b.model(z, b.add("Sigmoid", b.add("GlobalAveragePool", y)))
 
 
+def unet(seed: int = 0) -> ir.Model:
+    """Two steps down and two up again, with a sum and with a concatenation; kernels of 4 and of 3 at stride 2."""
+    b = Builder(seed)
+    top = b.add("Relu", b.conv("x", 3, CHANNELS))
+    middle = b.add("Relu", b.conv(top, CHANNELS, 16, strides=[2, 2]))
+    low = b.add("Relu", b.conv(middle, 16, 20, strides=[2, 2]))
+    up = b.add("Relu", b.add("Add", b.deconv(low, 20, 16, 4, pads=[1] * 4), middle))
+    up = b.add("LeakyRelu", b.deconv(up, 16, CHANNELS, 3, pads=[1] * 4, output_padding=[1, 1]), alpha=0.1)
+    return b.model(b.conv(b.add("Concat", up, top, axis=1), 2 * CHANNELS, 3))
+
+
 def detector(seed: int = 0) -> ir.Model:
     """Boxes in pixels and scores between 0 and 1 of 36 places, written into one tensor [N, 8, 36]."""
     b = Builder(seed)
@@ -107,7 +127,7 @@ def detector(seed: int = 0) -> ir.Model:
     return b.model(b.add("Concat", pixels, sure, axis=1))
 
 
-NETWORKS = {"residual": residual, "branching": branching}
+NETWORKS = {"residual": residual, "branching": branching, "unet": unet}
 
 
 def examples(count: int, seed: int = 0) -> dict[str, Array]:

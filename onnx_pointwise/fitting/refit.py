@@ -32,7 +32,6 @@ from onnx_pointwise.numerics import (
     Reconstruction,
     beside,
     lattices,
-    make_window,
     patches,
     reconstruct,
     sample,
@@ -289,7 +288,7 @@ def _blocks(
         kept: Bytes of patches to keep from one call of a block to the next.
     """
     site, count = task.site, len(drifted)
-    window = make_window(site.kernel_shape, site.strides, site.dilations, site.pads, drifted.shape[2:])
+    window = site.window(drifted.shape[2:])
     examples = np.arange(count)
     back = examples % _HELD_BACK == _HELD_BACK - 1
     width = site.in_channels * site.taps
@@ -297,7 +296,8 @@ def _blocks(
     for held, chosen in ((False, examples[~back]), (True, examples[back])):
         if len(chosen):
             share = max(1, patch_count(limit, width) * len(chosen) // count)
-            part = lattices(chosen, dense.shape[2:], width, limit=share, seed=named_seed(seed, task.site.source, held))
+            drawn = named_seed(seed, task.site.source, held)
+            part = lattices(chosen, dense.shape[2:], width, limit=share, seed=drawn, spacing=window.spacing)
             plan.extend((lattice, held) for lattice in part)
 
     def make(lattice: Lattice, held: bool) -> Block:

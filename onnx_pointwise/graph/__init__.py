@@ -21,7 +21,7 @@ from onnx_pointwise.graph.model_io import (
     save,
 )
 from onnx_pointwise.graph.noise import random_nodes, still, stilled
-from onnx_pointwise.graph.pieces import pieces
+from onnx_pointwise.graph.pieces import ConvPiece, pieces, whole
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
 from onnx_pointwise.graph.shapes import (
     ASSUMED_SIZES,
@@ -39,6 +39,7 @@ __all__ = [
     "MIN_CHANNELS",
     "BottleneckPass",
     "Choice",
+    "ConvPiece",
     "ModelCost",
     "ModelSource",
     "Named",
@@ -80,5 +81,6 @@ __all__ = [
     "save",
     "still",
     "stilled",
+    "whole",
     "write_text",
 ]

@@ -1,25 +1,25 @@
 """What a site or a model costs: multiply-accumulates, parameters, bytes of activations.
 
 One MAC is one multiplication with one addition. A convolution takes N * prod(out) * O * I / groups * prod(k) of them,
-padded positions counted, as is usual.
+a transposed one N * prod(in) as many, padded positions counted, as is usual.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 
 from onnx_pointwise.graph.model_io import saved_bytes
-from onnx_pointwise.graph.pieces import pieces
+from onnx_pointwise.graph.pieces import ConvPiece, pieces, takes, whole
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape
 from onnx_pointwise.graph.sites import Site
 from onnx_pointwise.graph.wire import tensors
 from onnx_pointwise.jsonable import json_ready
-from onnx_pointwise.numerics import Form, Rank, has_form
+from onnx_pointwise.numerics import Form, Rank
 
 _CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "FusedConv", "NhwcFusedConv"}
 _PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul", "Gemm", "FusedGemm"}
@@ -76,9 +76,7 @@ class ModelCost:
 
 def dense_cost(site: Site) -> SiteCost:
     """Cost of a site as it stands in the model."""
-    outputs = site.batch * math.prod(site.out_size)
-    macs = outputs * site.out_channels * site.in_channels * site.taps
-    return SiteCost(macs, site.stored_params, outputs * site.out_channels * _item_bytes(site))
+    return replace(_cost(site, [whole(site)]), params=site.stored_params)
 
 
 def rewritten_cost(site: Site, form: Form, rank: Rank) -> SiteCost:
@@ -86,8 +84,9 @@ def rewritten_cost(site: Site, form: Form, rank: Rank) -> SiteCost:
 
     Args:
         site: A site without refusal.
-        form: The form. A piece of it takes N * prod(its output size) * outputs * inputs * prod(its kernel) MACs; a 1x1
-            in front runs at input resolution, a kx1 in front at that of the input along the columns alone.
+        form: The form. A piece of it takes N * prod(its output size) * outputs * inputs * prod(its kernel) MACs, a
+            transposed one those of its input size; a 1x1 in front runs at input resolution, one behind at that of the
+            output, a kx1 in front at that of the input along the columns alone.
         rank: Channels between the pieces; a pair ``(R_in, R_out)`` for ``reduce_expand``.
 
     Returns:
@@ -96,13 +95,14 @@ def rewritten_cost(site: Site, form: Form, rank: Rank) -> SiteCost:
     Raises:
         PlanError: The kernel cannot be rewritten in this form.
     """
-    macs = params = width = 0
-    for piece in pieces(site, form, rank):
-        places = site.batch * math.prod(piece.out_size)
-        weights = piece.out_channels * piece.in_channels * math.prod(piece.size)
-        macs, params, width = macs + places * weights, params + weights, width + places * piece.out_channels
-    bias = site.out_channels if site.has_bias else 0
-    return SiteCost(macs, params + bias, width * _item_bytes(site))
+    cost = _cost(site, pieces(site, form, rank))
+    return replace(cost, params=cost.params + (site.out_channels if site.has_bias else 0))
+
+
+def _cost(site: Site, parts: Sequence[ConvPiece]) -> SiteCost:
+    width = sum(math.prod(piece.out_size) * piece.out_channels for piece in parts)
+    macs, params = sum(piece.macs for piece in parts), sum(piece.params for piece in parts)
+    return SiteCost(site.batch * macs, params, site.batch * width * site.dtype.itemsize)
 
 
 def competing(site: Site, forms: Sequence[Form]) -> tuple[Form, ...]:
@@ -110,20 +110,17 @@ def competing(site: Site, forms: Sequence[Form]) -> tuple[Form, ...]:
 
     Spatial forms need a kernel that is longer than 1 along two axes. A 1x1 kernel becomes two 1x1 convolutions in every
     form; ``expand``, whose rank is optimal, stands for all of them: where the site has a stride it is the cheaper one
-    too.
+    too. For a transposed one that is ``reduce``, which with a single tap is as good.
 
     Args:
         site: A site without refusal.
         forms: The forms that may be chosen.
     """
-    fitting = tuple(form for form in forms if has_form(form, site.kernel_shape))
+    fitting = tuple(form for form in forms if takes(site, form))
     if site.taps > 1 or not fitting:
         return fitting
-    return ("expand",) if "expand" in fitting else fitting[:1]
-
-
-def _item_bytes(site: Site) -> int:
-    return site.dtype.itemsize
+    best: Form = "reduce" if site.transposed else "expand"
+    return (best,) if best in fitting else fitting[:1]
 
 
 def model_cost(model: ir.Model, shapes: ResolvedShapes, *, file_bytes: int | None = None) -> ModelCost:

@@ -2,16 +2,19 @@
 
 The pieces share out what the site does along each spatial axis: the one whose kernel covers an axis has its stride,
 dilation and pads, all others go along it one by one, without padding. The pieces in front carry no bias, so that the
-zeros a later one pads with are those that the site would have seen.
+zeros a later one pads with are those that the site would have seen. The pieces of a transposed convolution are
+transposed, too, but for the 1x1 beside it; the zeros that it puts between its inputs stay zeros likewise.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx_pointwise.graph.shapes import Shape
 from onnx_pointwise.graph.sites import Site
-from onnx_pointwise.numerics import Form, Rank, view_of
+from onnx_pointwise.numerics import SPATIAL, Form, Rank, has_form, view_of
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class ConvPiece:
     """One convolution of a rewritten site.
 
     Attributes:
+        op_type: The operator.
         out_channels: Feature maps out.
         in_channels: Feature maps in.
         axes: Spatial axes, from 0, along which it does what the site does; none for a 1x1 put beside a kernel.
@@ -26,9 +30,13 @@ class ConvPiece:
         strides: Strides.
         dilations: Dilations.
         pads: Explicit pads (begins, then ends), or the value of ``auto_pad``.
+        output_padding: Of a transposed convolution; empty for none.
+        output_shape: Likewise.
+        in_size: Spatial size of the input; empty where unknown.
         out_size: Spatial size of the output; empty where unknown.
     """
 
+    op_type: str
     out_channels: int
     in_channels: int
     axes: tuple[int, ...]
@@ -36,7 +44,45 @@ class ConvPiece:
     strides: Shape
     dilations: Shape
     pads: Shape | str
+    output_padding: Shape
+    output_shape: Shape
+    in_size: Shape
     out_size: Shape
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one example: all weights for each output, or each input of a transposed one."""
+        places = self.in_size if self.op_type == "ConvTranspose" else self.out_size
+        return math.prod(places) * self.params
+
+    @property
+    def params(self) -> int:
+        """Numbers in its kernel."""
+        return self.out_channels * self.in_channels * math.prod(self.size)
+
+    @property
+    def attributes(self) -> dict[str, Shape | str]:
+        """Those of the node, without the size of its kernel: none for a 1x1 put beside a kernel."""
+        if not self.axes:
+            return {}
+        padding = {"auto_pad": self.pads} if isinstance(self.pads, str) else {"pads": self.pads}
+        further = {"output_padding": self.output_padding, "output_shape": self.output_shape}
+        given = {name: value for name, value in further.items() if value}
+        return {"strides": self.strides, "dilations": self.dilations, **padding, **given}
+
+
+def takes(site: Site, form: Form) -> bool:
+    """Whether a site can be rewritten in a form.
+
+    A spatial one takes two axes along which the kernel is longer than 1, and an output whose size follows from that of
+    the input: what stands between two pieces of a transposed convolution has one size or the other along each axis.
+    """
+    return has_form(form, site.kernel_shape) and not (site.output_shape and form in SPATIAL)
+
+
+def whole(site: Site) -> ConvPiece:
+    """The untouched site as one piece."""
+    return _piece(site, site.out_channels, site.in_channels, range(len(site.kernel_shape)), site.in_size)
 
 
 def pieces(site: Site, form: Form, rank: Rank) -> tuple[ConvPiece, ...]:
@@ -63,7 +109,7 @@ def pieces(site: Site, form: Form, rank: Rank) -> tuple[ConvPiece, ...]:
     return tuple(made)
 
 
-def _piece(site: Site, outputs: int, inputs: int, axes: tuple[int, ...], in_size: Shape) -> ConvPiece:
+def _piece(site: Site, outputs: int, inputs: int, axes: Sequence[int], in_size: Shape) -> ConvPiece:
     """The piece that does what the site does along some axes."""
     rank = len(site.kernel_shape)
 
@@ -72,12 +118,16 @@ def _piece(site: Site, outputs: int, inputs: int, axes: tuple[int, ...], in_size
 
     sizes = zip(in_size, site.out_size, strict=True) if in_size and site.out_size else ()
     return ConvPiece(
+        op_type=site.op_type if axes else "Conv",
         out_channels=outputs,
         in_channels=inputs,
-        axes=axes,
+        axes=tuple(axes),
         size=along(site.kernel_shape, 1),
         strides=along(site.strides, 1),
         dilations=along(site.dilations, 1),
         pads=site.pads if isinstance(site.pads, str) else along(site.pads, 0),
+        output_padding=along(site.output_padding, 0) if axes else (),
+        output_shape=site.output_shape if axes else (),
+        in_size=in_size,
         out_size=tuple(after if axis in axes else before for axis, (before, after) in enumerate(sizes)),
     )

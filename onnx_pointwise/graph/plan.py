@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph.cost import SiteCost, dense_cost, rewritten_cost
+from onnx_pointwise.graph.pieces import takes
 from onnx_pointwise.graph.sites import Refusal, Site
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Form, Method, Rank, has_form
@@ -203,6 +204,11 @@ def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
             raise PlanError(
                 f"Convolution '{name}' cannot be rewritten as {choice.form}, which splits a kernel between two of its "
                 f"axes: it is {size}. Use reduce or expand."
+            )
+        if not takes(site, choice.form):
+            raise PlanError(
+                f"Convolution '{name}' cannot be rewritten as {choice.form}: its output_shape does not say what comes "
+                "between the two pieces. Use reduce or expand."
             )
 
 

@@ -16,6 +16,7 @@ from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph.constants import constant, leaves, operators, root_of
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape
 from onnx_pointwise.jsonable import json_ready
+from onnx_pointwise.numerics import Window, make_transposed_window, make_window
 
 #: Fewer input feature maps than this leave a 1x1 convolution nothing to reduce (image stems).
 MIN_CHANNELS = 4
@@ -25,7 +26,8 @@ ADVISORY = frozenset({"few_channels", "unknown_shape"})
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 _QUANTIZED = {"ConvInteger", "QLinearConv", "QLinearConvTranspose"}
-_OTHER_CONVOLUTIONS = {"ConvTranspose", "DeformConv", "FusedConv", "NhwcConv", "NhwcFusedConv"}
+_PLAIN = {"Conv", "ConvTranspose"}
+_OTHER_CONVOLUTIONS = {"DeformConv", "FusedConv", "NhwcConv", "NhwcFusedConv"}
 
 _Read = TypeVar("_Read")
 
@@ -56,10 +58,13 @@ class Refusal:
 class Site:
     """One convolution, with the constant arithmetic behind it that folds into it.
 
+    A transposed convolution is one over its inputs with zeros in between, see ``make_transposed_window``; its kernel is
+    given, and taken, as that one's.
+
     Attributes:
         name: The node's name, or the name of its output where the node has none or shares it with another
             convolution; with a number behind it where that, too, is taken.
-        op_type: The operator, ``Conv`` for every site that may be rewritten.
+        op_type: The operator, ``Conv`` or ``ConvTranspose`` for every site that may be rewritten.
         node: The convolution.
         folds: The nodes behind it (BatchNormalization, Mul, Add, Sub, Div with constants) that fold into it.
         in_channels: Feature maps in, I (of one group).
@@ -69,6 +74,8 @@ class Site:
         strides: Strides.
         dilations: Dilations.
         pads: Explicit pads (begins, then ends), or the value of ``auto_pad``.
+        output_padding: Of a transposed convolution, as the node has it; empty where it has none.
+        output_shape: Likewise.
         batch: Examples in one run.
         in_size: Spatial size of the input; empty where unknown.
         out_size: Spatial size of the output; empty where unknown.
@@ -87,11 +94,18 @@ class Site:
     strides: Shape = ()
     dilations: Shape = ()
     pads: Shape | str = ()
+    output_padding: Shape = ()
+    output_shape: Shape = ()
     batch: int = 1
     in_size: Shape = ()
     out_size: Shape = ()
     stored_params: int = 0
     refusal: Refusal | None = None
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution."""
+        return self.op_type == "ConvTranspose"
 
     @property
     def taps(self) -> int:
@@ -119,6 +133,18 @@ class Site:
         """The value that the rewritten site produces: the output of the last node that folds into it."""
         return (self.folds[-1] if self.folds else self.node).outputs[0]
 
+    def window(self, in_size: Sequence[int]) -> Window:
+        """How its kernel slides over an input of a spatial size."""
+        given = self.kernel_shape, self.strides, self.dilations, self.pads, in_size
+        if not self.transposed:
+            return make_window(*given)
+        extra, shape = self.output_padding, self.output_shape
+        return make_transposed_window(*given, output_padding=extra, output_shape=shape)
+
+    def stored(self, kernel: NDArray[Any]) -> NDArray[Any]:
+        """Turn a kernel [O, I, *k] of the site, or of a piece of it, into what its operator takes."""
+        return _mirrored(kernel) if self.transposed else kernel
+
     def weights(self) -> tuple[NDArray[Any], NDArray[np.float64] | None]:
         """Compute the kernel and the bias with everything folded in.
 
@@ -130,6 +156,7 @@ class Site:
         """
         kernel = _array(self.node.inputs[1])
         assert kernel is not None, "only sites with a constant kernel have weights"
+        kernel = _mirrored(kernel) if self.transposed else kernel
         bias = _array(self.node.inputs[2]) if _has_bias(self.node) else None
         if not self.folds:
             return kernel, None if bias is None else bias.astype(np.float64)
@@ -150,6 +177,11 @@ class Site:
         kernel = constant(self.node.inputs[1])
         assert kernel is not None, "only sites with a constant kernel have a dtype"
         return kernel.dtype.numpy()
+
+
+def _mirrored(kernel: NDArray[Any]) -> NDArray[Any]:
+    """Between the kernel of a transposed convolution and that of the convolution over inputs with zeros in between."""
+    return np.flip(kernel.swapaxes(0, 1), tuple(range(2, kernel.ndim)))
 
 
 def _array(value: ir.Value | None) -> NDArray[Any] | None:
@@ -194,7 +226,7 @@ def find_sites(
     found = [
         (node, in_function)
         for node, in_function in nodes_with_scope(model)
-        if node.op_type == "Conv" or node.op_type in _QUANTIZED or node.op_type in _OTHER_CONVOLUTIONS
+        if node.op_type in _PLAIN | _QUANTIZED | _OTHER_CONVOLUTIONS
     ]
     names = _site_names([node for node, _ in found])
     known: Mapping[str, Shape] = {} if shapes is None else shapes.shapes
@@ -229,8 +261,6 @@ def _describe(name: str, node: ir.Node, in_function: bool, shapes: Mapping[str, 
         return Site(name, node.op_type, node, refusal=refused("quantized", "The kernel is quantised to integers."))
     if node.op_type in _OTHER_CONVOLUTIONS or node.domain not in ("", "ai.onnx"):
         reason = f"{node.op_type} is not a plain convolution; rewrite the model before it is transformed or fused."
-        if node.op_type == "ConvTranspose":
-            reason = "Transposed convolutions are not rewritten."
         return Site(name, node.op_type, node, refusal=refused("other_convolution", reason))
 
     root = root_of(node.inputs[1])
@@ -256,6 +286,8 @@ def _describe(name: str, node: ir.Node, in_function: bool, shapes: Mapping[str, 
     out_channels, in_channels, *kernel_shape = kernel.shape.numpy()
     rank = len(kernel_shape)
     group = _int(node, "group", 1)
+    if node.op_type == "ConvTranspose":
+        out_channels, in_channels = in_channels * group, out_channels // group
     in_shape, out_shape = (
         shapes.get(str(value.name), ()) if value is not None else () for value in (node.inputs[0], node.outputs[0])
     )
@@ -272,6 +304,8 @@ def _describe(name: str, node: ir.Node, in_function: bool, shapes: Mapping[str, 
         strides=_ints(node, "strides", (1,) * rank),
         dilations=_ints(node, "dilations", (1,) * rank),
         pads=_pads(node, rank),
+        output_padding=_ints(node, "output_padding", ()) if node.op_type == "ConvTranspose" else (),
+        output_shape=_ints(node, "output_shape", ()) if node.op_type == "ConvTranspose" else (),
         batch=out_shape[0] if out_shape else 1,
         in_size=in_shape[2:],
         out_size=out_shape[2:],
@@ -302,6 +336,8 @@ def _with_refusal(
             else "A grouped convolution is already sparse across channels.",
             {"group": float(site.group), **maps},
         )
+    elif site.output_shape and len(site.output_shape) != len(site.kernel_shape):
+        refusal = Refusal("output_shape", "Its output_shape does not name one size for each spatial axis.", maps)
     elif kernel.dtype not in _FLOATS:
         refusal = Refusal("dtype", f"Kernels of type {kernel.dtype.name} are not rewritten.", maps)
     elif root is not None and (_consumers(root) > 1 or root.is_graph_output()):

@@ -9,7 +9,7 @@ With W the kernel of a site, folded with what follows it, and b its bias:
 
 where `.` is a 1x1 convolution of stride 1 without padding and `*` keeps the strides, dilations and pads of the site, P
 and K of spatial forms each those of its own axes. P carries no bias: where K pads with zeros, a bias would leak into
-the border.
+the border. Of a transposed convolution `*` is that.
 """
 
 from __future__ import annotations
@@ -144,10 +144,12 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
         return value
 
     def beside(source: ir.Value | None, number: int, bias: ir.Value | None, suffix: str) -> ir.Node:
-        weight = stored(kernels[number], f"{site.name}_{suffix}_weight")
+        weight = stored(
+            site.stored(kernels[number]) if parts[number].axes else kernels[number], f"{site.name}_{suffix}_weight"
+        )
         made = ir.Node(
             "",
-            "Conv",
+            parts[number].op_type,
             [source, weight] if bias is None else [source, weight, bias],
             _attributes(parts[number]),
             outputs=[ir.Value(name=names.fresh(f"{site.name}_{suffix}_output"), type=tensor_type)],
@@ -169,7 +171,7 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
         if spatial:
             node.attributes.update({item.name: item for item in _attributes(parts[middle])})
     node.resize_inputs(2 if factors.after is not None or bias is None else 3)
-    node.replace_input_with(1, stored(kernels[middle], f"{site.name}_weight"))
+    node.replace_input_with(1, stored(site.stored(kernels[middle]), f"{site.name}_weight"))
     produced = node.outputs[0]
     if factors.after is not None:
         last = beside(produced, middle + 1, bias, "expand")
@@ -190,13 +192,10 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
 
 
 def _attributes(piece: ConvPiece) -> list[ir.Attr]:
-    if not piece.axes:
-        return [ir.AttrInt64s("kernel_shape", piece.size)]
+    given = {"kernel_shape": piece.size, **piece.attributes}
     return [
-        ir.AttrInt64s("kernel_shape", piece.size),
-        ir.AttrInt64s("strides", piece.strides),
-        ir.AttrInt64s("dilations", piece.dilations),
-        ir.AttrString("auto_pad", piece.pads) if isinstance(piece.pads, str) else ir.AttrInt64s("pads", piece.pads),
+        ir.AttrString(name, value) if isinstance(value, str) else ir.AttrInt64s(name, value)
+        for name, value in given.items()
     ]
 
 

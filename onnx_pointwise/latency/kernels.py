@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_pointwise.graph import Shape, Site, competing, dense_cost, pieces, rewritten_cost
+from onnx_pointwise.graph import ConvPiece, Site, competing, dense_cost, pieces, rewritten_cost, whole
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.numerics import FORMS, SPATIAL, Form, Rank, full_rank
@@ -86,10 +86,27 @@ class SiteLatency:
 class _Conv:
     """One convolution of a probe."""
 
+    op_type: str
     in_channels: int
     out_channels: int
     kernel: tuple[int, ...]
     attributes: tuple[tuple[str, Any], ...]
+
+    @staticmethod
+    def of(piece: ConvPiece) -> _Conv:
+        """A piece of a site."""
+        return _Conv(piece.op_type, piece.in_channels, piece.out_channels, piece.size, tuple(piece.attributes.items()))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Its strides; empty for a 1x1 put beside a kernel."""
+        return tuple(dict(self.attributes).get("strides", ()))
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of its kernel as the operator takes it."""
+        outside = self.out_channels, self.in_channels
+        return (*(outside[::-1] if self.op_type == "ConvTranspose" else outside), *self.kernel)
 
 
 @dataclass(frozen=True)
@@ -104,42 +121,35 @@ class _Probe:
     @property
     def long(self) -> bool:
         """Whether one run takes so long that few of them will do."""
-        weights = sum(conv.in_channels * conv.out_channels * math.prod(conv.kernel) for conv in self.chain)
-        return self.batch * math.prod(self.in_size) * weights > _LONG_MACS / 2
+        return self.batch * self._places * self._weights > _LONG_MACS / 2
 
     @property
     def bytes(self) -> int:
         """About what it takes in memory."""
-        weights = sum(conv.in_channels * conv.out_channels * math.prod(conv.kernel) for conv in self.chain)
         widest = max(max(conv.in_channels, conv.out_channels) for conv in self.chain)
-        return 4 * (weights + 3 * self.batch * widest * math.prod(self.in_size))
+        return 4 * (self._weights + 3 * self.batch * widest * self._places)
+
+    @property
+    def _weights(self) -> int:
+        return sum(math.prod(conv.weight_shape) for conv in self.chain)
+
+    @property
+    def _places(self) -> int:
+        """Of the largest map, about."""
+        growth = math.prod(math.prod(conv.strides) for conv in self.chain if conv.op_type == "ConvTranspose")
+        return math.prod(self.in_size) * growth
 
 
 def _probe(site: Site, form: Form | None, rank: Rank) -> _Probe:
     """The chain of a site in a form; of the untouched site where the form is ``None``."""
-    if form is None:
-        attributes = _attributes(site.strides, site.dilations, site.pads)
-        chain: tuple[_Conv, ...] = (_Conv(site.in_channels, site.out_channels, site.kernel_shape, attributes),)
-    else:
-        chain = tuple(
-            _Conv(
-                piece.in_channels,
-                piece.out_channels,
-                piece.size,
-                _attributes(piece.strides, piece.dilations, piece.pads) if piece.axes else (),
-            )
-            for piece in pieces(site, form, rank)
-        )
-    return _Probe(site.batch, _probed_size(site), str(site.dtype), chain)
-
-
-def _attributes(strides: Shape, dilations: Shape, pads: Shape | str) -> tuple[tuple[str, Any], ...]:
-    padding: tuple[str, Any] = ("auto_pad", pads) if isinstance(pads, str) else ("pads", tuple(pads))
-    return ("strides", strides), ("dilations", dilations), padding
+    parts = [whole(site)] if form is None else pieces(site, form, rank)
+    return _Probe(site.batch, _probed_size(site), str(site.dtype), tuple(_Conv.of(piece) for piece in parts))
 
 
 def _probed_size(site: Site) -> tuple[int, ...]:
     """Size to probe a site at: fewer rows where a run takes long; the shares of its forms hardly depend on them."""
+    if site.output_shape:
+        return site.in_size
     share = max(_FEWEST_ROWS, min(1.0, _LONG_MACS / max(1, dense_cost(site).macs)))
     reach = (site.kernel_shape[0] - 1) * site.dilations[0] + 1
     return (min(site.in_size[0], max(reach, math.ceil(share * site.in_size[0]))), *site.in_size[1:])
@@ -204,21 +214,21 @@ def site_latencies(
     clock.measure(_probe(site, form, rank) for site in sites for form, rank in found[site.name])
     result = {}
     for site in sites:
-        whole = site.in_size[0] / _probed_size(site)[0]  # fewer rows may have been computed
-        timed = [(whole * clock.seconds(_probe(site, form, rank)), form, rank) for form, rank in found[site.name]]
+        rows = site.in_size[0] / _probed_size(site)[0]  # fewer may have been computed
+        timed = [(rows * clock.seconds(_probe(site, form, rank)), form, rank) for form, rank in found[site.name]]
         curves = [
-            whole * clock.seconds(_probe(site, form, rank))
+            rows * clock.seconds(_probe(site, form, rank))
             for form in chosen[site.name]
             for rank in known.get((site.name, form), ())
         ]
-        faster = [entry for entry in timed if entry[0] < (1.0 - TOLERANCE) * whole * dense[site.name]]
+        faster = [entry for entry in timed if entry[0] < (1.0 - TOLERANCE) * rows * dense[site.name]]
         wanted = [named[site.name]] if site.name in named else []
         result[site.name] = SiteLatency(
-            whole * dense[site.name],
+            rows * dense[site.name],
             tuple((form, rank) for _, form, rank in faster),
             tuple(seconds for seconds, _, _ in faster),
             min([*curves, *(entry[0] for entry in timed)], default=math.inf),
-            {choice: whole * clock.seconds(_probe(site, *choice)) for choice in wanted},
+            {choice: rows * clock.seconds(_probe(site, *choice)) for choice in wanted},
         )
     return result
 
@@ -419,11 +429,11 @@ def _network(probes: Sequence[_Probe]) -> onnx.ModelProto:
         inputs.setdefault(value, helper.make_tensor_value_info(value, element, shape))
         for piece, conv in enumerate(probe.chain):
             name = f"{index}.{piece}"
-            size = (conv.out_channels, conv.in_channels, *conv.kernel)
-            kernel = rng.standard_normal(size, np.float32) / math.sqrt(math.prod(size[1:]))
+            kernel = rng.standard_normal(conv.weight_shape, np.float32)
+            kernel /= math.sqrt(conv.in_channels * math.prod(conv.kernel))
             weights.append(numpy_helper.from_array(kernel.astype(probe.dtype), f"{name}.weight"))
             node = helper.make_node(
-                "Conv", [value, f"{name}.weight"], [f"{name}.y"], name=name, **dict(conv.attributes)
+                conv.op_type, [value, f"{name}.weight"], [f"{name}.y"], name=name, **dict(conv.attributes)
             )
             nodes.append(node)
             value = f"{name}.y"
@@ -452,7 +462,7 @@ def _chain_seconds(events: Sequence[Mapping[str, Any]], count: int) -> np.ndarra
         if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
             continue
         seconds = event["dur"] * 1e-6
-        if event["args"]["op_name"].endswith("Conv"):
+        if event["args"]["op_name"].endswith(("Conv", "ConvTranspose")):
             named = _PIECE.search(name)
             assert named is not None, "every convolution of a probe is named so, whatever the runtime puts around it"
             current = int(named[1])

@@ -539,8 +539,9 @@ def _split_by_patches(
     problem = _Patches(weights, weighted, norm, _inner(weighted, weights))
     cut = r_out if cut_out else 0
     if start is None:
-        moments = (norm.channels, None)
-        first = [_split_by_channels(weights, r_in, 0, channels, sweeps).before for channels in moments]
+        # The plain solution, with both sides where both are cut, so that this one is never worse.
+        simple = ((norm.channels, 0), (None, cut))
+        first = [_split_by_channels(weights, r_in, behind, channels, sweeps).before for channels, behind in simple]
     else:
         rows = np.asarray(start, dtype=np.float64)
         rows = rows.reshape(len(rows), -1) if rows.ndim > 2 else rows

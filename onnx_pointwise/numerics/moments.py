@@ -39,27 +39,45 @@ class Window:
         kernel: Size of the kernel along each spatial axis.
         strides: Strides.
         dilations: Dilations.
-        pads: Zeros around the input: begins, then ends.
+        pads: Zeros around the input: begins, then ends; where negative, so much of it is cut off.
+        spacing: From one input to the next along each spatial axis, with zeros in between; 1 everywhere if empty.
     """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[int, ...]
+    spacing: tuple[int, ...] = ()
 
     @property
     def taps(self) -> int:
         """Positions of the kernel, K."""
         return math.prod(self.kernel)
 
-    def out_size(self, in_size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial size of the output for a spatial size of the input."""
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """From one input to the next along each axis."""
+        return self.spacing or (1,) * len(self.kernel)
+
+    @property
+    def phases(self) -> int:
+        """Places of the grid that the inputs lie on, for each input."""
+        return math.prod(self.spacing)
+
+    def laid_out(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial size of an input with the zeros in it and around it."""
         axes = range(len(self.kernel))
         return tuple(
-            (in_size[a] + self.pads[a] + self.pads[a + len(axes)] - self.dilations[a] * (self.kernel[a] - 1) - 1)
-            // self.strides[a]
-            + 1
-            for a in axes
+            (size[a] - 1) * self.steps[a] + 1 + self.pads[a] + self.pads[a + len(axes)] if size[a] else 0 for a in axes
+        )
+
+    def out_size(self, in_size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial size of the output for a spatial size of the input."""
+        return tuple(
+            (size - dilation * (k - 1) - 1) // stride + 1
+            for size, k, stride, dilation in zip(
+                self.laid_out(in_size), self.kernel, self.strides, self.dilations, strict=True
+            )
         )
 
 
@@ -97,6 +115,52 @@ def make_window(
     return Window(tuple(kernel), tuple(strides), tuple(dilations), numbers)
 
 
+def make_transposed_window(
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int] | str,
+    in_size: Sequence[int],
+    *,
+    output_padding: Sequence[int] = (),
+    output_shape: Sequence[int] = (),
+) -> Window:
+    """Describe a transposed convolution as the convolution that it is: over inputs with zeros in between.
+
+    Its kernel is that of the transposed one with inputs and outputs exchanged and mirrored along each spatial axis.
+    (Dumoulin and Visin 2016, chapter 4.) A patch at an output then holds what the output depends on, its phase, and
+    zeros elsewhere, so that the second moment of all patches is that of every phase beside one another.
+
+    Args:
+        kernel: Size of the kernel along each spatial axis.
+        strides: From what one input gives to what the next one does.
+        dilations: Dilations.
+        pads: What is cut off the output, begins, then ends; or `VALID`, `SAME_UPPER`, `SAME_LOWER`.
+        in_size: Spatial size of the input.
+        output_padding: What is added to the end of the output along each axis; nothing if empty.
+        output_shape: Spatial size of the output, which then says what is cut off; `pads` does if empty.
+
+    Returns:
+        The window.
+    """
+    rank, named = len(kernel), pads if isinstance(pads, str) else "NOTSET"
+    given = (0,) * (2 * rank) if isinstance(pads, str) else tuple(pads)
+    begins, ends = [], []
+    for axis in range(rank):
+        span = dilations[axis] * (kernel[axis] - 1)
+        grid = (in_size[axis] - 1) * strides[axis] + 1
+        whole = grid + span + (output_padding[axis] if output_padding else 0)
+        front, out = given[axis], whole - given[axis] - given[axis + rank]
+        if output_shape or named.startswith("SAME"):
+            out = output_shape[axis] if output_shape else in_size[axis] * strides[axis]
+            total = max(0, whole - out)
+            front = total // 2 if named == "SAME_UPPER" else total - total // 2
+            out = out if output_shape else whole - total
+        begins.append(span - front)
+        ends.append(out + front - grid)
+    return Window(tuple(kernel), (1,) * rank, tuple(dilations), (*begins, *ends), tuple(strides))
+
+
 @dataclass(frozen=True)
 class Lattice:
     """A part of the examples and of the output positions: every `steps`-th position from `offsets` on.
@@ -125,6 +189,7 @@ def lattices(
     *,
     limit: int,
     seed: int,
+    spacing: Sequence[int] = (),
     block_bytes: int = BLOCK_BYTES,
 ) -> list[Lattice]:
     """Cut examples and output positions into blocks, leaving positions out where there are too many.
@@ -135,6 +200,7 @@ def lattices(
         patch: Numbers in a patch, I * K.
         limit: Patches to take in all, about; every example contributes at least one.
         seed: Seed of the offsets.
+        spacing: As that of the `Window`: every block then sees all phases alike.
         block_bytes: Most bytes of a block of float32 patches, unless one example alone has more.
 
     Returns:
@@ -149,6 +215,8 @@ def lattices(
         if taken <= limit or wider < 0.7 * limit or steps[axis] >= out_size[axis]:
             break
         steps[axis] += 1
+        while spacing and math.gcd(steps[axis], spacing[axis]) > 1:
+            steps[axis] += 1
     each = math.prod(math.ceil(n / s) for n, s in zip(out_size, steps, strict=True))
     # Every offset gets its share of the examples: one lattice alone would look at borders too often, or never.
     places = list(itertools.product(*(range(min(s, n)) for s, n in zip(steps, out_size, strict=True))))
@@ -176,13 +244,8 @@ def patches(inputs: NDArray[Any], window: Window, lattice: Lattice | None = None
     if lattice is None:
         lattice = Lattice(None, (1,) * rank, (0,) * rank)
     x = inputs if lattice.examples is None else inputs[lattice.examples]
-    size = x.shape[2:]
-    out = window.out_size(size)
-    counts = lattice.counts(out)
-    x = np.swapaxes(x, 0, 1)
-    if any(window.pads):
-        around = [(0, 0), (0, 0), *zip(window.pads[:rank], window.pads[rank:], strict=True)]
-        x = np.pad(x, around)
+    counts = lattice.counts(window.out_size(x.shape[2:]))
+    x = _laid_out(np.swapaxes(x, 0, 1), window)
     unfolded = np.empty((x.shape[0], window.taps, x.shape[1], *counts), np.float32)
     for tap, place in enumerate(itertools.product(*(range(k) for k in window.kernel))):
         where: list[slice] = [slice(None), slice(None)]
@@ -192,6 +255,24 @@ def patches(inputs: NDArray[Any], window: Window, lattice: Lattice | None = None
             where.append(slice(start, start + (counts[axis] - 1) * stride + 1, stride))
         unfolded[:, tap] = x[tuple(where)]
     return unfolded.reshape(x.shape[0] * window.taps, -1)
+
+
+def _laid_out(maps: NDArray[Any], window: Window) -> NDArray[Any]:
+    """Put maps [.., .., *size] where the window slides over them, zeros in between and around them."""
+    if not any(window.pads) and window.phases == 1:
+        return maps
+    to: list[slice] = [slice(None), slice(None)]
+    taken = list(to)
+    total = window.laid_out(maps.shape[2:])
+    for axis, step in enumerate(window.steps):
+        begin, count = window.pads[axis], maps.shape[axis + 2]
+        first = max(0, -(begin // step))
+        last = min(count, -(-(total[axis] - begin) // step))
+        taken.append(slice(first, max(first, last)))
+        to.append(slice(begin + first * step, begin + last * step, step) if last > first else slice(0, 0))
+    laid = np.zeros((*maps.shape[:2], *total), maps.dtype)
+    laid[tuple(to)] = maps[tuple(taken)]
+    return laid
 
 
 def sample(outputs: NDArray[Any], lattice: Lattice) -> Array32:
@@ -403,7 +484,8 @@ class Stationary:
 
     What two taps see then depends on the distance between them alone, so (2k - 1)^d products of channels replace the
     (k^d)^2 of `Moments`, about a third of the arithmetic for 3x3 kernels. The map is continued by its mean. The result
-    is positive semidefinite, because it is an autocorrelation.
+    is positive semidefinite, because it is an autocorrelation. With zeros in between, taps that never see two inputs at
+    once have no product.
 
     Args:
         channels: Input channels, I.
@@ -421,7 +503,16 @@ class Stationary:
         reach = [range(1 - k, k) for k in window.kernel]
         # One of each pair of opposite distances is enough: the other one is its transpose.
         self._lags = [lag for lag in itertools.product(*reach) if lag >= (0,) * len(lag)]
+        self._lags = [lag for lag in self._lags if self._move(lag) is not None]
         self._products = {lag: np.zeros((channels, channels)) for lag in self._lags}
+
+    def _move(self, lag: tuple[int, ...]) -> tuple[int, ...] | None:
+        """How many inputs lie between two taps; None where there is none at one of them."""
+        window = self._window
+        moves = [step * dilation for step, dilation in zip(lag, window.dilations, strict=True)]
+        if any(move % step for move, step in zip(moves, window.steps, strict=True)):
+            return None
+        return tuple(move // step for move, step in zip(moves, window.steps, strict=True))
 
     def add(self, inputs: NDArray[Any]) -> None:
         """Add inputs [N, I, *size].
@@ -440,8 +531,7 @@ class Stationary:
         for lag in self._lags:
             here: list[slice] = [slice(None), slice(None)]
             there: list[slice] = [slice(None), slice(None)]
-            for axis, step in enumerate(lag):
-                move = step * self._window.dilations[axis]
+            for axis, move in enumerate(self._move(lag) or ()):
                 here.append(slice(max(0, -move), x.shape[axis + 2] - max(0, move)))
                 there.append(slice(max(0, move), x.shape[axis + 2] - max(0, -move)))
             first = x[tuple(here)].reshape(len(x), -1)
@@ -467,7 +557,7 @@ class Stationary:
     def mean(self) -> Array64:
         """Mean patch, [I*K]."""
         assert self._shift is not None, "no inputs were added"
-        return np.repeat(self._shift + self._sum / self.count, self._window.taps)
+        return np.repeat((self._shift + self._sum / self.count) / self._window.phases, self._window.taps)
 
     def covariance(self) -> Array64:
         """Covariance of the patches, [I*K, I*K]."""
@@ -475,7 +565,14 @@ class Stationary:
         taps = list(itertools.product(*(range(k) for k in self._window.kernel)))
         full = np.empty((len(mean), len(taps), len(mean), len(taps)))
         sizes = {lag: products / self.count - np.outer(mean, mean) for lag, products in self._products.items()}
+        apart: Array64 | float = 0.0
+        if self._window.phases > 1:
+            assert self._shift is not None, "no inputs were added"
+            there = np.outer(self._shift + mean, self._shift + mean)
+            apart = -there / self._window.phases**2
+            sizes = {lag: (size + there) / self._window.phases + apart for lag, size in sizes.items()}
         for (a, first), (b, second) in itertools.product(enumerate(taps), repeat=2):
             lag = tuple(v - u for u, v in zip(first, second, strict=True))
-            full[:, a, :, b] = sizes[lag] if lag in sizes else sizes[tuple(-step for step in lag)].T
+            back = tuple(-step for step in lag)
+            full[:, a, :, b] = sizes[lag] if lag in sizes else sizes[back].T if back in sizes else apart
         return full.reshape(len(mean) * len(taps), -1)

@@ -20,7 +20,6 @@ from onnx_pointwise.numerics import (
     blended,
     in_order,
     lattices,
-    make_window,
     patches,
     shrunk,
     tap_blend,
@@ -29,7 +28,7 @@ from onnx_pointwise.numerics import (
 from onnx_pointwise.runtime import Piece, without_shapes
 
 Array = NDArray[Any]
-_View = tuple[str, Shape, Shape, Shape, Shape | str]
+_View = tuple[str, str, Shape, Shape, Shape, Shape | str, Shape, Shape]
 MomentKind = Literal["exact", "stationary", "channels"]
 
 #: Patches of each site that are looked at, unless told otherwise.
@@ -191,7 +190,8 @@ def site_moments(
 
 def _view(site: Site) -> _View:
     """What a site reads, and how."""
-    return site.source, site.kernel_shape, site.strides, site.dilations, site.pads
+    window = site.kernel_shape, site.strides, site.dilations, site.pads
+    return site.source, site.op_type, *window, site.output_padding, site.output_shape
 
 
 def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
@@ -232,8 +232,9 @@ class _Collector:
         site = self._site
         if self._kind == "channels":
             once = (1,) * len(site.kernel_shape)
-            return Window(once, once, once, (0,) * (2 * len(once)))
-        return make_window(site.kernel_shape, site.strides, site.dilations, site.pads, size)
+            spacing = site.strides if site.transposed else ()
+            return Window(once, once, once, (0,) * (2 * len(once)), spacing)
+        return site.window(size)
 
     def add(self, inputs: Array, tried: NDArray[np.bool_], start: int) -> None:
         """Add a batch, the examples from `start` on."""
@@ -253,7 +254,9 @@ class _Collector:
                 continue
             most = max(1, limit * len(examples) // len(inputs))
             seed = named_seed(self._seed, self._site.source, start, back)
-            for lattice in lattices(examples, window.out_size(inputs.shape[2:]), width, limit=most, seed=seed):
+            for lattice in lattices(
+                examples, window.out_size(inputs.shape[2:]), width, limit=most, seed=seed, spacing=window.spacing
+            ):
                 block = patches(inputs, window, lattice)
                 if not self._sums:
                     self._sums = [Moments(width, shift=block.mean(axis=1))]

@@ -166,7 +166,7 @@ class _Tally:
         self._root = None if norm is None else norm.root.astype(np.float32)
         self._session = kernel_session(site, threads)
         kernel, bias = site.weights()
-        self._kernel = kernel.astype(np.float64)
+        self._kernel = site.stored(kernel.astype(np.float64))
         self._bias = np.zeros(len(kernel)) if bias is None else bias
         self._lost = np.zeros(len(outlook.trials))
         self._moved = np.zeros(len(outlook.trials))

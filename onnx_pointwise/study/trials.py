@@ -87,11 +87,14 @@ def _drift_behind(heads: Heads, rest: Piece, reference: Sequence[Array], moved: 
 
 
 def kernel_session(site: Site, threads: int | None = None) -> ort.InferenceSession:
-    """Open a session of a site whose kernel and bias, with everything folded in, are inputs: x, w, b to y."""
+    """Open a session of a site whose kernel and bias, with everything folded in, are inputs: x, w, b to y.
+
+    The kernel is as the site's operator takes it, see `Site.stored`.
+    """
     kind = ir.TensorType(ir.DataType.from_numpy(site.dtype))
     x, w, b = (ir.Value(name=name, type=kind) for name in "xwb")
     attributes = [attribute for attribute in site.node.attributes.values() if attribute.name != "group"]
-    node = ir.Node("", "Conv", [x, w, b], attributes, outputs=[ir.Value(name="y", type=kind)])
+    node = ir.Node("", site.op_type, [x, w, b], attributes, outputs=[ir.Value(name="y", type=kind)])
     graph = ir.Graph([x, w, b], node.outputs, nodes=[node], opset_imports={"": 13}, name=site.name)
     with runtime_source(ir.Model(graph, ir_version=8)) as source:
         return open_waiting(source, threads)

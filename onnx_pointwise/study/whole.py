@@ -47,6 +47,7 @@ class WholeNetwork:
         self._heads, self._outputs = heads, heads.names
         copy = without_shapes(model)
         named = {str(site.output.name): site.name for site in sites}
+        self._sites = {site.name: site for site in sites}
         self._feeds: dict[str, tuple[str, str]] = {}
         self._trained: dict[str, Array] = {}
         values = ir.convenience.create_value_mapping(copy.graph, include_subgraphs=False)
@@ -76,7 +77,7 @@ class WholeNetwork:
             graph.remove(list(site.folds), safe=True)
             old.name, new.name = None, old.name
         self._feeds[name] = keys
-        self._trained[keys[0]] = kernel.astype(dtype)
+        self._trained[keys[0]] = site.stored(kernel.astype(dtype))
         self._trained[keys[1]] = (np.zeros(len(kernel)) if bias is None else bias).astype(dtype)
 
     def drift(self, replacements: Mapping[str, Replacement]) -> float:
@@ -95,7 +96,7 @@ class WholeNetwork:
         for name, replacement in replacements.items():
             kernel, bias = self._feeds[name]
             dtype = self._trained[kernel].dtype
-            weights[kernel] = compose(replacement.factors).astype(dtype)
+            weights[kernel] = self._sites[name].stored(compose(replacement.factors).astype(dtype))
             if replacement.bias is not None:
                 weights[bias] = replacement.bias.astype(dtype)
         return self._heads.drifts(self._reference, self._run(weights))

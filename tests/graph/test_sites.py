@@ -393,11 +393,7 @@ def test_quantised_kernels() -> None:
     assert refusal(make_model(nodes, inputs, [value("y", None, np.uint8)], weights)).code == "quantized"
 
 
-def test_transposed_and_fused_convolutions() -> None:
-    nodes = [helper.make_node("ConvTranspose", ["x", "W"], ["y"], name="up", strides=[2, 2])]
-    model = make_model(nodes, [value("x", [1, 4, 8, 8])], [value("y", None)], {"W": normal(4, 6, 3, 3)})
-    found = refusal(model)
-    assert (found.code, found.reason) == ("other_convolution", "Transposed convolutions are not rewritten.")
+def test_fused_convolutions() -> None:
     nodes = [helper.make_node("FusedConv", ["x", "W"], ["y"], name="f", domain="com.microsoft", activation="Relu")]
     model = make_model(
         nodes, [value("x", [1, 4, 8, 8])], [value("y", None)], {"W": normal(6, 4, 3, 3)}, domains=["com.microsoft"]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
 from onnx_pointwise.errors import ProviderError
+from onnx_pointwise.graph.model_io import load
 from onnx_pointwise.graph.sites import Site, find_sites
 from onnx_pointwise.latency import kernels as latency
 from onnx_pointwise.latency.kernels import site_latencies
 from onnx_pointwise.numerics.forms import SPATIAL, Form
 from onnx_pointwise.runtime.shape_inference import resolve
+from tests.graphs import conv_model, normal
 
 
 def sites(channels: int = 24, kernel: int = 3) -> list[Site]:
@@ -79,6 +84,31 @@ def test_a_probe_is_what_the_rewritten_site_is(form: Form) -> None:
     assert (tall.kernel, (second if tall is first else first).kernel) == ((5, 1), (1, 5))
     assert (first.in_channels, first.out_channels, second.in_channels, second.out_channels) == (24, 7, 7, 24)
     assert dict(first.attributes)["auto_pad"] == dict(second.attributes)["auto_pad"] == "SAME_UPPER"
+
+
+def upsampling(**attributes: Any) -> Site:
+    """64 feature maps of 24x24 to 64 of 48x48."""
+    given = {"strides": [2, 2], "pads": [1] * 4} | attributes
+    model = load(conv_model(normal(64, 64, 4, 4), [24, 24], batch=1, transposed=True, **given))
+    (site,) = find_sites(model, resolve(model))
+    return site
+
+
+def test_it_measures_transposed_convolutions() -> None:
+    site = upsampling()
+    found = site_latencies([site], threads=1, asked={"conv": ("vertical", 9)})["conv"]
+    assert min(found.dense, found.fastest, found.of("vertical", 9)) > 0
+    (dense,) = latency._probe(site, None, 1).chain
+    assert (dense.op_type, dense.weight_shape, dense.strides) == ("ConvTranspose", (64, 64, 4, 4), (2, 2))
+    chain = latency._probe(site, "reduce_expand", (5, 6)).chain
+    assert [conv.op_type for conv in chain] == ["Conv", "ConvTranspose", "Conv"]
+    assert [conv.weight_shape for conv in chain] == [(5, 64, 1, 1), (5, 6, 4, 4), (64, 6, 1, 1)]
+
+
+def test_a_given_output_shape_is_timed_as_a_whole() -> None:
+    site = upsampling(pads=[0] * 4, output_shape=[47, 47])
+    assert latency._probed_size(replace(site, batch=100)) == site.in_size
+    assert site_latencies([site], forms=["reduce"], threads=1)["conv"].dense > 0
 
 
 def test_kernels_of_one_row_have_no_spatial_treads(monkeypatch: pytest.MonkeyPatch) -> None:

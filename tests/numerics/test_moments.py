@@ -264,3 +264,46 @@ def test_factors_of_few_patches_lose_less_on_others_with_a_blend(form, share, ga
         lost.append(errors)
     without, with_blend = np.mean(lost, axis=0)
     assert with_blend < gain * without
+
+
+@CHECKED
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 4), st.integers(1, 2))
+def test_maps_with_zeros_in_between_are_looked_at_as_they_are(seed, step, kernel, dilation):
+    """The stationary moments of a transposed convolution are those of the convolution over the maps laid out."""
+    rng = np.random.default_rng(seed)
+    maps = (rng.standard_normal((2, 2, 6, 5)) + 1.5).astype(np.float32)
+    # Without pads a place behind the last input of each axis, so that every phase comes as often.
+    window = Window((kernel, 1), (1, 1), (dilation, 1), (0, 0, step - 1, 0), (step, 1))
+    spread = np.zeros((2, 2, 6 * step, 5), np.float32)
+    spread[:, :, ::step] = maps
+    np.testing.assert_array_equal(
+        patches(maps, window), patches(spread, Window((kernel, 1), (1, 1), (dilation, 1), (0,) * 4))
+    )
+    found = Stationary(2, window)
+    found.add(maps)
+    centred = maps.astype(np.float64) - (mean := maps.mean(axis=(0, 2, 3), dtype=np.float64))[:, None, None]
+    expected = np.zeros((2, kernel, 2, kernel))
+    for a, b in itertools.product(range(kernel), repeat=2):
+        move, rest = divmod(abs(a - b) * dilation, step)
+        expected[:, a, :, b] -= np.outer(mean, mean) / step**2
+        if not rest:
+            one, other = centred[:, :, move:], centred[:, :, : max(0, 6 - move)]
+            one, other = (one, other) if a > b else (other, one)
+            both = np.einsum("nihw,njhw->ij", one[:, :, : other.shape[2]], other) / maps[:, 0].size
+            expected[:, a, :, b] += (both + np.outer(mean, mean)) / step
+    np.testing.assert_allclose(found.covariance(), expected.reshape(2 * kernel, -1), atol=1e-4)
+    np.testing.assert_allclose(found.mean(), np.repeat(mean / step, kernel), atol=1e-5)
+
+
+@CHECKED
+@given(st.integers(2, 4), st.integers(1, 3), st.integers(100, 5000))
+def test_every_phase_is_looked_at_as_often(step, count, limit):
+    size = 64
+    blocks = lattices(np.arange(count), (size, size), 9, limit=limit, seed=0, spacing=(step, step))
+    seen = np.zeros((step, step))
+    for block in blocks:
+        rows, columns = (np.arange(o, size, s) % step for o, s in zip(block.offsets, block.steps, strict=True))
+        np.add.at(seen, np.ix_(rows, columns), 1)
+        assert all(math.gcd(s, step) == 1 for s in block.steps)
+    assert seen.min() > 0
+    assert seen.max() <= 2.5 * seen.min()

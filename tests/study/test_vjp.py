@@ -242,6 +242,7 @@ def transposed_convolutions(draw: st.DrawFn) -> dict[str, Any]:
             s * (n - 1) + 1 + draw(st.integers(0, span))
             for s, n, span in zip(strides, case["shape"][2:], spans, strict=True)
         ]
+        attributes |= draw(st.sampled_from([{}, {"auto_pad": "SAME_UPPER"}, {"auto_pad": "SAME_LOWER"}]))
     outputs, inputs = case["kernel"][1], case["shape"][1]
     case["kernel"] = (inputs, outputs, *case["kernel"][2:])
     assert len(strides) == rank

@@ -126,7 +126,7 @@ def _conv_transpose(call: Call) -> dict[int, ir.Value]:
     extra = call.integers("output_padding", [0] * rank)
     for axis in range(rank):
         reach = strides[axis] * (inside[axis] - 1) + dilations[axis] * (shape[2 + axis] - 1) + 1
-        total = reach + extra[axis] - outside[axis]
+        total = max(0, reach + extra[axis] - outside[axis])
         if "output_shape" in call.node.attributes or auto.startswith("SAME"):
             front = total // 2 if auto == "SAME_UPPER" else total - total // 2
         else:
@@ -134,10 +134,7 @@ def _conv_transpose(call: Call) -> dict[int, ir.Value]:
         begins.append(front)
         # Windows end where the input's last one does, even if the output goes on behind.
         ends.append(reach - front - outside[axis])
-    g = call.draft.pad(call.g, [0, 0, *(max(0, p) - p for p in begins)], [0, 0, *(min(0, end) for end in ends)])
-    crop = [-p for p in begins]
-    if any(number > 0 for number in crop):
-        raise RefusedError("its output is larger than its windows")
+    g = call.draft.pad(call.g, [0] * (rank + 2), [0, 0, *(min(0, end) for end in ends)])
     plain = {"strides": strides, "dilations": dilations, "pads": [*begins, *(max(0, end) for end in ends)]}
     return {0: call.draft.op("Conv", g, call.x(1), group=call.integer("group", 1), **plain)}
 
