@@ -65,6 +65,7 @@ class SiteView:
             "dilations": list(site.dilations),
             "pads": site.pads if isinstance(site.pads, str) else list(site.pads),
             "folds": [node.op_type for node in site.folds],
+            "output_padding": list(site.output_padding),
             "output_shape": [site.batch, site.out_channels, *site.out_size] if site.out_size else None,
             "macs": None if self.cost is None else self.cost.macs,
             "share": self.share,

@@ -151,7 +151,7 @@ def _treads(result: Inspection) -> list[RenderableType]:
 def _inspection_row(view: SiteView) -> list[str | Text]:
     site = view.site
     stride = (
-        f"/{_size_of(site.strides) if len(set(site.strides)) > 1 else site.strides[0]}"
+        f"{'↑' if site.transposed else '/'}{_size_of(site.strides) if len(set(site.strides)) > 1 else site.strides[0]}"
         if max(site.strides, default=1) > 1
         else ""
     )
