@@ -221,6 +221,17 @@ def test_the_kernel_keeps_its_name_and_attributes() -> None:
     assert (shapes[front.input[1]], shapes[kept.input[1]]) == ((5, 16, 1, 1), (5, 24, 4, 4))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_float16_stays_float16(form: Form) -> None:
+    kernel = normal(16, 24, 4, 4).astype(np.float16) / np.float16(16.0)
+    model = conv_model(kernel, [9, 7], transposed=True, behind="batchnorm", strides=[2, 2], pads=[1] * 4)
+    ranks = full_rank(form, 16, 24, (4, 4))
+    made = rewritten(model, {"conv": Choice(form, as_rank(ranks))})
+    assert {tensor.data_type for tensor in made.graph.initializer} == {onnx.TensorProto.FLOAT16}
+    x = normal(2, 16, 9, 7).astype(np.float16)
+    assert relative(run(model, x=x)[0], run(made, x=x)[0]) < 5e-3
+
+
 def test_1x1_convolutions_that_meet_become_one() -> None:
     """Behind one site and in front of the next: a transposed one on either side."""
     nodes = [
