@@ -328,7 +328,8 @@ class Shapes:
 
     input_shapes: Mapping[str, Sequence[int]] | None = option(
         None,
-        "Concrete shapes by name, of inputs with open dimensions.",
+        "Concrete shapes by name, of inputs with open dimensions: those that will be deployed, at which costs are "
+        "counted and latency is timed.",
         line=Line("--input-shape", metavar="NAME:1,3,224,224", syntax="shapes"),
     )
 

@@ -39,7 +39,9 @@ from onnx_pointwise.runtime import (
     ProviderInfo,
     compare,
     first_non_finite,
+    input_sizes,
     input_specs,
+    inputs_that_run,
     machine,
     model_name,
     output_of,
@@ -140,6 +142,7 @@ class _Pairing:
         second: The network compared with it.
         fits: Whether the second takes the same inputs.
         batches: What both are given.
+        sizes: Shapes of the inputs that cost and latency are told at.
         readings: Heads, and how they are read.
         limits: Up to where they are the same, close, and only changed.
         silent: Why outputs are not compared, by their name.
@@ -150,6 +153,7 @@ class _Pairing:
     second: Side
     fits: bool
     batches: Sequence[Batch]
+    sizes: Mapping[str, Sequence[int]]
     readings: Sequence[Reading]
     limits: Limits
     silent: Mapping[str, str]
@@ -168,8 +172,9 @@ def _paired(before: ModelSource | bytes, after: ModelSource | bytes, settings: C
     model = as_model(before)
     specs = input_specs(model)
     batches = batches_of(model, specs, settings.inputs, settings.input_shapes, settings.batch_sizes, settings.seed)
+    sizes = input_sizes(model, settings.input_shapes) if settings.input_shapes else batches[0].shapes
     signature = _signature(model)
-    shapes = shapes_of(model, batches[0].shapes)
+    shapes = shapes_of(model, sizes)
     first = described(before, model, shapes)
     readings, silent = _readings(model, shapes, settings)
     _require_limits(model, readings, silent, settings)
@@ -179,7 +184,7 @@ def _paired(before: ModelSource | bytes, after: ModelSource | bytes, settings: C
     gc.collect()
     model = as_model(after)
     fits = _signature(model) == signature
-    shapes = shapes_of(model, batches[0].shapes if fits else None)
+    shapes = shapes_of(model, sizes if fits else None)
     second = described(after, model, shapes)
     warnings = [*first.warnings, *second.warnings]
     missing = {name for one in readings for name in one.names} - _values(model, shapes)
@@ -188,7 +193,7 @@ def _paired(before: ModelSource | bytes, after: ModelSource | bytes, settings: C
         warnings.append(_lost(missing))
     del model, shapes
     gc.collect()
-    return _Pairing(first, second, fits, batches, readings, limits_of(settings.limits), silent, warnings)
+    return _Pairing(first, second, fits, batches, sizes, readings, limits_of(settings.limits), silent, warnings)
 
 
 def _readings(
@@ -391,10 +396,17 @@ def _latency(pairing: _Pairing, info: ProviderInfo, provider: str, settings: Che
     """Time both networks where that was asked for and means something."""
     if not settings.latency or not settings.latency_seconds or info.software:
         return None
+    first = pairing.first
+    inputs: Mapping[str, Array] | None = first_item(first.specs, pairing.batches[0])
+    if settings.inputs is not None and settings.input_shapes:
+        # What answers are compared on need not have the sizes that are deployed.
+        model = as_model(first.source)
+        inputs = inputs_that_run(model, pairing.sizes, inputs, provider=provider, seed=settings.seed)
     return compare(
-        pairing.first.source,
+        first.source,
         pairing.second.source,
-        inputs=first_item(pairing.first.specs, pairing.batches[0]),
+        inputs=inputs,
+        input_shapes=pairing.sizes if inputs is None else None,
         provider=provider,
         threads=settings.threads,
         optimization=settings.optimization,

@@ -48,8 +48,6 @@ def batches_of(
 ) -> list[Batch]:
     """List the runs: given inputs first, else random ones; then other batch sizes and spatial sizes."""
     if inputs is not None:
-        if input_shapes:
-            raise InputError("Inputs have their own shapes; give either inputs or input shapes.")
         runs = [Batch(feedable(part), True) for part in split_inputs(specs, inputs, limit=_SLICE)]
         base = _single(specs, runs[0].feeds)
     else:

@@ -31,7 +31,7 @@ def compared(net: Network, model: ir.Model, seen: Evidence, settings: Settings, 
 
     A search must not go by random inputs: where no example is held back, it goes by those that there are.
     """
-    asked = _asked(seen, settings, latency=latency)
+    asked = _asked(net, seen, settings, latency=latency)
     result = check(net.source, model, asked)
     if settings.inputs is not None or asked.inputs is None or seen.found is None:
         return result
@@ -40,7 +40,7 @@ def compared(net: Network, model: ir.Model, seen: Evidence, settings: Settings, 
     return replace(result, inputs="examples", warnings=(*result.warnings, _FITTED))
 
 
-def _asked(seen: Evidence, settings: Settings, *, latency: bool) -> CheckSettings:
+def _asked(net: Network, seen: Evidence, settings: Settings, *, latency: bool) -> CheckSettings:
     """What the check is asked for."""
     inputs = settings.inputs
     if inputs is None and seen.found is not None and seen.found.held:
@@ -49,7 +49,7 @@ def _asked(seen: Evidence, settings: Settings, *, latency: bool) -> CheckSetting
         inputs = seen.found.trial
     return CheckSettings(
         inputs=inputs,
-        input_shapes=settings.input_shapes if inputs is None else None,
+        input_shapes=settings.input_shapes if inputs is None else net.shapes.inputs,
         providers=(settings.runs_on,),
         max_drift=settings.max_drift,
         heads=settings.heads,
@@ -69,7 +69,9 @@ def judged(net: Network, made: Attempt, seen: Evidence, settings: Settings) -> C
         return None
     verdict = compared(net, made.model, seen, settings, latency=settings.latency)
     if verdict.verdict in _FAR:
-        verdict = replace(verdict, sites=sites_between(net.source, made.model, _asked(seen, settings, latency=False)))
+        verdict = replace(
+            verdict, sites=sites_between(net.source, made.model, _asked(net, seen, settings, latency=False))
+        )
     return _not_slower(verdict) if seen.timed is not None and made.plan.choices else verdict
 
 

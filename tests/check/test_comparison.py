@@ -240,7 +240,6 @@ def test_given_inputs_must_fit(inputs: dict[str, Any], message: str) -> None:
         ({"providers": ()}, "at least one execution provider"),
         ({"input_shapes": {"z": (1, 8, 8, 8)}}, "no input 'z'"),
         ({"input_shapes": {"x": (1, 4, 8, 8)}}, "declared as"),
-        ({"inputs": {"x": normal(1, 8, 8, 8)}, "input_shapes": {"x": (1, 8, 8, 8)}}, "either inputs or input shapes"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
@@ -251,6 +250,23 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 def test_an_unknown_provider() -> None:
     with pytest.raises(ProviderError, match="Unknown execution provider 'gpu'"):
         check(dense(), dense(), providers=("cpu", "gpu"))
+
+
+def test_answers_are_compared_on_what_is_given_and_costs_told_at_the_size_that_is_deployed() -> None:
+    model = dense(("height", "width"))
+    images = normal(3, 8, 8, 8)
+    result = check(
+        model,
+        changed(model, 1.5),
+        inputs={"x": images},
+        input_shapes={"x": (2, 8, 32, 24)},
+        latency=True,
+        latency_seconds=0.01,
+    )
+    assert result.drift["y"].values == 3 * 6 * 6 * 6
+    assert result.latency is not None
+    assert result.latency.input_shapes == {"x": (2, 8, 32, 24)}
+    assert result.before == check(model, model, input_shapes={"x": (2, 8, 32, 24)}, latency=False).before
 
 
 def test_given_inputs_are_cut_into_slices_and_all_count() -> None:
