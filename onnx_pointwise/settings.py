@@ -156,7 +156,9 @@ class Choosing:
         FORMS, "Forms that compete; all of them otherwise.", line=Line("--form", metavar="FORM", syntax="forms")
     )
     nodes_to_exclude: Sequence[str] = option(
-        (), "Convolutions to leave dense, by name.", line=Line("--exclude", metavar="NODE")
+        (),
+        "Convolutions to leave dense, by name or by what tells it from others.",
+        line=Line("--exclude", metavar="NODE"),
     )
     repair_seconds: float = option(
         0.0,

@@ -10,7 +10,7 @@ import typer
 
 import onnx_pointwise as api
 from onnx_pointwise.cli.options import with_options
-from onnx_pointwise.cli.output import PANEL, Json, Model, Output
+from onnx_pointwise.cli.output import PANEL, Model, Output
 from onnx_pointwise.reports import terminal as report
 from onnx_pointwise.runtime import one_batch
 from onnx_pointwise.settings import BenchSettings
@@ -23,16 +23,16 @@ Nodes = Annotated[bool, typer.Option("--nodes", help="Time each kernel of the mo
 def bench(
     model: Model,
     settings: BenchSettings,
+    output: Output,
     other: Other = None,
     nodes: Nodes = False,
-    json_file: Json = None,
 ) -> None:
     """Time a model, alone or in turns with another one."""
-    output = Output(json_file)
     with output.working("timing"):
         result = api.bench(model, replace(settings, other=other))
         kernels = _kernels(model, settings) if nodes else []
-    output.show(report.bench(result, kernels))
+    output.show(report.bench(result, kernels, whole=output.whole))
+    output.wrong(result.warnings, ())
     output.save(result.to_dict() | {"nodes": [kernel.to_dict() for kernel in kernels]})
 
 

@@ -7,15 +7,16 @@ from typing import Annotated
 import typer
 
 import onnx_pointwise as api
-from onnx_pointwise.cli.output import PANEL, Json, Output
+from onnx_pointwise.cli.options import with_output
+from onnx_pointwise.cli.output import PANEL, Output
 from onnx_pointwise.reports import terminal as report
 
 Clear = Annotated[bool, typer.Option("--clear", help="Forget all measurements.", rich_help_panel=PANEL)]
 
 
-def cache(clear: Clear = False, json_file: Json = None) -> None:
+@with_output
+def cache(output: Output, clear: Clear = False) -> None:
     """Show where measured latencies are kept, or forget them."""
-    output = Output(json_file)
     info = api.cache_info()
     if clear:
         api.clear_cache()

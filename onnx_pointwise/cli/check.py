@@ -9,7 +9,7 @@ import typer
 
 import onnx_pointwise as api
 from onnx_pointwise.cli.options import with_options
-from onnx_pointwise.cli.output import CHECK_FAILED, Json, Output
+from onnx_pointwise.cli.output import CHECK_FAILED, Output
 from onnx_pointwise.reports import terminal as report
 from onnx_pointwise.settings import CheckSettings
 
@@ -19,13 +19,13 @@ def check(
     before: Annotated[Path, typer.Argument(help="The model as it was.", show_default=False)],
     after: Annotated[Path, typer.Argument(help="The rewritten model.", show_default=False)],
     settings: CheckSettings,
-    json_file: Json = None,
+    output: Output,
 ) -> None:
     """Compare two models in ONNX Runtime: shapes, drift, cost and latency."""
-    output = Output(json_file)
     with output.working("checking"):
         result = api.check(before, after, settings)
-    output.show(report.check(result))
+    output.show(report.check(result, whole=output.whole))
+    output.wrong(result.warnings, [finding.sentence for finding in result.findings])
     output.save(result.to_dict())
     if not result.passed:
         raise typer.Exit(CHECK_FAILED)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import onnx_pointwise as api
 from onnx_pointwise.cli.options import with_options
-from onnx_pointwise.cli.output import Json, Model, Output
+from onnx_pointwise.cli.output import Model, Output
 from onnx_pointwise.reports import terminal as report
 from onnx_pointwise.settings import InspectSettings
 
 
 @with_options(InspectSettings)
-def inspect(model: Model, settings: InspectSettings, json_file: Json = None) -> None:
+def inspect(model: Model, settings: InspectSettings, output: Output) -> None:
     """Show each convolution: cost, spectrum, the ranks that would do, or why it stays dense."""
-    output = Output(json_file)
     result = api.inspect(model, settings)
-    output.show(report.inspection(result))
+    output.show(report.inspection(result, whole=output.whole))
     output.save(result.to_dict())

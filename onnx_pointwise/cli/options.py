@@ -13,38 +13,66 @@ import typer
 
 from onnx_pointwise.cli.config import CONFIG, apply_config
 from onnx_pointwise.cli.files import require_files_apart
-from onnx_pointwise.cli.output import PANEL
+from onnx_pointwise.cli.output import PANEL, Json, Output, Quiet, Verbose, Whole
 from onnx_pointwise.cli.parsing import SYNTAXES
 from onnx_pointwise.schema import Line, Option, options
 
 _Settings = TypeVar("_Settings")
 
 
-def with_options(settings: type[_Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a command take the options of a settings class in the place of its parameter ``settings``."""
+def with_options(settings: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command take the options of a settings class in the place of its parameter ``settings``.
 
-    def wrap(command: Callable[..., None]) -> Callable[..., None]:
-        plain = inspect.signature(command, eval_str=True)
-        made = [*_parameters(settings), _config(settings)]
-        names = set(plain.parameters) - {"settings"}
+    In the place of a parameter ``output`` come those that say where it goes, and how much of it.
+    """
+    return functools.partial(_with, lambda: [*_parameters(settings), _config(settings)], settings)
 
-        @functools.wraps(command)
-        def call(**texts: Any) -> None:
-            require_files_apart(texts)
-            mine = {name: value for name, value in texts.items() if name in names}
-            command(**mine, settings=read(settings, texts))
 
-        parameters = [
-            part.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for name, item in plain.parameters.items()
-            for part in (made if name == "settings" else [item])
-        ]
-        call.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {item.name: item.annotation for item in parameters} | {"return": None}
-        del call.__wrapped__  # it takes the settings, which typer must not see
-        return call
+def with_output(command: Callable[..., None]) -> Callable[..., None]:
+    """The same for a command that takes no settings."""
+    return _with(list, None, command)
 
-    return wrap
+
+def _with(
+    made: Callable[[], list[inspect.Parameter]], settings: type | None, command: Callable[..., None]
+) -> Callable[..., None]:
+    """Put options in the place of the parameters ``settings`` and ``output``."""
+    plain = inspect.signature(command, eval_str=True)
+    places = {"settings": made(), "output": _OUTPUT}
+    names = set(plain.parameters) - set(places)
+
+    @functools.wraps(command)
+    def call(**texts: Any) -> None:
+        require_files_apart(texts)
+        given: dict[str, Any] = {name: value for name, value in texts.items() if name in names}
+        if "output" in plain.parameters:
+            given["output"] = Output(
+                texts["json_file"], whole=texts["whole"], quiet=texts["quiet"], verbose=texts["verbose"]
+            )
+        if settings is not None:
+            given["settings"] = read(settings, texts)
+        command(**given)
+
+    parameters = [
+        part.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, item in plain.parameters.items()
+        for part in places.get(name, [item])
+    ]
+    call.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {item.name: item.annotation for item in parameters} | {"return": None}
+    del call.__wrapped__  # it takes the settings, which typer must not see
+    return call
+
+
+_OUTPUT = [
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    for name, default, annotation in (
+        ("json_file", None, Json),
+        ("whole", False, Whole),
+        ("quiet", False, Quiet),
+        ("verbose", False, Verbose),
+    )
+]
 
 
 def read(settings: type[_Settings], texts: Mapping[str, Any]) -> _Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
+from onnx_pointwise.errors import InputError
 from onnx_pointwise.graph import require_writable, write_text
 from onnx_pointwise.jsonable import jsonable
 from onnx_pointwise.reports import Text, console
@@ -28,6 +29,13 @@ Json = Annotated[
     typer.Option("--json", metavar="FILE", help="Write JSON too; - for standard output.", rich_help_panel=PANEL),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write the model even if the check fails.", rich_help_panel=PANEL)]
+Whole = Annotated[
+    bool, typer.Option("--all", help="Show every row, not only those that matter.", rich_help_panel=PANEL)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what is wrong.", rich_help_panel=PANEL)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say each step in a line, and what it took.", rich_help_panel=PANEL)
+]
 External = Annotated[
     bool | None,
     typer.Option(
@@ -44,17 +52,34 @@ def errors() -> Console:
 
 
 class Output:
-    """Where a command's table and JSON go: with JSON on standard output, the table moves to standard error."""
+    """Where a command's table and JSON go: with JSON on standard output, the table moves to standard error.
 
-    def __init__(self, target: str | None) -> None:
+    Attributes:
+        whole: Whether tables show all rows, or those that matter first.
+        quiet: Whether only what is wrong is said.
+        verbose: Whether every step is said in a line of its own.
+    """
+
+    def __init__(self, target: str | None, *, whole: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        if quiet and verbose:
+            raise InputError("--quiet and --verbose contradict each other; leave one out.")
         self._target = target
+        self.whole, self.quiet, self.verbose = whole, quiet, verbose
         self.console = console(stderr=target == "-")
         if target is not None and target != "-":
             require_writable(target)
 
     def show(self, renderable: RenderableType) -> None:
-        """Print a table or a line."""
-        self.console.print(renderable)
+        """Print a table or a line, unless only what is wrong shall be said."""
+        if not self.quiet:
+            self.console.print(renderable)
+
+    def wrong(self, warnings: Iterable[str], failures: Iterable[str]) -> None:
+        """Say what is wrong where tables, which say it too, are not printed."""
+        if self.quiet:
+            for style, word, sentences in (("yellow", "warning", warnings), ("bold red", "failed", failures)):
+                for sentence in sentences:
+                    errors().print(Text(f"{word}: {sentence}", style=style), soft_wrap=True)
 
     def save(self, document: dict[str, Any]) -> None:
         """Write the JSON where it was asked for."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import onnx_pointwise as api
-from onnx_pointwise.cli.output import Json, Output
+from onnx_pointwise.cli.options import with_output
+from onnx_pointwise.cli.output import Output
 from onnx_pointwise.reports import terminal as report
 
 
-def providers(json_file: Json = None) -> None:
+@with_output
+def providers(output: Output) -> None:
     """List the execution providers of this machine, and why the others are missing."""
-    output = Output(json_file)
     with output.working("looking for providers"):
         found = api.discover()
     output.show(report.providers(found))

@@ -10,7 +10,7 @@ import typer
 
 import onnx_pointwise as api
 from onnx_pointwise.cli.options import with_options
-from onnx_pointwise.cli.output import PANEL, External, Force, Json, Source, Target
+from onnx_pointwise.cli.output import PANEL, External, Force, Output, Source, Target
 from onnx_pointwise.cli.writing import finish, prepare
 from onnx_pointwise.graph import write_text
 from onnx_pointwise.settings import Settings
@@ -23,13 +23,13 @@ def rewrite(
     source: Source,
     target: Target,
     settings: Settings,
+    output: Output,
     save_plan: SavePlan = None,
     force: Force = False,
     external_data: External = None,
-    json_file: Json = None,
 ) -> None:
     """Insert 1x1 convolutions while the answers stay the same, or until a budget is met; check the result, write it."""
-    output = prepare(source, target, json_file, save_plan)
+    prepare(source, target, save_plan)
     with output.progress() as progress:
         result = api.rewrite(source, replace(settings, progress=progress))
     if save_plan is not None:

@@ -7,20 +7,19 @@ from pathlib import Path
 import typer
 
 import onnx_pointwise as api
-from onnx_pointwise.cli.output import CHECK_FAILED, Output
+from onnx_pointwise.cli.output import CHECK_FAILED, Output, errors
 from onnx_pointwise.graph import require_writable
 from onnx_pointwise.jobs import require_other_file
 from onnx_pointwise.reports import Text
 from onnx_pointwise.reports import terminal as report
 
 
-def prepare(source: Path, target: Path, json_file: str | None, save_plan: Path | None = None) -> Output:
+def prepare(source: Path, target: Path, save_plan: Path | None = None) -> None:
     """See that everything can be written before any work is done."""
     require_other_file(source, target)
     require_writable(target)
     if save_plan is not None:
         require_writable(save_plan)
-    return Output(json_file)
 
 
 def finish(output: Output, result: api.RewriteResult, target: Path, *, force: bool, external_data: bool | None) -> None:
@@ -28,12 +27,20 @@ def finish(output: Output, result: api.RewriteResult, target: Path, *, force: bo
     written = result.passed or force
     if written:
         result.save(target, use_external_data_format=external_data)
-    output.show(report.rewrite(result))
+    output.show(report.rewrite(result, whole=output.whole))
+    _wrong(output, result)
     output.save(result.to_dict())
     if written:
         output.show(Text(f"Wrote {target} in {result.seconds['total']:.1f} s."))
     else:
         text = f"The check failed; {target} was not written. --force writes it all the same."
-        output.show(Text(text, style="bold red"))
+        (errors() if output.quiet else output.console).print(Text(text, style="bold red"))
     if not result.passed:
         raise typer.Exit(CHECK_FAILED)
+
+
+def _wrong(output: Output, result: api.RewriteResult) -> None:
+    """Say what is wrong where nothing else is said."""
+    check = result.check
+    warnings = [*result.calibration.get("warnings", ()), *(() if check is None else check.warnings)]
+    output.wrong(warnings, () if check is None else [finding.sentence for finding in check.findings])

@@ -20,6 +20,7 @@ from onnx_pointwise.graph.model_io import (
     runtime_source,
     save,
 )
+from onnx_pointwise.graph.naming import GAP, full_name
 from onnx_pointwise.graph.noise import random_nodes, still, stilled
 from onnx_pointwise.graph.pieces import ConvPiece, pieces, whole
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
@@ -36,6 +37,7 @@ from onnx_pointwise.graph.surgery import BottleneckPass, Replacement, corrected,
 
 __all__ = [
     "ASSUMED_SIZES",
+    "GAP",
     "MIN_CHANNELS",
     "BottleneckPass",
     "Choice",
@@ -61,6 +63,7 @@ __all__ = [
     "files_of",
     "find_sites",
     "frozen",
+    "full_name",
     "holds_map",
     "load",
     "make_choice",

@@ -195,7 +195,10 @@ def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
             close = difflib.get_close_matches(name, sites, n=_NAMED, cutoff=0.3)
             known = ", ".join(f"'{item}'" for item in (close or list(sites)[:_NAMED]))
             names = f"its convolutions are named like {known}" if known else "it has no convolution at all"
-            raise PlanError(f"The model has no convolution '{name}'; {names}.")
+            raise PlanError(
+                f"The model has no convolution '{name}'; {names}. The end of a name will do, or a name with … for a "
+                "part of it, where only one is meant."
+            )
         if not site.rewritable:
             assert site.refusal is not None
             raise PlanError(f"Convolution '{name}' cannot be rewritten: {site.refusal.reason}")

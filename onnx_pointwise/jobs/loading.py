@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from onnx_pointwise.graph import (
     file_bytes,
     find_sites,
     frozen,
+    full_name,
     load,
     model_cost,
     named_after,
@@ -100,6 +101,20 @@ def network(model: ModelSource, settings: Settings) -> Network:
     source = model if isinstance(model, str | Path) else dense
     heads = find_heads(shapes, weights=settings.heads, ignored=settings.ignore_outputs)
     return Network(source, base, shapes, sites, cost_of(model, dense, shapes), heads)
+
+
+def with_full_names(settings: Settings, net: Network) -> Settings:
+    """Settings that name convolutions in full where they name them by a part.
+
+    Raises:
+        PlanError: Several convolutions may be meant.
+    """
+    names = [site.name for site in net.sites]
+    ranks = settings.ranks
+    if ranks is not None:
+        ranks = {full_name(name, names): rank for name, rank in ranks.items()}
+    excluded = tuple(full_name(name, names) for name in settings.nodes_to_exclude)
+    return replace(settings, ranks=ranks, nodes_to_exclude=excluded)
 
 
 def read_plan(plan: Plan | str | Path) -> Plan:

@@ -9,7 +9,7 @@ from onnx_pointwise.jobs.attempts import Attempt, fitted
 from onnx_pointwise.jobs.checking import judged, scored, scores_of
 from onnx_pointwise.jobs.clock import Clock
 from onnx_pointwise.jobs.deciding import asked, planned
-from onnx_pointwise.jobs.loading import examples_for, network, read_plan
+from onnx_pointwise.jobs.loading import examples_for, network, read_plan, with_full_names
 from onnx_pointwise.jobs.looking import Evidence, not_measurable, studied
 from onnx_pointwise.jobs.results import RewriteResult, Search, SiteResult
 from onnx_pointwise.jobs.searching import promised, searched, untouched
@@ -53,6 +53,7 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
     replay = None if settings.plan is None else read_plan(settings.plan)
     unmeasured = not_measurable(settings)
     net = network(model, settings)
+    settings = with_full_names(settings, net)
     examples = examples_for(net, replay, settings)
     clock.lap("load")
     score = scored(net.source, settings)
