@@ -27,9 +27,9 @@ from onnx_pointwise.examples import (
 )
 from onnx_pointwise.graph import MIN_CHANNELS, Choice, ModelSource, Plan
 from onnx_pointwise.numerics import FORMS, Form, Method
+from onnx_pointwise.progress import Progress
 from onnx_pointwise.runtime import MEMORY
 from onnx_pointwise.schema import Line, about, option
-from onnx_pointwise.study import Progress
 
 #: The provider that stands for planning by arithmetic alone.
 PLAN_ONLY = "none"
@@ -211,6 +211,22 @@ class Optimising:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Telling:
+    """Who is told what goes on."""
+
+    TITLE: ClassVar[str] = "Target"
+
+    progress: Progress | None = option(
+        None, "Called with a stage, what is taken up in it, how many of them are done, and of how many.", line=None
+    )
+
+    def tell(self, stage: str, what: str, done: int = 0, total: int = 0) -> None:
+        """Say what is taken up, where anybody wants to know."""
+        if self.progress is not None:
+            self.progress(stage, what, done, total)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Working:
     """What the work itself may take, beside what the network runs with."""
 
@@ -223,12 +239,6 @@ class Working:
         unit="bytes",
         line=Line(metavar="2G|500M", syntax="bytes"),
     )
-    progress: Progress | None = option(None, "Called with a stage and what is taken up in it.", line=None)
-
-    def tell(self, stage: str, what: str) -> None:
-        """Say what is taken up, where anybody wants to know."""
-        if self.progress is not None:
-            self.progress(stage, what)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,6 +393,7 @@ class Settings(
     Threads,
     Caching,
     Working,
+    Telling,
     Checking,
     Comparing,
     Answering,
@@ -441,6 +452,7 @@ class InsertSettings(
     Device,
     Threads,
     Working,
+    Telling,
     Checking,
     Comparing,
     Answering,
@@ -453,7 +465,7 @@ class InsertSettings(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckSettings(Threads, Optimising, Comparing, Answering, Locating, Trying, Shapes, Freezing, Drawing):
+class CheckSettings(Threads, Optimising, Telling, Comparing, Answering, Locating, Trying, Shapes, Freezing, Drawing):
     """What `check` can be asked for."""
 
     TITLE: ClassVar[str] = "Target"
@@ -473,7 +485,7 @@ class Opponent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSettings(Opponent, Device, Optimising, Shapes, Freezing, Drawing):
+class BenchSettings(Opponent, Device, Optimising, Telling, Shapes, Freezing, Drawing):
     """What `bench` can be asked for."""
 
     TITLE: ClassVar[str] = "Timing"
@@ -499,7 +511,7 @@ class BenchSettings(Opponent, Device, Optimising, Shapes, Freezing, Drawing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectSettings(Opening, Threads, Caching):
+class InspectSettings(Opening, Threads, Caching, Telling):
     """What `inspect` can be asked for."""
 
     TITLE: ClassVar[str] = "Target"

@@ -26,6 +26,7 @@ FLOORS = (
     "graph",
     "numerics",
     "schema",
+    "progress",
     "jsonable",
     "errors",
 )

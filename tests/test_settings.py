@@ -122,6 +122,8 @@ def test_every_field_is_used(name: str) -> None:
 def test_what_insert_shares_with_rewrite_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Settings] = []
     monkeypatch.setattr(insertion, "rewrite", lambda model, settings: asked.append(settings))
+    monkeypatch.setattr(insertion, "load", lambda model: model)
+    monkeypatch.setattr(insertion, "find_sites", lambda model: [])
     common = {item.name for item in fields(InsertSettings)} & {item.name for item in fields(Settings)}
     plain = InsertSettings("conv2", 8)
     for name in sorted(common):

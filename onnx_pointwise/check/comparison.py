@@ -402,6 +402,7 @@ def _latency(pairing: _Pairing, info: ProviderInfo, provider: str, settings: Che
         # What answers are compared on need not have the sizes that are deployed.
         model = as_model(first.source)
         inputs = inputs_that_run(model, pairing.sizes, inputs, provider=provider, seed=settings.seed)
+    settings.tell("timing", f"{provider}, both in turns, for {settings.latency_seconds:g} s at most")
     return compare(
         first.source,
         pairing.second.source,

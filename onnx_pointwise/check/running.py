@@ -154,7 +154,8 @@ def run(
             gc.collect()  # graphs are cyclic: only a collection gives the weights of the working copy back
         session = open_session(path, provider, threads=settings.threads, optimization=settings.optimization)
         others = not_compared(session)
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            settings.tell("check", f"{model_name(source)} on {provider}", number, len(batches))
             try:
                 given = run_outputs(session, batch.feeds)
             except Exception as error:  # the runtime's exceptions share no base class

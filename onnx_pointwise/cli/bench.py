@@ -28,8 +28,10 @@ def bench(
     nodes: Nodes = False,
 ) -> None:
     """Time a model, alone or in turns with another one."""
-    with output.working("timing"):
-        result = api.bench(model, replace(settings, other=other))
+    with output.progress() as progress:
+        result = api.bench(model, replace(settings, other=other, progress=progress))
+        if nodes:
+            progress("kernels", "of the model")
         kernels = _kernels(model, settings) if nodes else []
     output.show(report.bench(result, kernels, whole=output.whole))
     output.wrong(result.warnings, ())

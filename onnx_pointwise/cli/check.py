@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,8 +23,8 @@ def check(
     output: Output,
 ) -> None:
     """Compare two models in ONNX Runtime: shapes, drift, cost and latency."""
-    with output.working("checking"):
-        result = api.check(before, after, settings)
+    with output.progress() as progress:
+        result = api.check(before, after, replace(settings, progress=progress))
     output.show(report.check(result, whole=output.whole))
     output.wrong(result.warnings, [finding.sentence for finding in result.findings])
     output.save(result.to_dict())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,8 @@ from rich.console import Console, RenderableType
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.graph import require_writable, write_text
 from onnx_pointwise.jsonable import jsonable
-from onnx_pointwise.reports import Text, console
+from onnx_pointwise.progress import Progress, silent
+from onnx_pointwise.reports import Steps, Text, console
 
 CHECK_FAILED, BAD_INPUT = 1, 2
 #: Where the help lists options that say what becomes of the result.
@@ -92,13 +93,11 @@ class Output:
             write_text(self._target, text)
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[str, str], None]]:
-        """Show what is going on, stage by stage."""
-        with errors().status("reading") as status:
-            yield lambda stage, what: status.update(Text(f"{stage}: {what}"))
-
-    @contextmanager
-    def working(self, what: str) -> Iterator[None]:
-        """Show that something goes on."""
-        with errors().status(what):
-            yield
+    def progress(self) -> Iterator[Progress]:
+        """Show what goes on, step by step, unless only what is wrong shall be said."""
+        if self.quiet:
+            yield silent
+            return
+        with Steps(errors(), lines=self.verbose) as steps:
+            steps("load", "the model")
+            yield steps

@@ -11,7 +11,8 @@ from onnx_pointwise.reports import terminal as report
 @with_output
 def providers(output: Output) -> None:
     """List the execution providers of this machine, and why the others are missing."""
-    with output.working("looking for providers"):
+    with output.progress() as progress:
+        progress("load", "execution providers")
         found = api.discover()
     output.show(report.providers(found))
     output.save({"providers": [info.to_dict() for info in found]})

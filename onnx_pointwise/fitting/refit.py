@@ -37,6 +37,7 @@ from onnx_pointwise.numerics import (
     sample,
     workers,
 )
+from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import TwinRun, open_waiting, reads, site_values
 from onnx_pointwise.study import Effort, named_seed, patch_count
 
@@ -81,7 +82,7 @@ def refit(
     batch: int = 64,
     effort: Effort,
     rounds: int = 2,
-    progress: Callable[[str], None] | None = None,
+    progress: Within = unheard,
 ) -> dict[str, SiteRefit]:
     """Compute the weights of all rewritten sites from example inputs, each after those that it depends on.
 
@@ -134,8 +135,7 @@ def refit(
     ):
         while left or under_way:
             for task in _ready(run, left, _TOGETHER - len(under_way)):
-                if progress is not None:
-                    progress(task.site.name)
+                progress(task.site.name, len(done), len(taken))
                 left.remove(task)
                 problem = _problem(run, task, effort.patch_limit, effort.seed, _KEPT_BYTES // workers(threads))
                 under_way.append((problem, begin(functools.partial(solve, problem))))

@@ -15,8 +15,9 @@ from onnx_pointwise.fitting.refit import SiteRefit
 from onnx_pointwise.fitting.refit import refit as sequential_refit
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement
 from onnx_pointwise.numerics import beside, in_order, workers
+from onnx_pointwise.progress import Progress, silent, within
 from onnx_pointwise.runtime import Piece, without_shapes
-from onnx_pointwise.study import Progress, Study
+from onnx_pointwise.study import Study
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def make_weights(
     *,
     refit: bool = True,
     rounds: int = 2,
-    progress: Progress = lambda stage, what: None,
+    progress: Progress = silent,
 ) -> Weights:
     """Compute weights for given choices: sequential refit, unless the examples held back say that it did harm.
 
@@ -86,7 +87,7 @@ def make_weights(
             batch=found.batch,
             effort=found.effort,
             rounds=rounds,
-            progress=lambda what: progress("refit", what),
+            progress=within(progress, "refit"),
         )
         plain = unfitted()
     fitted = {name: done.replacement for name, done in refits.items()}

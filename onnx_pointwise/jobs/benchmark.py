@@ -130,11 +130,13 @@ def bench(model: ModelSource | bytes, settings: BenchSettings) -> Benchmark:
         batch: _given(inputs, shapes if batch is None else _with_batch(specs, shapes, batch))
         for batch in settings.batch_sizes or (None,)
     }
-    rows = [
-        _row(model, other, batch, threads, what, settings)
-        for batch, what in given.items()
-        for threads in settings.thread_counts
-    ]
+    rows = []
+    pairs = [(batch, threads) for batch in given for threads in settings.thread_counts]
+    for number, (batch, threads) in enumerate(pairs):
+        settings.tell("timing", f"for {settings.max_seconds:g} s at most", number, len(pairs))
+        rows.append(_row(model, other, batch, threads, given[batch], settings))
+    if settings.memory:
+        settings.tell("memory", "each network in a process of its own")
     memory = _memory(model, other, next(iter(given.values())), settings) if settings.memory else {}
     info = provider_info(settings.provider)
     if info.software:

@@ -60,6 +60,7 @@ def _asked(net: Network, seen: Evidence, settings: Settings, *, latency: bool) -
         latency_seconds=_LATENCY_SECONDS,
         threads=settings.threads,
         seed=settings.seed,
+        progress=settings.progress,
     )
 
 

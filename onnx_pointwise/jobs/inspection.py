@@ -22,6 +22,7 @@ from onnx_pointwise.jobs.loading import cost_of, opened
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency import LatencyCache, SiteLatency, site_latencies
 from onnx_pointwise.numerics import error_curve
+from onnx_pointwise.progress import within
 from onnx_pointwise.schema import job
 from onnx_pointwise.settings import InspectSettings
 
@@ -126,9 +127,13 @@ def inspect(model: ModelSource, settings: InspectSettings) -> Inspection:
             provider=settings.treads_on,
             threads=settings.threads,
             cache=LatencyCache() if settings.cache else None,
+            progress=within(settings.tell, "latency"),
         )
-    views = tuple(replace(_view(site, cost), latency=timed.get(site.name)) for site in sites)
-    return Inspection(cost, views, shapes.inputs, shapes.assumed)
+    views = []
+    for number, site in enumerate(sites):
+        settings.tell("spectrum", site.name, number, len(sites))
+        views.append(replace(_view(site, cost), latency=timed.get(site.name)))
+    return Inspection(cost, tuple(views), shapes.inputs, shapes.assumed)
 
 
 def _view(site: Site, total: ModelCost) -> SiteView:

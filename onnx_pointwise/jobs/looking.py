@@ -13,6 +13,7 @@ from onnx_pointwise.examples import Calibration
 from onnx_pointwise.jobs.loading import Network
 from onnx_pointwise.latency import LatencyCache, NetworkLatency, network_latency
 from onnx_pointwise.planning import Split
+from onnx_pointwise.progress import within
 from onnx_pointwise.runtime import inputs_that_run, provider_info, require
 from onnx_pointwise.settings import PLAN_ONLY, Settings
 from onnx_pointwise.study import Effort, Study, study
@@ -107,5 +108,5 @@ def timed(net: Network, split: Split, examples: Calibration, settings: Settings)
         threads=settings.threads,
         cache=LatencyCache() if settings.cache else None,
         inputs=inputs_that_run(net.base, net.shapes.inputs, given, provider=settings.runs_on, seed=settings.seed),
-        progress=lambda what: settings.tell("latency", what),
+        progress=within(settings.tell, "latency"),
     )

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from onnx_pointwise.graph import ConvPiece, Site, competing, dense_cost, pieces,
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.numerics import FORMS, SPATIAL, Form, Rank, full_rank
+from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import Runner, machine, open_session, provider_info, provider_name
 
 #: Latencies closer than this share of the dense site's count as equal.
@@ -163,7 +164,7 @@ def site_latencies(
     threads: int | None = None,
     asked: Mapping[str, tuple[Form, Rank]] | None = None,
     cache: LatencyCache | None = None,
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Within = unheard,
 ) -> dict[str, SiteLatency]:
     """Measure what each site takes in each form.
 
@@ -174,7 +175,7 @@ def site_latencies(
         threads: Threads inside one operator; the runtime's own choice if ``None``.
         asked: Form and rank by site name, to be measured whatever they take.
         cache: Where measurements are kept; ``None`` measures everything anew.
-        progress: Called with how many probes are measured next.
+        progress: Called with what is measured next, and how many probes are.
 
     Returns:
         Latency by site name: of the dense site, and of the top of each tread that is faster by more than the noise.
@@ -321,9 +322,7 @@ def _pairs(inner: Sequence[int], outer: Sequence[int]) -> list[tuple[int, int]]:
 class _Clock:
     """Measures probes, each once, in as few sessions as memory allows."""
 
-    def __init__(
-        self, provider: str, threads: int | None, cache: LatencyCache | None, progress: Callable[[str], None]
-    ) -> None:
+    def __init__(self, provider: str, threads: int | None, cache: LatencyCache | None, progress: Within) -> None:
         self._provider, self._threads = provider, threads
         self._cache, self._progress = cache, progress
         self._place = place(provider, threads)
@@ -339,7 +338,7 @@ class _Clock:
             self._known |= {wanted.pop(key): float(seconds) for key, seconds in stored.items()}
         done = 0
         for group in _groups(list(wanted.values())):
-            self._progress(f"{done} of {len(wanted)} probes")
+            self._progress("convolutions in other forms", done, len(wanted))
             done += len(group)
             self._known |= self._time(group)
         if self._cache is not None:

@@ -35,6 +35,7 @@ from onnx_pointwise.graph import (
 from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.latency.kernels import TOLERANCE, SiteLatency, place, site_latencies
 from onnx_pointwise.numerics import FORMS, Factors, Form, Rank
+from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import Array, Verdict, compare, measure, node_times, provider_name
 
 # Seconds that timing two networks against each other may take.
@@ -202,7 +203,7 @@ def network_latency(
     threads: int | None = None,
     cache: LatencyCache | None = None,
     inputs: Mapping[str, Array] | None = None,
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Within = unheard,
 ) -> NetworkLatency:
     """Measure what a network and its sites take.
 
@@ -226,7 +227,7 @@ def network_latency(
     probed = site_latencies(
         sites, forms=forms, provider=provider, threads=threads, asked=named, cache=cache, progress=progress
     )
-    progress("the whole network")
+    progress("the whole network", 0, 0)
     key = f"{_network_key(model, shapes, provider, threads, inputs)} dense"
     dense, kernels, times = _kept(cache, key, lambda: _dense_times(model, shapes, provider, threads, inputs))
     alone = {name: latency.dense for name, latency in probed.items()}
@@ -241,7 +242,7 @@ def network_latency(
     trial = found.halfway()
     if not trial:
         return found
-    progress("a network rewritten halfway")
+    progress("a network rewritten halfway", 0, 0)
     saved, promised = 1.0 - found.time(Plan(trial)).ratio, 1.0 - found.sum_of_sites(trial)
     low, high = _CORRECTIONS
     return replace(found, kept=min(high, max(low, saved / promised)) if promised > 0.0 else 1.0)

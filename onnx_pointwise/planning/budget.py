@@ -17,7 +17,8 @@ from onnx_pointwise.planning.candidates import COLUMNS, Resource
 from onnx_pointwise.planning.correction import Corrected
 from onnx_pointwise.planning.options import Options, options, plain_options, share_out
 from onnx_pointwise.planning.repair import repaired
-from onnx_pointwise.study import Progress, Study
+from onnx_pointwise.progress import Progress, silent
+from onnx_pointwise.study import Study
 
 NO_BUDGET = (
     "Name a budget: target_macs, target_params, target_latency, ratio, energy, the rank of a site, or the largest "
@@ -170,7 +171,7 @@ def choose(
     learned: Corrected | None = None,
     timed: NetworkLatency | None = None,
     repair_seconds: float = 0.0,
-    progress: Progress = lambda stage, what: None,
+    progress: Progress = silent,
 ) -> Plan:
     """Turn a budget into a plan.
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from onnx_pointwise.graph import Choice
 from onnx_pointwise.numerics import exchange
 from onnx_pointwise.planning.options import Options
-from onnx_pointwise.study import Progress, Rehearsal
+from onnx_pointwise.progress import Progress, silent
+from onnx_pointwise.study import Rehearsal
 
 
 def repaired(
@@ -19,7 +20,7 @@ def repaired(
     chosen: Mapping[str, Choice],
     *,
     seconds: float,
-    progress: Progress = lambda stage, what: None,
+    progress: Progress = silent,
 ) -> dict[str, Choice]:
     """Exchange rank between sites while that lowers the measured drift of the network, for a limited time.
 
@@ -45,7 +46,8 @@ def repaired(
     def measure(picked: Sequence[int]) -> float:
         nonlocal runs
         runs += 1
-        progress("repair", f"plan {runs}")
+        spent = int(100 * (1.0 - max(0.0, end - time.monotonic()) / seconds)) if seconds > 0 else 100
+        progress("repair", f"plan {runs}", spent, 100)
         pairs = ((option.site.name, option.choices[index]) for option, index in zip(listed, picked, strict=True))
         return rehearsal.drift(fixed | {name: choice for name, choice in pairs if choice is not None})
 

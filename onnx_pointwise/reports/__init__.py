@@ -1,8 +1,9 @@
-"""What results look like in a terminal.
+"""What results, and the way to them, look like.
 
 It computes nothing.
 """
 
 from onnx_pointwise.reports.plain import Text, console, plain
+from onnx_pointwise.reports.steps import Steps
 
-__all__ = ["Text", "console", "plain"]
+__all__ = ["Steps", "Text", "console", "plain"]

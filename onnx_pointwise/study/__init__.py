@@ -7,7 +7,7 @@ from onnx_pointwise.study.collect import named_seed, patch_count
 from onnx_pointwise.study.effort import Effort
 from onnx_pointwise.study.heads import Head, Heads, Kind, find_heads
 from onnx_pointwise.study.sensitivity import Sensitivity
-from onnx_pointwise.study.survey import Progress, Rehearsal, Study, study
+from onnx_pointwise.study.survey import Rehearsal, Study, study
 from onnx_pointwise.study.telling import telling
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "Head",
     "Heads",
     "Kind",
-    "Progress",
     "Rehearsal",
     "Sensitivity",
     "Study",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from onnx_pointwise.numerics import (
     tap_blend,
     workers,
 )
+from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import Piece, without_shapes
 
 Array = NDArray[Any]
@@ -135,7 +136,7 @@ def site_moments(
     memory: int = 2**30,
     seed: int = 0,
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Within = unheard,
 ) -> dict[str, Seen]:
     """Run the untouched network on example inputs and collect what each site sees.
 
@@ -149,7 +150,7 @@ def site_moments(
         memory: Bytes of moments to hold at once; more sites than fit take further passes.
         seed: Seed of the positions that are left out.
         threads: Threads of the runtime; its own choice if None.
-        progress: Called with the name of each pass and batch.
+        progress: Called before each batch with how many examples have run.
 
     Returns:
         The moments by site name.
@@ -173,8 +174,7 @@ def site_moments(
         piece = Piece(model, list(inputs), made, threads=threads) if made else None
         count = len(next(iter(inputs.values())))
         for start in range(0, count, batch):
-            if progress is not None:
-                progress(f"{number * count + start} of {len(groups) * count}")
+            progress("example inputs", number * count + start, len(groups) * count)
             feeds = {name: array[start : start + batch] for name, array in inputs.items()}
             values = dict(feeds)
             if piece is not None:

@@ -6,7 +6,8 @@ off from the heads, the network is run with errors in place, see `trials`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.graph import ResolvedShapes, Site
 from onnx_pointwise.numerics import FORMS, Form, Method, OutputNorm, Response, fit_response, in_order, workers
+from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.study.collect import Seen
 from onnx_pointwise.study.effort import Effort
 from onnx_pointwise.study.gradients import Unsupported
@@ -73,7 +75,7 @@ def sensitivities(
     method: Method = "als",
     batch: int = 64,
     effort: Effort,
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Within = unheard,
 ) -> dict[str, Sensitivity]:
     """Find out what the error of each site does to the network's answers.
 
@@ -99,12 +101,14 @@ def sensitivities(
     """
     threads = effort.threads
 
+    taken = itertools.count()
+
     def look(site: Site) -> Outlook:
-        progress(site.name)
+        progress(site.name, next(taken), len(sites))
         return outlook(site, moments[site.name], forms, method, norms.get(site.name))
 
     looks = dict(zip((site.name for site in sites), in_order(look, sites, workers(threads)), strict=True))
-    points = slopes.points(looks, norms, lambda what: progress(f"gradients, {what}"))
+    points = slopes.points(looks, norms, lambda what, done, total: progress(f"gradients, {what}", done, total))
     left = [site for site in sites if site.name in slopes.cut]
     if left:
         points |= by_trials(

@@ -11,7 +11,7 @@ measured on whole plans, see `planning`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.graph import ResolvedShapes, Site
 from onnx_pointwise.numerics import OutputNorm, centred
+from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import MEMORY, run_session, without_shapes
 from onnx_pointwise.study.collect import named_seed
 from onnx_pointwise.study.gradients import Backward, Forward, Unsupported, site_outputs
@@ -97,7 +98,7 @@ class Slopes:
         self,
         outlooks: Mapping[str, Outlook],
         norms: Mapping[str, OutputNorm],
-        progress: Callable[[str], None] = lambda what: None,
+        progress: Within = unheard,
     ) -> dict[str, list[Point]]:
         """Predict what errors at each site do to the heads.
 
@@ -112,7 +113,7 @@ class Slopes:
         known = [site for site in self._sites if site.name in outlooks and site.name not in self.cut]
         tallies = {site.name: _Tally(site, outlooks[site.name], norms.get(site.name), self._threads) for site in known}
         for start, part in zip(self._starts, self._parts, strict=True):
-            progress(f"{start} of {self._count}")
+            progress("example inputs", start, self._count)
             forward = self._backward.forward(part)
             gradients = [forward.gradients(self._drawn(forward, start, probe)) for probe in range(self._probes)]
             for site in known:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.graph import Choice, Replacement, ResolvedShapes, Site, corrected, find_sites
 from onnx_pointwise.numerics import FORMS, Form, Method, OutputNorm, factorize, in_order, workers
+from onnx_pointwise.progress import Progress, silent, within
 from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, site_moments
 from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
 from onnx_pointwise.study.heads import Heads, find_heads
@@ -21,7 +22,6 @@ from onnx_pointwise.study.slopes import Slopes
 from onnx_pointwise.study.whole import WholeNetwork
 
 Array = NDArray[Any]
-Progress = Callable[[str, str], None]
 
 # One example in so many is held back to see whether the refit helped, where there are enough.
 _HELD_BACK = 8
@@ -154,7 +154,7 @@ def study(
     method: Method = "als",
     measure: bool = True,
     effort: Effort = DEFAULT_EFFORT,
-    progress: Progress = lambda stage, what: None,
+    progress: Progress = silent,
 ) -> Study:
     """Look at a model's sites with example inputs.
 
@@ -191,7 +191,7 @@ def study(
         memory=effort.memory // 2,
         seed=effort.seed,
         threads=effort.threads,
-        progress=lambda what: progress("moments", what),
+        progress=within(progress, "moments"),
     )
     seen = [site for site in sites if site.name in moments]
     trial = {name: array[tried] for name, array in fit.items()} if tried.any() else fit
@@ -217,7 +217,7 @@ def study(
             method=method,
             batch=batch,
             effort=effort,
-            progress=lambda what: progress("sensitivity", what),
+            progress=within(progress, "sensitivity"),
         )
     return Study(model, shapes, tuple(seen), fit, tried, held, heads, moments, norms, found, batch, method, effort)
 

@@ -6,7 +6,7 @@ what follows the site is run on their outputs, and how far the heads move is rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.graph import Site, runtime_source
 from onnx_pointwise.numerics import relative_drift, weighted_drift
+from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import Piece, TwinRun, open_waiting
 from onnx_pointwise.study.heads import Heads
 from onnx_pointwise.study.outlook import Outlook
@@ -33,7 +34,7 @@ def by_trials(
     batch: int = 64,
     memory: int = 2**31,
     threads: int | None = None,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Within = unheard,
 ) -> dict[str, list[Point]]:
     """Measure what errors at each site do to the heads.
 
@@ -56,8 +57,8 @@ def by_trials(
     """
     found: dict[str, list[Point]] = {}
     with TwinRun(model, sites, inputs, batch=batch, memory=memory, threads=threads, outputs=heads.names) as run:
-        for site, outlook in zip(sites, outlooks, strict=True):
-            progress(site.name)
+        for number, (site, outlook) in enumerate(zip(sites, outlooks, strict=True)):
+            progress(site.name, number, len(sites))
             run.advance([site.source])
             dense = run.dense_output(site)
             rest = run.rest(site)

@@ -295,7 +295,7 @@ def test_repair_stays_within_the_budget(small_folder: Path, monkeypatch: pytest.
         repair_seconds=3.0,
         check=False,
         provider="none",
-        progress=lambda stage, what: tried.append(stage),
+        progress=lambda stage, what, done=0, total=0: tried.append(stage),
     )
     assert result.after.macs <= 0.4 * result.before.macs
     assert tried.count("repair") == 4
