@@ -22,7 +22,7 @@ class _Share(ProgressColumn):
     """How many of how many."""
 
     def render(self, task: Task) -> Text:
-        return Text("" if not task.total else f"{task.completed:.0f}/{task.total:.0f}", style="dim")
+        return Text("" if (task.total or 0) <= 1 else f"{task.completed:.0f}/{task.total:.0f}", style="dim")
 
 
 class _Time(ProgressColumn):
