@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnx_pointwise.errors import InputError
 from onnx_pointwise.runtime import Array, InputSpec, feedable, input_sizes, random_inputs, split_inputs
 
 # Given inputs run in slices of this many items: activations of a whole data set would not fit into memory.
