@@ -17,10 +17,27 @@ from onnx_pointwise.errors import (
     TargetError,
 )
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Refusal, Site, find_sites
-from onnx_pointwise.jobs import Benchmark, Inspection, RewriteResult, bench, insert_pointwise, inspect, rewrite
+from onnx_pointwise.jobs import (
+    Benchmark,
+    Inspection,
+    RewriteResult,
+    Sweep,
+    bench,
+    insert_pointwise,
+    inspect,
+    rewrite,
+    sweep,
+)
 from onnx_pointwise.latency import cache_info, clear_cache
 from onnx_pointwise.runtime import NodeTime, discover, node_times
-from onnx_pointwise.settings import BenchSettings, CheckSettings, InsertSettings, InspectSettings, Settings
+from onnx_pointwise.settings import (
+    BenchSettings,
+    CheckSettings,
+    InsertSettings,
+    InspectSettings,
+    Settings,
+    SweepSettings,
+)
 
 __all__ = [
     "BenchSettings",
@@ -44,6 +61,8 @@ __all__ = [
     "RewriteResult",
     "Settings",
     "Site",
+    "Sweep",
+    "SweepSettings",
     "TargetError",
     "bench",
     "cache_info",
@@ -55,4 +74,5 @@ __all__ = [
     "inspect",
     "node_times",
     "rewrite",
+    "sweep",
 ]

@@ -434,6 +434,59 @@ class Settings(
             raise PlanError("max_drift, require and inputs are for the check; leave it on, or leave them out.")
 
 
+#: What the shares of a sweep are shares of.
+Cost = Literal["macs", "params", "size", "latency"]
+#: What the answers of a sweep are judged by.
+Answers = Literal["drift", "agreement", "score"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trading:
+    """Which networks are made, and how they are weighed against one another."""
+
+    TITLE: ClassVar[str] = "Sweep"
+
+    shares: Sequence[float] = option(
+        (0.9, 0.75, 0.6, 0.45, 0.3),
+        "Shares of the untouched network's cost to make a network for, each.",
+        unit=_SHARE,
+        line=Line("--share", metavar="X"),
+    )
+    cost: Cost | None = option(None, "What these are shares of; latency where it is measured, else MACs, unless named.")
+    answers: Answers | None = option(
+        None, "What answers are judged by; your own score where there is one, else drift, unless named."
+    )
+    pick: str | None = option(
+        None,
+        "Network to hand over: knee, a share as 0.7, or the cheapest whose answers are same, close or changed.",
+        line=Line(metavar="RULE"),
+    )
+    providers: Sequence[str] = option(
+        ("cpu",),
+        "Execution providers to plan for and check on, each with a front of its own; none plans by arithmetic alone.",
+        line=Line("--provider", metavar="NAME"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings(
+    Trading,
+    Examples,
+    Factoring,
+    Choosing,
+    Threads,
+    Caching,
+    Working,
+    Comparing,
+    Answering,
+    Scoring,
+    Opening,
+    Freezing,
+    Drawing,
+):
+    """What `sweep` can be asked for."""
+
+
 @dataclass(frozen=True)
 class Insertion:
     """Where to insert what."""

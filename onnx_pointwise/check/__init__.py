@@ -5,11 +5,12 @@ It does not know how a network was rewritten.
 
 from onnx_pointwise.check.answers import HeadCheck, shortened
 from onnx_pointwise.check.comparison import check, sites_between
-from onnx_pointwise.check.limits import WORDS, Likeness, Limits, limits_of
+from onnx_pointwise.check.limits import LIKENESSES, WORDS, Likeness, Limits, limits_of
 from onnx_pointwise.check.results import CheckResult, Finding, Inputs, ProviderCheck
 from onnx_pointwise.check.sites import SiteCheck
 
 __all__ = [
+    "LIKENESSES",
     "WORDS",
     "CheckResult",
     "Finding",

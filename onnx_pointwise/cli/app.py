@@ -15,6 +15,7 @@ from onnx_pointwise.cli.inspect import inspect
 from onnx_pointwise.cli.output import BAD_INPUT, errors
 from onnx_pointwise.cli.providers import providers
 from onnx_pointwise.cli.rewrite import rewrite
+from onnx_pointwise.cli.sweep import sweep
 from onnx_pointwise.errors import OnnxPointwiseError
 from onnx_pointwise.reports import plain
 
@@ -39,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Make trained ONNX convolutional networks cheaper with 1x1 convolutions, and check what changed.",
 )
-for command in (inspect, rewrite, insert, check, bench, providers, cache):
+for command in (inspect, rewrite, sweep, insert, check, bench, providers, cache):
     app.command()(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -22,14 +23,31 @@ def prepare(source: Path, target: Path, save_plan: Path | None = None) -> None:
         require_writable(save_plan)
 
 
-def finish(output: Output, result: api.RewriteResult, target: Path, *, force: bool, external_data: bool | None) -> None:
-    """Write the model if its check passed, say what happened, and exit accordingly."""
+def finish(
+    output: Output,
+    result: api.RewriteResult,
+    target: Path,
+    *,
+    force: bool,
+    external_data: bool | None,
+    document: dict[str, Any] | None = None,
+) -> None:
+    """Write the model if its check passed, say what happened, and exit accordingly.
+
+    Args:
+        output: Where tables and JSON go.
+        result: The result.
+        target: The file to write.
+        force: Write it even if the check failed.
+        external_data: Keep weights outside the file, or inside; as the input if ``None``.
+        document: The JSON, where it is more than the result's own.
+    """
     written = result.passed or force
     if written:
         result.save(target, use_external_data_format=external_data)
     output.show(report.rewrite(result, whole=output.whole))
     _wrong(output, result)
-    output.save(result.to_dict())
+    output.save(document or result.to_dict())
     if written:
         output.show(Text(f"Wrote {target} in {result.seconds['total']:.1f} s."))
     else:

@@ -30,7 +30,7 @@ class Weights:
         drift: Relative L2 drift on the examples held back, at the heads; None without any.
         unrefitted: The same with the unrefitted factors.
         predicted: The same as it is expected: what a rehearsal of the plan gave, see `study.Rehearsal`, times what the
-            refit gained on the examples that it was made from.
+            refit gained on the examples that it was made from; None where that was not asked for.
         dropped: The same with the refit, where that did harm and was not kept.
     """
 
@@ -48,6 +48,7 @@ def make_weights(
     *,
     refit: bool = True,
     rounds: int = 2,
+    predict: bool = True,
     progress: Progress = silent,
 ) -> Weights:
     """Compute weights for given choices: sequential refit, unless the examples held back say that it did harm.
@@ -57,6 +58,7 @@ def make_weights(
         choices: Form and rank by site name; those of sites that were not studied are left out.
         refit: Whether to refit at all.
         rounds: Rounds through activations, see `reconstruct`.
+        predict: Whether to tell what drift is to be expected, which takes a rehearsal.
         progress: Called with a stage and what is taken up in it.
 
     Returns:
@@ -70,7 +72,9 @@ def make_weights(
         made = in_order(lambda site: found.factors(site, kept[site.name]), rewritten, threads)
         return {site.name: weights for site, weights in zip(rewritten, made, strict=True)}
 
-    predicted = math.sqrt(found.rehearsal.drift(kept)) if kept else 0.0
+    predicted = None
+    if predict:
+        predicted = math.sqrt(found.rehearsal.drift(kept)) if kept else 0.0
     if not refit:
         plain = without_refit(threads)
         drift = drift_of(found, kept, plain, found.held) if found.held and kept else None
@@ -98,6 +102,8 @@ def make_weights(
         second, first = _drifts_of(found, kept, [plain, fitted], found.held)
         if first > second:
             return Weights(plain, {}, second, second, predicted, dropped=first)
+    if predicted is None:
+        return Weights(fitted, refits, first, second, None)
     before, after = _drifts_of(found, kept, [plain, fitted], found.trial)
     gain = min(1.0, after / before) if before > 0.0 else 1.0
     return Weights(fitted, refits, first, second, predicted * gain)

@@ -1,25 +1,31 @@
-"""The jobs end to end: rewrite, insert, inspect, bench.
+"""The jobs end to end: rewrite, sweep, insert, inspect, bench.
 
 They call the wings below and decide nothing themselves.
 """
 
 from onnx_pointwise.jobs.benchmark import Benchmark, bench
+from onnx_pointwise.jobs.fronts import Front, Sweep, SweepPoint
 from onnx_pointwise.jobs.insertion import insert_pointwise
 from onnx_pointwise.jobs.inspection import ENERGIES, Inspection, SiteView, inspect
 from onnx_pointwise.jobs.loading import require_other_file
 from onnx_pointwise.jobs.pipeline import rewrite
 from onnx_pointwise.jobs.results import RewriteResult, SiteResult
+from onnx_pointwise.jobs.sweeping import sweep
 
 __all__ = [
     "ENERGIES",
     "Benchmark",
+    "Front",
     "Inspection",
     "RewriteResult",
     "SiteResult",
     "SiteView",
+    "Sweep",
+    "SweepPoint",
     "bench",
     "insert_pointwise",
     "inspect",
     "require_other_file",
     "rewrite",
+    "sweep",
 ]

@@ -32,15 +32,23 @@ class Attempt:
     calibrated: Weights | None
 
 
-def fitted(net: Network, plan: Plan, found: Study | None, settings: Settings) -> Attempt:
-    """Compute weights for a plan and rewrite a copy of the model."""
+def fitted(net: Network, plan: Plan, found: Study | None, settings: Settings, *, predict: bool = True) -> Attempt:
+    """Compute weights for a plan and rewrite a copy of the model.
+
+    Args:
+        net: The network.
+        plan: The plan.
+        found: What example inputs told; ``None`` without any.
+        settings: What was asked for.
+        predict: Whether to tell what drift is to be expected.
+    """
     sites = net.by_name
     made = None
     with one_thread_of_blas():
         if found is not None:
             # A refit from two or three examples does harm that only others would show.
             refit = settings.refit and bool(found.held)
-            made = make_weights(found, plan.choices, refit=refit, progress=settings.tell)
+            made = make_weights(found, plan.choices, refit=refit, predict=predict, progress=settings.tell)
         weights = dict(made.replacements) if made is not None else {}
         for name, choice in plan.choices.items():
             if name not in weights:

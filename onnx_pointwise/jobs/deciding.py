@@ -24,6 +24,7 @@ from onnx_pointwise.planning import (
     settle,
 )
 from onnx_pointwise.settings import Settings
+from onnx_pointwise.study import Study
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,14 @@ class Question:
     calibration: Mapping[str, Any]
 
 
-def asked(net: Network, examples: Calibration, unmeasured: str | None, settings: Settings, clock: Clock) -> Question:
+def asked(
+    net: Network,
+    examples: Calibration,
+    unmeasured: str | None,
+    settings: Settings,
+    clock: Clock,
+    found: Study | None = None,
+) -> Question:
     """Settle what needs no decision, and learn what the others take.
 
     Args:
@@ -56,6 +64,7 @@ def asked(net: Network, examples: Calibration, unmeasured: str | None, settings:
         unmeasured: Why latency is not measured; ``None`` where it is.
         settings: What was asked for.
         clock: Gets the stages ``latency`` and ``study``.
+        found: What the examples told already; they are looked at if ``None``.
 
     Raises:
         PlanError: The budget makes no sense, or does not fit the network.
@@ -65,7 +74,8 @@ def asked(net: Network, examples: Calibration, unmeasured: str | None, settings:
     latency = timed(net, split, examples, settings) if split.open and unmeasured is None else None
     clock.lap("latency")
     names = [*split.fixed, *(site.name for site in split.open)]
-    found = studied(net, names, examples, settings, measure=bool(split.open))
+    if found is None:
+        found = studied(net, names, examples, settings, measure=bool(split.open))
     clock.lap("study")
     with one_thread_of_blas():
         listed = options_of(split, wanted, forms=tuple(settings.forms), found=found, timed=latency)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnx_pointwise.graph import ModelSource, Refusal, Site, dense_cost, model_cost
-from onnx_pointwise.jobs.attempts import Attempt, fitted
-from onnx_pointwise.jobs.checking import judged, scored, scores_of
+from onnx_pointwise.graph import ModelSource
+from onnx_pointwise.jobs.attempts import fitted
+from onnx_pointwise.jobs.checking import judged, scored
 from onnx_pointwise.jobs.clock import Clock
+from onnx_pointwise.jobs.concluding import Ending, concluded
 from onnx_pointwise.jobs.deciding import asked, planned
 from onnx_pointwise.jobs.loading import examples_for, network, read_plan, with_full_names
 from onnx_pointwise.jobs.looking import Evidence, not_measurable, studied
-from onnx_pointwise.jobs.results import RewriteResult, Search, SiteResult
+from onnx_pointwise.jobs.results import RewriteResult, Search
 from onnx_pointwise.jobs.searching import promised, searched, untouched
-from onnx_pointwise.runtime import resolve
 from onnx_pointwise.schema import job
 from onnx_pointwise.settings import Settings
-from onnx_pointwise.study import Study
 
 
 @job(Settings)
@@ -78,42 +77,4 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
     if search is not None and verdict is not None and any(found.code == "slower" for found in verdict.findings):
         made, search = untouched(net, made, search, "Timed once more, the network that was found was slower.", settings)
         verdict = judged(net, made, seen, settings)
-    after = model_cost(made.model, resolve(made.model, net.shapes.inputs)) if made.plan.choices else net.cost
-    clock.lap("check")
-    scores = scores_of(score, made.model, settings)
-    if scores is not None:
-        clock.lap("evaluate")
-    return RewriteResult(
-        model=made.model,
-        plan=made.plan,
-        sites=tuple(_report(site, made, seen.found) for site in net.sites),
-        before=net.cost,
-        after=after,
-        check=verdict,
-        score=scores,
-        calibration=examples.description,
-        calibrated=made.calibrated,
-        input_shapes=net.shapes.inputs,
-        assumed_inputs=net.shapes.assumed,
-        unmeasured=seen.unmeasured,
-        search=search,
-        seconds=clock.seconds,
-    )
-
-
-def _report(site: Site, made: Attempt, found: Study | None) -> SiteResult:
-    """Tell what became of one convolution."""
-    plan = made.plan
-    known = bool(site.in_size and site.out_size)
-    dense = dense_cost(site) if known else None
-    choice = plan.choices.get(site.name)
-    if choice is None:
-        refusal = plan.refusals.get(site.name) or site.refusal or Refusal("not_in_plan", "The plan leaves it out.")
-        return SiteResult(site.name, None, None, None, dense, dense, refusal)
-    cost = choice.cost(site) if known else None
-    error = made.weights[site.name].factors.error
-    seen = found.moments.get(site.name) if found is not None else None
-    moment = None if seen is None else seen.whole.kind
-    timed = plan.latency.get("sites", {}).get(site.name)
-    latency = None if timed is None else timed["rewritten"] / timed["dense"]
-    return SiteResult(site.name, choice.form, choice.rank, error, dense, cost, None, moment, latency)
+    return concluded(net, made, seen, examples, settings, Ending(verdict, score, search, clock))

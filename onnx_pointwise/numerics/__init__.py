@@ -33,6 +33,7 @@ from onnx_pointwise.numerics.moments import (
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
+from onnx_pointwise.numerics.pareto import knee, pareto_front
 from onnx_pointwise.numerics.reconstruct import Activation, Block, Reconstruction, reconstruct
 
 __all__ = [
@@ -76,9 +77,11 @@ __all__ = [
     "in_order",
     "is_exact",
     "knapsack",
+    "knee",
     "lattices",
     "make_transposed_window",
     "make_window",
+    "pareto_front",
     "patches",
     "reconstruct",
     "relative_drift",

@@ -6,7 +6,7 @@ It makes no weights.
 from onnx_pointwise.planning.budget import Budget, Split, choose, hand_made, options_of, plan_of, settle
 from onnx_pointwise.planning.candidates import COLUMNS, Resource
 from onnx_pointwise.planning.correction import Corrected
-from onnx_pointwise.planning.measured import faster, meeting
+from onnx_pointwise.planning.measured import faster, meeting, timed_once
 from onnx_pointwise.planning.options import Options, share_out
 from onnx_pointwise.planning.repair import repaired
 from onnx_pointwise.planning.search import Ladder, Outcome, next_strain
@@ -30,4 +30,5 @@ __all__ = [
     "repaired",
     "settle",
     "share_out",
+    "timed_once",
 ]

@@ -129,6 +129,12 @@ def faster(plan: Plan, timed: NetworkLatency, *, fixed: Collection[str] = ()) ->
     return replace(plan, latency=_record(timed, plan, None))
 
 
+def timed_once(plan: Plan, timed: NetworkLatency) -> tuple[Plan, Timing]:
+    """Time a plan as it is, whatever comes out; gives it with what was measured, and the timing."""
+    timing = timed.time(plan)
+    return replace(plan, latency=_record(timed, plan, timing)), timing
+
+
 def _record(timed: NetworkLatency, plan: Plan, timing: Timing | None) -> dict[str, Any]:
     """Write down what a plan was made from."""
     rewritten = {

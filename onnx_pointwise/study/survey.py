@@ -72,6 +72,28 @@ class Study:
             return self.fit
         return {name: array[self.tried] for name, array in self.fit.items()}
 
+    @property
+    def count(self) -> int:
+        """Examples that plans and weights are made from."""
+        return len(next(iter(self.fit.values())))
+
+    def thinned(self, most: int) -> Study:
+        """The same with fewer examples to fit to, spread evenly; whole batches where the model fixes their size.
+
+        What was learned from all of them stays as it is.
+
+        Args:
+            most: Examples to keep, about.
+        """
+        count = self.count
+        group = declared_batch(self.model) or 1
+        groups, wanted = count // group, -(-most // group)
+        if groups <= wanted or count % group:
+            return self
+        kept = np.isin(np.arange(count) // group, np.linspace(0, groups - 1, wanted).round().astype(int))
+        fit = {name: array[kept] for name, array in self.fit.items()}
+        return replace(self, fit=fit, tried=self.tried[kept])
+
     def factors(self, site: Site, choice: Choice, *, part: bool = False) -> Replacement:
         """Weights for the inputs that a site has in the untouched network, the bias taking up the mean.
 
