@@ -32,11 +32,13 @@ from onnx_pointwise.settings import (
     InspectSettings,
     PixelRange,
     Settings,
+    SweepSettings,
 )
 
 PACKAGE = Path(onnx_pointwise.__file__).parent
 JOBS: dict[str, tuple[type, Callable[..., Any]]] = {
     "rewrite": (Settings, onnx_pointwise.rewrite),
+    "sweep": (SweepSettings, onnx_pointwise.sweep),
     "insert": (InsertSettings, onnx_pointwise.insert_pointwise),
     "check": (CheckSettings, onnx_pointwise.check),
     "bench": (BenchSettings, onnx_pointwise.bench),
@@ -46,6 +48,7 @@ JOBS: dict[str, tuple[type, Callable[..., Any]]] = {
 ROOMS = {
     "rewrite": ["jobs/pipeline.py", "jobs/loading.py", "jobs/looking.py", "jobs/deciding.py", "jobs/attempts.py",
                 "jobs/checking.py", "jobs/promise.py", "jobs/searching.py"],
+    "sweep": ["jobs/sweeping.py"],
     "insert": ["jobs/insertion.py"],
     "check": ["check/comparison.py", "check/running.py", "check/findings.py"],
     "bench": ["jobs/benchmark.py"],
@@ -111,10 +114,10 @@ def test_every_field_is_a_keyword_that_help_tells_of(name: str) -> None:
 
 @pytest.mark.parametrize("name", JOBS)
 def test_every_field_is_used(name: str) -> None:
-    """By its own job; what `insert_pointwise` does not use itself it hands to `rewrite`."""
+    """By its own job; what `insert_pointwise` and `sweep` do not use themselves they hand to what `rewrite` does."""
     settings, _ = JOBS[name]
     used = {attribute for room in [*ROOMS[name], "settings.py"] for attribute in read_in(PACKAGE / room)}
-    if name == "insert":
+    if name in ("insert", "sweep"):
         used |= {item.name for item in fields(Settings)}
     assert {item.name for item in fields(settings)} <= used
 
@@ -197,7 +200,7 @@ def test_the_list_above_leaves_nothing_out() -> None:
 
 
 def test_a_command_line_that_says_nothing_leaves_the_defaults() -> None:
-    for settings in (Settings, CheckSettings, BenchSettings, InspectSettings):
+    for settings in (Settings, SweepSettings, CheckSettings, BenchSettings, InspectSettings):
         assert settings_of(settings) == settings()
     assert settings_of(InsertSettings, "--node", "a", "--feature-maps", "3") == InsertSettings("a", 3)
 

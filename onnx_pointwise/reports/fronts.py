@@ -35,7 +35,7 @@ def _warnings(result: Sweep) -> list[Text]:
 
 
 def _front(front: Front, width: int) -> list[RenderableType]:
-    heading = f"For {front.provider}: {COSTS[front.cost]} against {JUDGED[front.answers]}."
+    heading = f"{front.provider}: {COSTS[front.cost]} against {JUDGED[front.answers]}."
     shown: list[RenderableType] = [Text(heading, style="bold")]
     if front.unmeasured is not None:
         shown.append(Text(f"Planned by arithmetic: {front.unmeasured}.", style="dim"))
@@ -49,7 +49,7 @@ def _table(front: Front) -> Table:
     timed = any(point.latency is not None for point in front.points)
     scored = any(point.score is not None for point in front.points)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0), collapse_padding=True)
-    for title in ("", "For", "MACs", "", "Params", "File", *(["Latency"] if timed else []), "Drift"):
+    for title in ("", "For", "MACs", "Left", "Params", "File", *(["Latency"] if timed else []), "Drift"):
         table.add_column(title, justify="right", no_wrap=True)
     for title in ("Worst head", *(["Score"] if scored else []), "Answers"):
         table.add_column(title, no_wrap=True)
