@@ -210,9 +210,7 @@ def front_of(provider: str, cost: Cost, answers: Answers, points: Sequence[Sweep
     """Put networks into the order of their cost, and mark those that are worth considering."""
     ordered = sorted(points, key=lambda point: (-point.share(cost), -point.asked))
     # The untouched network is one of them: what costs as much as it, or more, is seldom worth anything.
-    shares, losses = (
-        [read(point) for point in ordered] for read in (lambda p: p.share(cost), lambda p: p.loss(answers))
-    )
+    shares, losses = [point.share(cost) for point in ordered], [point.loss(answers) for point in ordered]
     kept = pareto_front([1.0, *shares], [0.0, *losses])[1:]
     marked = [replace(point, on_front=bool(good)) for point, good in zip(ordered, kept, strict=True)]
     return Front(provider, cost, answers, tuple(marked), **more)

@@ -69,7 +69,7 @@ def sweep(model: ModelSource, settings: SweepSettings) -> Sweep:
     if score is not None:
         clock.lap("evaluate")
 
-    works = []
+    works: list[_Work] = []
     for one, cost in zip(base, costs, strict=True):
         found = works[0].question.seen.found if works else None
         question = asked(net, examples, not_measurable(one), replace(one, **_target(cost, 1.0)), clock, found)

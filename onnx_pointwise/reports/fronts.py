@@ -102,8 +102,8 @@ def plot(front: Front, width: int) -> list[Text]:
     columns = max(20, width - margin - 2)
     grid = [[" "] * (columns + 1) for _ in range(_HEIGHT + 1)]
     for share, loss, mark in [(1.0, 0.0, "·"), *drawn]:
-        row = round((most - loss) / max(most - least, 1e-12) * _HEIGHT)
-        grid[row][round(share / right * columns)] = mark
+        height = round((most - loss) / max(most - least, 1e-12) * _HEIGHT)
+        grid[height][round(share / right * columns)] = mark
     lines = []
     for number, row in enumerate(grid):
         label = top if number == 0 else bottom if number == _HEIGHT else ""
