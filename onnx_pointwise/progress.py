@@ -20,7 +20,7 @@ class Progress(Protocol):
 
         Args:
             stage: The part of the job: ``load``, ``latency``, ``moments``, ``sensitivity``, ``plan``, ``repair``,
-                ``search``, ``refit``, ``check``. A search goes through some of them several times.
+                ``search``, ``sweep``, ``refit``, ``check``. Searches and sweeps go through some of them several times.
             what: What is taken up in it, for a person.
             done: How many of these are done.
             total: How many there are; 0 where nobody knows.

@@ -477,6 +477,7 @@ class SweepSettings(
     Threads,
     Caching,
     Working,
+    Telling,
     Comparing,
     Answering,
     Scoring,

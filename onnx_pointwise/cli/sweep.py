@@ -10,10 +10,10 @@ import typer
 
 import onnx_pointwise as api
 from onnx_pointwise.cli.options import with_options
-from onnx_pointwise.cli.output import External, Force, Json, Model, Output
+from onnx_pointwise.cli.output import External, Force, Model, Output
 from onnx_pointwise.cli.writing import finish, prepare
 from onnx_pointwise.errors import OutputError
-from onnx_pointwise.reports import fronts as report
+from onnx_pointwise.reports import terminal as report
 from onnx_pointwise.settings import SweepSettings
 
 Picked = Annotated[
@@ -25,18 +25,19 @@ Picked = Annotated[
 def sweep(
     source: Model,
     settings: SweepSettings,
+    output: Output,
     target: Picked = None,
     force: Force = False,
     external_data: External = None,
-    json_file: Json = None,
 ) -> None:
     """Make networks from dear to cheap and show what each costs and answers; write the one that --pick names."""
     if (target is None) != (settings.pick is None):
         raise OutputError("To write a network, name the file OUT and what to pick it by, --pick knee, 0.7, close, ...")
-    output = Output(json_file) if target is None else prepare(source, target, json_file)
+    if target is not None:
+        prepare(source, target)
     with output.progress() as progress:
         result = api.sweep(source, replace(settings, progress=progress))
-    output.show(report.sweep(result, width=output.console.width))
+    output.show(report.sweep(result))
     if target is None or result.picked is None:
         output.save(result.to_dict())
     else:

@@ -139,7 +139,7 @@ def _front(work: _Work, shares: Sequence[float], answers: Answers) -> Front:
     points: list[SweepPoint] = []
     unmade: list[Unmade] = []
     for number, share in enumerate(shares):
-        work.settings.tell("sweep", f"network {number + 1} of {len(shares)}, {share:g} of the {work.cost}")
+        work.settings.tell("sweep", f"{share:g} of the {work.cost}", number, len(shares))
         try:
             plan = _planned(work, share)
         except TargetError as error:

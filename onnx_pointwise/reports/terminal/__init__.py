@@ -15,6 +15,7 @@ from onnx_pointwise.reports.terminal.inspecting import inspection
 from onnx_pointwise.reports.terminal.names import fitting
 from onnx_pointwise.reports.terminal.rewriting import rewrite
 from onnx_pointwise.reports.terminal.running import bench, cache, comparison, providers
+from onnx_pointwise.reports.terminal.sweeping import sweep
 from onnx_pointwise.reports.terminal.tables import Column, Grid
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "rewrite",
     "size",
     "sparkline",
+    "sweep",
     "verdict",
 ]
