@@ -242,8 +242,8 @@ class Working:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparing:
-    """What both networks are compared on, and how far they may differ."""
+class HeldBack:
+    """What both networks are compared on after a rewrite."""
 
     TITLE: ClassVar[str] = "Check"
 
@@ -253,6 +253,28 @@ class Comparing:
         unit="[N, ...] each",
         line=Line(metavar="FILE.npz[:KEY]", syntax="npz"),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What two networks are compared on."""
+
+    TITLE: ClassVar[str] = "Check"
+
+    inputs: Mapping[str, NDArray[Any]] | None = option(
+        None,
+        "Inputs to check with, by name; random ones, which say little of real answers, otherwise.",
+        unit="[N, ...] each",
+        line=Line(metavar="FILE.npz[:KEY]", syntax="npz"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparing:
+    """How far both networks may differ."""
+
+    TITLE: ClassVar[str] = "Check"
+
     max_drift: float | Mapping[str, float] | None = option(
         None,
         "Fail where the relative L2 drift is larger; of all outputs, or of an output or head by name.",
@@ -395,6 +417,7 @@ class Settings(
     Working,
     Telling,
     Checking,
+    HeldBack,
     Comparing,
     Answering,
     Scoring,
@@ -508,6 +531,7 @@ class InsertSettings(
     Working,
     Telling,
     Checking,
+    HeldBack,
     Comparing,
     Answering,
     Shapes,
@@ -519,7 +543,9 @@ class InsertSettings(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckSettings(Threads, Optimising, Telling, Comparing, Answering, Locating, Trying, Shapes, Freezing, Drawing):
+class CheckSettings(
+    Threads, Optimising, Telling, Given, Comparing, Answering, Locating, Trying, Shapes, Freezing, Drawing
+):
     """What `check` can be asked for."""
 
     TITLE: ClassVar[str] = "Target"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -10,6 +11,7 @@ from typer.core import TyperGroup
 from onnx_pointwise.cli.bench import bench
 from onnx_pointwise.cli.cache import cache
 from onnx_pointwise.cli.check import check
+from onnx_pointwise.cli.help import NAME, Command, commands_help
 from onnx_pointwise.cli.insert import insert
 from onnx_pointwise.cli.inspect import inspect
 from onnx_pointwise.cli.output import BAD_INPUT, errors
@@ -17,11 +19,14 @@ from onnx_pointwise.cli.providers import providers
 from onnx_pointwise.cli.rewrite import rewrite
 from onnx_pointwise.cli.sweep import sweep
 from onnx_pointwise.errors import OnnxPointwiseError
-from onnx_pointwise.reports import plain
+from onnx_pointwise.reports import console, plain
 
 
 class _Commands(TyperGroup):
     """Turns the library's own errors into one sentence and exit code 2."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        console().print(commands_help(self.commands, self.help or "", self.get_params(ctx)))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -35,13 +40,27 @@ app = typer.Typer(
     name="onnx-pointwise",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make trained ONNX convolutional networks cheaper with 1x1 convolutions, and check what changed.",
 )
 for command in (inspect, rewrite, sweep, insert, check, bench, providers, cache):
-    app.command()(command)
+    app.command(cls=Command)(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console().print(f"{NAME} {version('onnx-pointwise')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Make trained ONNX convolutional networks cheaper with 1x1 convolutions, and check what changed."""
 
 
 def main() -> None:

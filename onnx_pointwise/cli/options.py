@@ -7,6 +7,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
@@ -156,7 +157,7 @@ def _parameters(settings: type, panel: str = "") -> Iterator[inspect.Parameter]:
         about = typer.Option(
             _name(item, item.line),
             help=item.line.without if negated else item.sentence if item.line.syntax else item.text,
-            metavar=item.line.metavar,
+            metavar=item.line.metavar or _metavar(item, hints[item.name]),
             min=item.line.least,
             rich_help_panel=panel or item.topic or None,
         )
@@ -179,6 +180,29 @@ def _typed(item: Option, line: Line, hint: Any) -> tuple[Any, Any]:
     if get_origin(hint) is not None and get_origin(hint) not in (Union, types.UnionType) and _is_sequence(hint):
         return list[get_args(hint)[0]], list(item.default)  # type: ignore[misc]
     return hint, item.default
+
+
+def _metavar(item: Option, hint: Any) -> str | None:
+    """What stands for a value in the help, where the field does not say."""
+    if item.default is True or item.default is False:
+        return None
+    kinds = {kind for part in (hint, *get_args(hint)) for kind in (part, *get_args(part)) if kind is not Any}
+    choices = [kind for kind in kinds if isinstance(kind, str)]
+    if choices:
+        return "|".join(choice for choice in _in_order(hint) if choice in choices)
+    if item.unit == "seconds":
+        return "SECONDS"
+    if "most 1" in item.unit:
+        return "SHARE"
+    names = {Path: "FILE", int: "N", float: "X", str: "NAME"}
+    return next((name for kind, name in names.items() if kind in kinds), None)
+
+
+def _in_order(hint: Any) -> list[str]:
+    """The words that a hint allows, as they are declared."""
+    if isinstance(hint, str):
+        return [hint]
+    return [word for part in get_args(hint) for word in _in_order(part)]
 
 
 def _is_sequence(hint: Any) -> bool:

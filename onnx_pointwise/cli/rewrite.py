@@ -15,7 +15,7 @@ from onnx_pointwise.cli.writing import finish, prepare
 from onnx_pointwise.graph import write_text
 from onnx_pointwise.settings import Settings
 
-SavePlan = Annotated[Path | None, typer.Option(help="Write the plan as JSON.", rich_help_panel=PANEL)]
+SavePlan = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan as JSON.", rich_help_panel=PANEL)]
 
 
 @with_options(Settings)

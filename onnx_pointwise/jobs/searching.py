@@ -35,9 +35,9 @@ _HALVINGS = 7
 _FAILED = 1.5
 
 _NO_EXAMPLES = (
-    "Without a target the network is searched whose answers stay as they are, and only example inputs tell what "
-    "answers do: {why} Name some with --calibration, or say how far to go: --target-latency, --target-macs, "
-    "--target-params, --ratio, --energy, --rank or --plan."
+    "Without a target, the cheapest network is searched whose answers stay the same, and only example inputs tell "
+    "whether they do. {why} Name example inputs with --calibration, or say how far to go: --target-latency, "
+    "--target-macs, --target-params, --ratio, --energy, --rank or --plan."
 )
 
 
@@ -59,7 +59,7 @@ def require_promises(question: Question, settings: Settings) -> None:
     if not question.split.open or question.learned is not None:
         return
     if settings.inputs is None and settings.max_loss is None:
-        said = question.calibration.get("warnings") or [question.calibration["sentence"]]
+        said = question.calibration.get("warnings") or ["None were given."]
         raise PlanError(_NO_EXAMPLES.format(why=" ".join(said)))
 
 

@@ -76,4 +76,4 @@ def test_the_worst_come_first_in_the_table_and_all_are_in_the_json() -> None:
     assert second < first
     assert [site["name"] for site in result.to_dict()["sites"]] == ["first", "second"]
     (line,) = [line for line in printed(terminal.answers(result, most=1), 200) if "1 more" in line]
-    assert "JSON" in line
+    assert "--all" in line
