@@ -501,6 +501,7 @@ class SweepSettings(
     Caching,
     Working,
     Telling,
+    HeldBack,
     Comparing,
     Answering,
     Scoring,

@@ -35,6 +35,14 @@ GUIDES: Mapping[str, Guide] = {
             ("rewrite net.onnx out.onnx --config job.yaml --exclude conv1", "options from a file, one beside it"),
         ),
     ),
+    "sweep": Guide(
+        REWRITE,
+        ("calibration", "shares", "cost", "pick", "answers", "providers"),
+        (
+            ("sweep net.onnx --calibration images.npz", "networks from dear to cheap, what each costs and answers"),
+            ("sweep net.onnx out.onnx --calibration images.npz --pick knee", "write the one where the front gives way"),
+        ),
+    ),
     "insert": Guide(
         REWRITE,
         ("node", "feature_maps", "calibration", "require", "provider", "inputs"),

@@ -22,7 +22,7 @@ CHECK_FAILED, BAD_INPUT = 1, 2
 #: Where the help lists options that say what becomes of the result.
 PANEL = "Output"
 
-Model = Annotated[Path, typer.Argument(help="The .onnx file.", show_default=False)]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
 Source = Annotated[Path, typer.Argument(metavar="IN", help="The .onnx file to read.", show_default=False)]
 Target = Annotated[Path, typer.Argument(metavar="OUT", help="The .onnx file to write.", show_default=False)]
 Json = Annotated[

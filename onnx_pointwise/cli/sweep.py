@@ -17,7 +17,7 @@ from onnx_pointwise.reports import terminal as report
 from onnx_pointwise.settings import SweepSettings
 
 Picked = Annotated[
-    Path | None, typer.Argument(metavar="[OUT]", help="Where the network that --pick names goes.", show_default=False)
+    Path | None, typer.Argument(metavar="OUT", help="Where the network that --pick names goes.", show_default=False)
 ]
 
 

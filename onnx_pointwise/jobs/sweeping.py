@@ -15,7 +15,7 @@ from onnx_pointwise.jobs.clock import Clock
 from onnx_pointwise.jobs.concluding import Ending, concluded
 from onnx_pointwise.jobs.deciding import Question, asked
 from onnx_pointwise.jobs.fronts import Front, Sweep, SweepPoint, Unmade, front_of, is_share
-from onnx_pointwise.jobs.loading import Network, examples_for, network
+from onnx_pointwise.jobs.loading import Network, examples_for, network, with_full_names
 from onnx_pointwise.jobs.looking import not_measurable, one_thread_of_blas
 from onnx_pointwise.jobs.results import RewriteResult
 from onnx_pointwise.planning import Budget, Corrected, choose, timed_once
@@ -63,6 +63,7 @@ def sweep(model: ModelSource, settings: SweepSettings) -> Sweep:
     base = [replace(Settings(**shared(settings, Settings)), provider=name) for name in settings.providers]
     costs = [_cost(settings, one) for one in base]
     net = network(model, base[0])
+    base = [with_full_names(one, net) for one in base]
     examples = examples_for(net, None, base[0])
     clock.lap("load")
     score = scored(net.source, base[0])

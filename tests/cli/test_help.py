@@ -69,9 +69,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("line", [line for guide in GUIDES.values() for line, _ in guide.examples])
 def test_examples_work(line: str, place: Path) -> None:
     arguments: list[Any] = shlex.split(line)
-    more = {"rewrite": ["--no-latency", "--no-cache"], "check": ["--no-latency"], "bench": ["--max-seconds", "0.1"]}
-    if "--plan" not in arguments:
-        arguments += more.get(arguments[0], [])
+    more: dict[str, list[str]] = {
+        "rewrite": ["--no-latency", "--no-cache"],
+        "sweep": ["--no-cache"],
+        "check": ["--no-latency"],
+        "bench": ["--max-seconds", "0.1"],
+    }
+    arguments += more.get(arguments[0], [])
     result = invoke(app, *arguments)
     assert result.exit_code in (0, 1), result.stdout + result.stderr
     assert "error" not in result.stderr
