@@ -108,6 +108,12 @@ class Site:
         return self.op_type == "ConvTranspose"
 
     @property
+    def sliding(self) -> tuple[str, Shape, Shape, Shape, Shape | str, Shape, Shape]:
+        """All that says how its kernel slides, whatever is in it: sites alike in this see one input alike."""
+        window = self.kernel_shape, self.strides, self.dilations, self.pads
+        return self.op_type, *window, self.output_padding, self.output_shape
+
+    @property
     def taps(self) -> int:
         """Positions of the kernel, K."""
         return math.prod(self.kernel_shape)

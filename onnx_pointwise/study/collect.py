@@ -29,7 +29,7 @@ from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import Piece, without_shapes
 
 Array = NDArray[Any]
-_View = tuple[str, str, Shape, Shape, Shape, Shape | str, Shape, Shape]
+_View = tuple[str, tuple[str, Shape, Shape, Shape, Shape | str, Shape, Shape]]
 MomentKind = Literal["exact", "stationary", "channels"]
 
 #: Patches of each site that are looked at, unless told otherwise.
@@ -190,8 +190,7 @@ def site_moments(
 
 def _view(site: Site) -> _View:
     """What a site reads, and how."""
-    window = site.kernel_shape, site.strides, site.dilations, site.pads
-    return site.source, site.op_type, *window, site.output_padding, site.output_shape
+    return site.source, site.sliding
 
 
 def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:

@@ -34,10 +34,10 @@ class Trial:
         return Point(factors.form, factors.rank, self.bound, error, drift)
 
     def weights(self, site: Site) -> dict[str, Array]:
-        """The kernel and bias that compute the same, as `Site.stored` gives it, and [O]."""
+        """The kernel and bias that compute the same, [O, I, *k] and [O]."""
         assert self.replacement.bias is not None
         composed = compose(self.replacement.factors)
-        return {"w": site.stored(composed.astype(site.dtype)), "b": self.replacement.bias.astype(site.dtype)}
+        return {"w": composed.astype(site.dtype), "b": self.replacement.bias.astype(site.dtype)}
 
 
 @dataclass(frozen=True)

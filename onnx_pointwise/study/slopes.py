@@ -167,7 +167,7 @@ class _Tally:
         self._root = None if norm is None else norm.root.astype(np.float32)
         self._session = kernel_session(site, threads)
         kernel, bias = site.weights()
-        self._kernel = site.stored(kernel.astype(np.float64))
+        self._kernel = kernel.astype(np.float64)
         self._bias = np.zeros(len(kernel)) if bias is None else bias
         self._lost = np.zeros(len(outlook.trials))
         self._moved = np.zeros(len(outlook.trials))
@@ -185,7 +185,7 @@ class _Tally:
         for index, trial in enumerate(self._outlook.trials):
             weights = trial.weights(self._site)
             change = {
-                "w": (weights["w"].astype(np.float64) - self._kernel).astype(source.dtype),
+                "w": self._site.stored((weights["w"].astype(np.float64) - self._kernel).astype(source.dtype)),
                 "b": (weights["b"].astype(np.float64) - self._bias).astype(source.dtype),
             }
             (error,) = run_session(self._session, ["y"], {"x": source, **change})

@@ -67,7 +67,9 @@ def by_trials(
             session = None if rest is None else kernel_session(site, threads)
             for trial in outlook.trials if rest is not None else ():
                 assert rest is not None and session is not None
-                moved = run.apply(session, run.dense[site.source], trial.weights(site))
+                weights = trial.weights(site)
+                fed = {**weights, "w": site.stored(weights["w"])}
+                moved = run.apply(session, run.dense[site.source], fed)
                 drift = _drift_behind(heads, rest, reference, run.outcome(rest, site, moved))
                 error = relative_drift(dense, moved)
                 run.release(moved)

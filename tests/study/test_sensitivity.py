@@ -17,7 +17,7 @@ from onnx_pointwise.study.outlook import Outlook, Trial, outlook
 from onnx_pointwise.study.sensitivity import sensitivities
 from onnx_pointwise.study.slopes import Slopes
 from onnx_pointwise.study.trials import by_trials
-from tests.networks import CHANNELS, EFFORT, Builder, branching, detector, examples, prepared, residual
+from tests.networks import CHANNELS, EFFORT, Builder, branching, detector, examples, prepared, residual, unet
 
 
 def measured(model: ir.Model, count: int = 32, *, fewest_taps: int = 1, tried: bool = False):
@@ -88,7 +88,7 @@ def small_errors(shapes, sites, feeds) -> list[Outlook]:
     return looks
 
 
-@pytest.mark.parametrize("network", [residual, branching, detector])
+@pytest.mark.parametrize("network", [residual, branching, detector, unet])
 def test_gradients_tell_what_trials_tell_of_small_errors(network: Callable[[], ir.Model], monkeypatch):
     monkeypatch.setattr(sloping, "_PROBES", 1000)
     monkeypatch.setattr(sloping, "_MOST_PROBES", 40)
