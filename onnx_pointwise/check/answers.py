@@ -86,6 +86,8 @@ class HeadCheck:
             "drift": self.drift,
             "worst_drift": self.worst_drift,
             "judged_by": self.judged_by,
+            "figure": self.figure,
+            "severity": self.severity,
             "verdict": self.verdict,
         }
 

@@ -13,7 +13,7 @@ from onnx_pointwise.check.trials import Shapes
 from onnx_pointwise.graph import ModelCost
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Drift
-from onnx_pointwise.runtime import AssignedNode, LatencyComparison, Machine
+from onnx_pointwise.runtime import AssignedNode, LatencyComparison, Origin
 
 #: Where inputs came from: given by the user, held back from the example inputs, those that the weights were made from,
 #: or drawn.
@@ -129,7 +129,7 @@ class CheckResult:
         before: Cost of the first network, at the input shapes of the first trial.
         after: Cost of the second network.
         providers: One result for each execution provider.
-        machine: Where this was measured.
+        origin: What was asked for, of which models, where.
         max_drift: The limit on the drift, for every output or by the name of an output or head; None where nothing
             limited it.
         limits: Up to where a head of each kind is the same, close, and only changed.
@@ -144,7 +144,7 @@ class CheckResult:
     before: ModelCost
     after: ModelCost
     providers: tuple[ProviderCheck, ...]
-    machine: Machine
+    origin: Origin
     max_drift: float | Mapping[str, float] | None
     limits: Limits
     inputs: Inputs
@@ -194,6 +194,7 @@ class CheckResult:
         return {
             "passed": self.passed,
             "verdict": self.verdict,
+            "worst": None if self.worst is None else {"place": self.worst.place, "figure": self.worst.figure},
             "inputs": self.inputs,
             "heads": [head.to_dict() for head in self.heads],
             "limits": {kind: list(numbers) for kind, numbers in self.limits.items()},
@@ -208,7 +209,7 @@ class CheckResult:
             "after": self.after.to_dict(),
             "latency": None if self.latency is None else self.latency.to_dict(),
             "providers": [result.to_dict() for result in self.providers],
-            "machine": self.machine.to_dict(),
+            "origin": self.origin.to_dict(),
         }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from onnx_pointwise.check import CheckResult
 from onnx_pointwise.examples import Calibration
@@ -10,10 +11,12 @@ from onnx_pointwise.graph import Refusal, Site, dense_cost, model_cost
 from onnx_pointwise.jobs.attempts import Attempt
 from onnx_pointwise.jobs.checking import scores_of
 from onnx_pointwise.jobs.clock import Clock
+from onnx_pointwise.jobs.curves import Curve
 from onnx_pointwise.jobs.loading import Network
 from onnx_pointwise.jobs.looking import Evidence
 from onnx_pointwise.jobs.results import RewriteResult, Search, SiteResult
-from onnx_pointwise.runtime import resolve
+from onnx_pointwise.jobs.shapes import SiteShape, pieces_of
+from onnx_pointwise.runtime import Origin, resolve
 from onnx_pointwise.settings import Settings
 from onnx_pointwise.study import Study
 
@@ -27,12 +30,16 @@ class Ending:
         score: The user's own score of the source; ``None`` without one.
         search: How it was searched for; ``None`` where something else said how far to go.
         clock: What the stages took.
+        origin: What was asked for, of which model.
+        curves: What each rank of a site would lose, by its name.
     """
 
     verdict: CheckResult | None
     score: float | None
     search: Search | None
     clock: Clock
+    origin: Origin
+    curves: Mapping[str, tuple[Curve, ...]] = field(default_factory=dict)
 
 
 def concluded(
@@ -47,7 +54,7 @@ def concluded(
     return RewriteResult(
         model=made.model,
         plan=made.plan,
-        sites=tuple(_report(site, made, seen.found) for site in net.sites),
+        sites=tuple(_report(site, made, seen.found, end.curves.get(site.name, ())) for site in net.sites),
         before=net.cost,
         after=after,
         check=end.verdict,
@@ -57,24 +64,35 @@ def concluded(
         input_shapes=net.shapes.inputs,
         assumed_inputs=net.shapes.assumed,
         unmeasured=seen.unmeasured,
+        origin=end.origin,
         search=end.search,
         seconds=end.clock.seconds,
     )
 
 
-def _report(site: Site, made: Attempt, found: Study | None) -> SiteResult:
+def _report(site: Site, made: Attempt, found: Study | None, curves: tuple[Curve, ...]) -> SiteResult:
     """Tell what became of one convolution."""
     plan = made.plan
     known = bool(site.in_size and site.out_size)
     dense = dense_cost(site) if known else None
     choice = plan.choices.get(site.name)
+    shape = SiteShape.of(site)
     if choice is None:
         refusal = plan.refusals.get(site.name) or site.refusal or Refusal("not_in_plan", "The plan leaves it out.")
-        return SiteResult(site.name, None, None, None, dense, dense, refusal)
-    cost = choice.cost(site) if known else None
-    error = made.weights[site.name].factors.error
+        return SiteResult(site.name, None, None, None, dense, dense, refusal, shape=shape, curves=curves)
     seen = found.moments.get(site.name) if found is not None else None
-    moment = None if seen is None else seen.whole.kind
     timed = plan.latency.get("sites", {}).get(site.name)
-    latency = None if timed is None else timed["rewritten"] / timed["dense"]
-    return SiteResult(site.name, choice.form, choice.rank, error, dense, cost, None, moment, latency)
+    return SiteResult(
+        name=site.name,
+        form=choice.form,
+        rank=choice.rank,
+        error=made.weights[site.name].factors.error,
+        before=dense,
+        after=choice.cost(site) if known else None,
+        refusal=None,
+        moment=None if seen is None else seen.whole.kind,
+        latency=None if timed is None else timed["rewritten"] / timed["dense"],
+        shape=shape,
+        pieces=pieces_of(site, choice),
+        curves=curves,
+    )

@@ -13,7 +13,7 @@ from onnx_pointwise.graph import ModelCost, Plan
 from onnx_pointwise.jobs.results import RewriteResult, Score
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import knee, pareto_front
-from onnx_pointwise.runtime import Machine
+from onnx_pointwise.runtime import Origin
 from onnx_pointwise.settings import Answers, Cost
 
 #: A share of the latency counts as met within this share of it: it is measured.
@@ -244,7 +244,7 @@ class Sweep:
         before: Cost of the untouched network.
         fronts: The networks, by provider.
         calibration: What weights were computed from, in words and numbers.
-        machine: Where this was measured.
+        origin: What was asked for, of which model, where.
         rule: What a network was picked by; ``None`` where none was.
         picked: That network, fitted to all examples and checked; its provider is that of the first front.
         seconds: Wall time of each stage, in seconds.
@@ -253,7 +253,7 @@ class Sweep:
     before: ModelCost
     fronts: tuple[Front, ...]
     calibration: Mapping[str, Any]
-    machine: Machine
+    origin: Origin
     rule: str | None = None
     picked: RewriteResult | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -262,10 +262,10 @@ class Sweep:
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {
+            "origin": self.origin.to_dict(),
             "before": self.before.to_dict(),
             "fronts": [front.to_dict() for front in self.fronts],
             "calibration": dict(self.calibration),
-            "machine": self.machine.to_dict(),
             "rule": self.rule,
             "picked": None if self.picked is None else self.picked.to_dict(),
             "seconds": dict(self.seconds),

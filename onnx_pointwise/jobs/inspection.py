@@ -23,6 +23,7 @@ from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency import LatencyCache, SiteLatency, site_latencies
 from onnx_pointwise.numerics import error_curve
 from onnx_pointwise.progress import within
+from onnx_pointwise.runtime import Origin, origin_of
 from onnx_pointwise.schema import job
 from onnx_pointwise.settings import InspectSettings
 
@@ -87,17 +88,20 @@ class Inspection:
         sites: Its convolutions, in graph order.
         input_shapes: The concrete input shapes behind all costs.
         assumed_inputs: Inputs whose open dimensions had to be assumed.
+        origin: What was asked for, of which model, where.
     """
 
     cost: ModelCost
     sites: tuple[SiteView, ...]
     input_shapes: Mapping[str, Shape]
     assumed_inputs: tuple[str, ...]
+    origin: Origin
 
     @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {
+            "origin": self.origin.to_dict(),
             "model": self.cost.to_dict(),
             "sites": [site.to_dict() for site in self.sites],
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
@@ -133,7 +137,7 @@ def inspect(model: ModelSource, settings: InspectSettings) -> Inspection:
     for number, site in enumerate(sites):
         settings.tell("spectrum", site.name, number, len(sites))
         views.append(replace(_view(site, cost), latency=timed.get(site.name)))
-    return Inspection(cost, tuple(views), shapes.inputs, shapes.assumed)
+    return Inspection(cost, tuple(views), shapes.inputs, shapes.assumed, origin_of("inspect", settings, model))
 
 
 def _view(site: Site, total: ModelCost) -> SiteView:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from onnx_pointwise.graph import ModelSource
@@ -9,11 +10,13 @@ from onnx_pointwise.jobs.attempts import fitted
 from onnx_pointwise.jobs.checking import judged, scored
 from onnx_pointwise.jobs.clock import Clock
 from onnx_pointwise.jobs.concluding import Ending, concluded
+from onnx_pointwise.jobs.curves import Curve, curves_of
 from onnx_pointwise.jobs.deciding import asked, planned
 from onnx_pointwise.jobs.loading import examples_for, network, read_plan, with_full_names
 from onnx_pointwise.jobs.looking import Evidence, not_measurable, studied
 from onnx_pointwise.jobs.results import RewriteResult, Search
 from onnx_pointwise.jobs.searching import promised, searched, untouched
+from onnx_pointwise.runtime import origin_of
 from onnx_pointwise.schema import job
 from onnx_pointwise.settings import Settings
 
@@ -47,7 +50,7 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
         InputError: The inputs, calibration inputs or input shapes do not fit the model.
         ProviderError: The provider does not load.
     """
-    clock = Clock()
+    clock, origin = Clock(), origin_of("rewrite", settings, model)
     settings.require_consistent()
     replay = None if settings.plan is None else read_plan(settings.plan)
     unmeasured = not_measurable(settings)
@@ -58,6 +61,7 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
     score = scored(net.source, settings)
 
     search: Search | None = None
+    curves: Mapping[str, tuple[Curve, ...]] = {}
     if replay is not None:
         settings = replace(settings, method=replay.method)
         seen = Evidence(studied(net, replay.choices, examples, settings, measure=False))
@@ -66,6 +70,7 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
     else:
         question = asked(net, examples, unmeasured, settings, clock)
         seen = question.seen
+        curves = curves_of(seen.found, question.listed)
         if settings.searches:
             settings = promised(settings)
             made, search = searched(net, question, score, settings)
@@ -77,4 +82,4 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
     if search is not None and verdict is not None and any(found.code == "slower" for found in verdict.findings):
         made, search = untouched(net, made, search, "Timed once more, the network that was found was slower.", settings)
         verdict = judged(net, made, seen, settings)
-    return concluded(net, made, seen, examples, settings, Ending(verdict, score, search, clock))
+    return concluded(net, made, seen, examples, settings, Ending(verdict, score, search, clock, origin, curves))

@@ -12,8 +12,11 @@ import onnx_ir as ir
 from onnx_pointwise.check import CheckResult, Likeness
 from onnx_pointwise.fitting import Weights
 from onnx_pointwise.graph import ModelCost, Plan, Refusal, Shape, SiteCost, save
+from onnx_pointwise.jobs.curves import Curve
+from onnx_pointwise.jobs.shapes import SitePiece, SiteShape
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Form
+from onnx_pointwise.runtime import Origin
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class SiteResult:
         moment: How closely its inputs were looked at: ``exact``, ``stationary`` or ``channels``, see
             ``collect.SiteMoments``; ``None`` where only the kernel was.
         latency: Latency after as a share of before, by measurement of the site; ``None`` where it was not measured.
+        shape: What the convolution is.
+        pieces: The convolutions in its place, in the order in which they run; none where it stays dense.
+        curves: What each rank would lose, by form; none where nothing had to be decided.
     """
 
     name: str
@@ -42,12 +48,16 @@ class SiteResult:
     refusal: Refusal | None
     moment: str | None = None
     latency: float | None = None
+    shape: SiteShape | None = None
+    pieces: tuple[SitePiece, ...] = ()
+    curves: tuple[Curve, ...] = ()
 
     @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {
             "name": self.name,
+            "shape": None if self.shape is None else self.shape.to_dict(),
             "form": self.form,
             "rank": list(self.rank) if isinstance(self.rank, tuple) else self.rank,
             "error": self.error,
@@ -58,6 +68,8 @@ class SiteResult:
             "refusal": None if self.refusal is None else self.refusal.to_dict(),
             "moment": self.moment,
             "latency": self.latency,
+            "pieces": [piece.to_dict() for piece in self.pieces],
+            "curves": [curve.to_dict() for curve in self.curves],
         }
 
 
@@ -163,6 +175,7 @@ class RewriteResult:
         calibrated: What the refit did; ``None`` without example inputs.
         input_shapes: The concrete input shapes behind all costs.
         assumed_inputs: Inputs whose open dimensions had to be assumed.
+        origin: What was asked for, of which model, where.
         unmeasured: Why the plan was made by arithmetic alone; ``None`` where latency was measured, or where there was
             nothing to plan.
         search: How it was searched for; ``None`` where a budget or a plan said how far to go.
@@ -180,6 +193,7 @@ class RewriteResult:
     calibrated: Weights | None
     input_shapes: Mapping[str, Shape]
     assumed_inputs: tuple[str, ...]
+    origin: Origin
     unmeasured: str | None = None
     search: Search | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -202,6 +216,7 @@ class RewriteResult:
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
         return {
+            "origin": self.origin.to_dict(),
             "verdict": self.verdict,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),

@@ -13,13 +13,14 @@ from onnx_pointwise.jobs.attempts import fitted
 from onnx_pointwise.jobs.checking import compared, judged, scored, scores_of
 from onnx_pointwise.jobs.clock import Clock
 from onnx_pointwise.jobs.concluding import Ending, concluded
+from onnx_pointwise.jobs.curves import curves_of
 from onnx_pointwise.jobs.deciding import Question, asked
 from onnx_pointwise.jobs.fronts import Front, Sweep, SweepPoint, Unmade, front_of, is_share
 from onnx_pointwise.jobs.loading import Network, examples_for, network, with_full_names
 from onnx_pointwise.jobs.looking import not_measurable, one_thread_of_blas
 from onnx_pointwise.jobs.results import RewriteResult
 from onnx_pointwise.planning import Budget, Corrected, choose, timed_once
-from onnx_pointwise.runtime import machine, resolve
+from onnx_pointwise.runtime import Origin, origin_of, resolve
 from onnx_pointwise.schema import job, shared
 from onnx_pointwise.settings import Answers, Cost, Settings, SweepSettings
 
@@ -57,7 +58,7 @@ def sweep(model: ModelSource, settings: SweepSettings) -> Sweep:
         InputError: The inputs, calibration inputs or input shapes do not fit the model.
         ProviderError: A provider does not load.
     """
-    clock = Clock()
+    clock, origin = Clock(), origin_of("sweep", settings, model)
     shares = _shares(settings)
     answers = _answers(settings)
     base = [replace(Settings(**shared(settings, Settings)), provider=name) for name in settings.providers]
@@ -79,8 +80,8 @@ def sweep(model: ModelSource, settings: SweepSettings) -> Sweep:
     clock.lap("networks")
     picked = None
     if settings.pick is not None:
-        picked = _handed_over(works[0], fronts[0].pick(settings.pick).plan, examples, clock)
-    return Sweep(net.cost, fronts, examples.description, machine(), settings.pick, picked, clock.seconds)
+        picked = _handed_over(works[0], fronts[0].pick(settings.pick).plan, examples, clock, origin)
+    return Sweep(net.cost, fronts, examples.description, origin, settings.pick, picked, clock.seconds)
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,11 @@ def _point(work: _Work, share: float, plan: Plan) -> SweepPoint:
     )
 
 
-def _handed_over(work: _Work, plan: Plan, examples: Calibration, clock: Clock) -> RewriteResult:
+def _handed_over(work: _Work, plan: Plan, examples: Calibration, clock: Clock, origin: Origin) -> RewriteResult:
     """The network of a plan, fitted to all examples and checked."""
     net, seen, settings = work.net, work.question.seen, work.settings
     made = fitted(net, plan, seen.found, settings)
     clock.lap("weights")
     verdict = judged(net, made, seen, settings)
-    return concluded(net, made, seen, examples, settings, Ending(verdict, work.score, None, clock))
+    curves = curves_of(seen.found, work.question.listed)
+    return concluded(net, made, seen, examples, settings, Ending(verdict, work.score, None, clock, origin, curves))

@@ -7,6 +7,7 @@ from onnx_pointwise.runtime.inputs import UNNAMED, Array, InputSpec, feedable, i
 from onnx_pointwise.runtime.machine import Machine, machine
 from onnx_pointwise.runtime.memory import PeakMemory, peak_memory
 from onnx_pointwise.runtime.non_finite import first_non_finite
+from onnx_pointwise.runtime.origin import Origin, origin_of
 from onnx_pointwise.runtime.outputs import not_compared, output_of, run_outputs
 from onnx_pointwise.runtime.profiling import NodeTime, node_times
 from onnx_pointwise.runtime.providers import (
@@ -45,6 +46,7 @@ __all__ = [
     "LatencyComparison",
     "Machine",
     "NodeTime",
+    "Origin",
     "PeakMemory",
     "Piece",
     "ProviderInfo",
@@ -68,6 +70,7 @@ __all__ = [
     "open_initializers",
     "open_session",
     "open_waiting",
+    "origin_of",
     "output_of",
     "peak_memory",
     "provider_info",

@@ -55,17 +55,19 @@ class Latency:
         p90: Seconds that nine runs in ten stay below.
         throughput: Items a second: the batch size by the median.
         runs: Timed runs behind these numbers.
+        times: Seconds of each of them, in their order.
     """
 
     median: float
     p90: float
     throughput: float
     runs: int
+    times: tuple[float, ...]
 
     @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
-        return asdict(self)
+        return asdict(self) | {"times": list(self.times)}
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,13 @@ def measure(model: ModelSource | bytes, settings: Timing) -> Latency:
 def _latency(turns: Sequence[Sequence[float]], batch: int) -> Latency:
     times = [seconds for turn in turns for seconds in turn]
     median = statistics.median(times)
-    return Latency(median=median, p90=float(np.quantile(times, 0.9)), throughput=batch / median, runs=len(times))
+    return Latency(
+        median=median,
+        p90=float(np.quantile(times, 0.9)),
+        throughput=batch / median,
+        runs=len(times),
+        times=tuple(times),
+    )
 
 
 def _ratio(ratios: Array, generator: np.random.Generator) -> tuple[float, tuple[float, float]]:

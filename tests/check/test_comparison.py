@@ -76,7 +76,7 @@ def test_the_result_is_json() -> None:
     assert data["drift"]["y"]["relative_l2"] == pytest.approx(0.5, rel=1e-4)
     assert data["findings"][0]["code"] == "drift" and data["findings"][0]["numbers"]["limit"] == 0.1
     assert data["before"]["macs"] == data["after"]["macs"] > 0
-    assert data["machine"]["versions"]["onnxruntime"]
+    assert data["origin"]["machine"]["versions"]["onnxruntime"]
     assert [trial["input_shapes"]["x"][0] for trial in data["providers"][0]["trials"]] == [1, 3]
 
 
