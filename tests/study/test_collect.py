@@ -7,11 +7,11 @@ import pytest
 
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.fitting.weights import make_weights
-from onnx_pointwise.numerics.moments import make_window, patches, shrunk
+from onnx_pointwise.numerics.moments import blended, patches, shrunk, tap_blend
 from onnx_pointwise.runtime.shape_inference import resolve
 from onnx_pointwise.study.collect import fitting_batch, site_moments
 from onnx_pointwise.study.survey import study
-from tests.networks import EFFORT, branching, examples, halved, look, prepared, residual, run
+from tests.networks import EFFORT, branching, examples, halved, look, prepared, residual, run, unet
 
 
 def test_a_fixed_batch_size_is_kept():
@@ -25,21 +25,23 @@ def test_a_fixed_batch_size_is_kept():
     assert np.isfinite(weights.drift)
 
 
-def test_moments_of_sites_are_those_of_their_patches():
-    model = branching()
+@pytest.mark.parametrize(("make", "index"), [(branching, -1), (unet, -2), (unet, -3)])
+def test_moments_of_sites_are_those_of_their_patches(make, index):
+    model = make()
     shapes, sites = prepared(model)
     feeds = examples(20)
     found = site_moments(shapes, sites, feeds, batch=6, threads=1)
     probe = shapes.model.clone()
-    last = next(node for node in probe.graph if node.name == sites[-1].name)
+    site = sites[index]
+    last = next(node for node in probe.graph if node.name == site.name)
     probe.graph.outputs.append(last.inputs[0])
     for value in (*probe.graph.outputs, *probe.graph.inputs):
         value.shape = None
     (*_, inputs) = run(probe, feeds)
-    site = sites[-1]
-    window = make_window(site.kernel_shape, site.strides, site.dilations, site.pads, inputs.shape[2:])
-    p = patches(inputs, window).astype(np.float64)
-    expected = shrunk(np.cov(p, bias=True), p.shape[1])
+    assert site.transposed == (make is unet)
+    p = patches(inputs, site.window(inputs.shape[2:])).astype(np.float64)
+    blend = tap_blend(p.shape[1], len(p), site.taps)
+    expected = shrunk(blended(np.cov(p, bias=True), site.taps, blend), p.shape[1])
     np.testing.assert_allclose(found[site.name].whole.covariance, expected, atol=1e-4)
     np.testing.assert_allclose(found[site.name].whole.mean, p.mean(axis=1), atol=1e-4)
     assert found[site.name].whole.kind == "exact"
