@@ -338,6 +338,7 @@ def _gather(parts: Iterable[Mapping[str, Array]], limit: int) -> dict[str, Array
     for part in parts:
         if columns and set(part) != set(columns):
             raise InputError(f"One calibration batch holds {', '.join(part)}, another one {', '.join(columns)}.")
+        _require_examples(part)
         for name, array in part.items():
             columns.setdefault(name, []).append(np.asarray(array))
         count += max((len(array) for array in part.values() if np.ndim(array)), default=0)
@@ -352,6 +353,16 @@ def _gather(parts: Iterable[Mapping[str, Array]], limit: int) -> dict[str, Array
                 f"Calibration inputs of '{name}' differ in kind: {' and '.join(kinds[:3])}; give equal ones."
             )
     return {name: np.concatenate(column) for name, column in columns.items()}
+
+
+def _require_examples(arrays: Mapping[str, Array]) -> None:
+    """Every array holds one example or more along its first dimension."""
+    for name, array in arrays.items():
+        if np.ndim(array) == 0:
+            raise InputError(
+                f"Calibration input '{name}' is a single number, of which no example can be told from another; make it "
+                "a constant of the model, or take no examples (--calibration none)."
+            )
 
 
 def _prepared(
@@ -388,8 +399,9 @@ def _narrowed(arrays: dict[str, Array], specs: list[InputSpec]) -> dict[str, Arr
 def _checked(
     arrays: dict[str, Array], specs: list[InputSpec], limit: int, about: dict[str, Any], origin: str
 ) -> Calibration:
+    _require_examples(arrays)
     for name, array in arrays.items():
-        if array.ndim and len(array) == 0:
+        if len(array) == 0:
             raise InputError(f"There are no calibration inputs: '{name}' has shape {list(array.shape)}.")
     arrays = _narrowed(arrays, specs)
     split_inputs(specs, arrays, limit=LIMIT)

@@ -141,6 +141,7 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path) -> ir.Model:
     except Exception as error:  # onnx_ir raises whatever its readers raise
         raise ModelError(f"{where}: the model cannot be read: {innermost(error)}.") from error
     map_types.keep(model, types)
+    _keep_inputs_as_declared(model, proto)
     _require_whole(model, where)
     _require_no_recursion(model, where)
     _require_sizes(model, where)
@@ -149,6 +150,14 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path) -> ir.Model:
         tensor.base_dir = folder.absolute()
         _require_external(tensor, where)
     return model
+
+
+def _keep_inputs_as_declared(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """An input that is an output, too, is one value to onnx_ir, which takes its shape from the output."""
+    declared = {info.name: info for info in proto.graph.input}
+    for value in model.graph.inputs:
+        if value.is_graph_output():
+            ir.serde.deserialize_value_info_proto(declared[str(value.name)], value)
 
 
 def _require_model(proto: onnx.ModelProto, where: str) -> None:
