@@ -33,7 +33,7 @@ READER = Reader()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Note which sentences of errors the tests read, see `test_messages.py`."""
+    """Note which sentences of errors the tests read, see `test_sentences.py`."""
     config.stash[READ] = READER
     READER.listen()
 
@@ -50,7 +50,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What looks back on all other tests runs behind them."""
-    items.sort(key=lambda item: item.path.name == "test_messages.py")
+    items.sort(key=lambda item: item.path.name == "test_sentences.py")
 
 
 @pytest.fixture(scope="session")

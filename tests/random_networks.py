@@ -221,7 +221,7 @@ class _Maker:
     def convolution(self, x: Value, outputs: int | None = None, *, keep: bool = False) -> Value:
         """A convolution, or a transposed one; with ``keep`` the size stays."""
         self.convolutions += 1
-        transposed = not keep and self.chance(8)
+        transposed = not keep and self.chance(15)
         size = tuple(self.pick(1, 3, 3, 2, 5) if length >= 5 else self.pick(1, 3) for length in x.size)
         if keep:
             size = tuple(self.pick(1, 3) for _ in x.size)
@@ -243,11 +243,9 @@ class _Maker:
             (length + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
             for length, pad, dilation, taps, stride in zip(x.size, pads, dilations, size, strides, strict=True)
         )
-        if transposed:
-            strides = [self.pick(1, 2) for _ in size]
-            pads = [0] * len(size)
-            after = tuple((n - 1) * s + k for n, s, k in zip(x.size, strides, size, strict=True))
         attributes = {"strides": strides, "dilations": dilations, "pads": pads + pads}
+        if transposed:
+            after, attributes = self._transposed(x, size)
         if not keep and not transposed and set(dilations) == {1} and self.chance(12):
             del attributes["pads"]
             attributes["auto_pad"] = self.pick("SAME_UPPER", "SAME_LOWER")
@@ -264,6 +262,28 @@ class _Maker:
             operands.append("")
         made = self.add("ConvTranspose" if transposed else "Conv", operands, **attributes)
         return Value(made, outputs, after)
+
+    def _transposed(self, x: Value, size: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, Any]]:
+        """Size of the output and attributes of a transposed convolution, whose size is stated in one way or another."""
+        strides = [self.pick(1, 2) for _ in size]
+        begins, ends = ([self.whole(0, taps // 2) for taps in size] for _ in range(2))
+        more = [self.whole(0, stride - 1) for stride in strides]
+        after = tuple(
+            max(1, (n - 1) * s + k - b - e) + o
+            for n, s, k, b, e, o in zip(x.size, strides, size, begins, ends, more, strict=True)
+        )
+        way = self.pick("pads", "pads", "plain", "shape", "same")
+        sizes = zip(x.size, strides, size, begins, ends, strict=True)
+        if way == "pads" and all((n - 1) * s + k > b + e for n, s, k, b, e in sizes):
+            return after, {"strides": strides, "pads": begins + ends, "output_padding": more}
+        if way == "shape" and self.opset >= 11:
+            after = tuple((n - 1) * s + max(1, k - 1) for n, s, k in zip(x.size, strides, size, strict=True))
+            return after, {"strides": strides, "output_shape": list(after)}
+        if way == "same" and self.opset >= 11 and all(k >= s for k, s in zip(size, strides, strict=True)):
+            after = tuple(n * s for n, s in zip(x.size, strides, strict=True))
+            return after, {"strides": strides, "auto_pad": self.pick("SAME_UPPER", "SAME_LOWER")}
+        after = tuple((n - 1) * s + k for n, s, k in zip(x.size, strides, size, strict=True))
+        return after, {"strides": strides}
 
     def behind(self, x: Value) -> Value:
         """What usually follows a convolution: a BatchNormalization, constants, an activation."""
@@ -546,7 +566,9 @@ def networks(draw: st.DrawFn, *, runs: bool = False) -> Network:
 
 def _closed(made: _Maker, source: Value, last: Value) -> Network:
     """Declare inputs and outputs, with open dimensions here and there, and put the nodes in some order."""
-    initializers = [numpy_helper.from_array(np.ascontiguousarray(a).reshape(a.shape), n) for n, a in made.weights.items()]
+    initializers = [
+        numpy_helper.from_array(np.ascontiguousarray(a).reshape(a.shape), n) for n, a in made.weights.items()
+    ]
     inputs = []
     for name, array in made.fed.items():
         dims: list[Any] = list(array.shape)

@@ -145,7 +145,7 @@ def strings_of(function: Any, parameters: Mapping[str, Any]) -> Iterator[str]:
         function: The test.
         parameters: What it was called with.
     """
-    function = getattr(function, "hypothesis", None) and function.hypothesis.inner_test or function
+    function = (getattr(function, "hypothesis", None) and function.hypothesis.inner_test) or function
     function = getattr(function, "__func__", function)
     documented = function.__doc__
     yield from (text for text in _constants(function.__code__) if text != documented)

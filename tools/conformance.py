@@ -2,9 +2,9 @@
 
 The suite comes with the ``onnx`` package: single operators, models that a converter made of PyTorch layers, and known
 image networks whose weights are left out (random ones take their place here). A kernel that is an input of a case
-becomes an initializer, as it is in a trained network. Each case is rewritten at full rank, which has to compute what the
-case computes and what the suite expects of it, and at low rank, which has to be a valid model with the same outputs by
-name, type and shape. What is not rewritten needs a reason.
+becomes an initializer, as it is in a trained network. Each case is rewritten at full rank, which has to compute what
+the case computes and what the suite expects of it, and at low rank, which has to be a valid model with the same outputs
+by name, type and shape. What is not rewritten needs a reason.
 
     python -m tools.conformance                     all of it: a quarter of an hour on two cores
     python -m tools.conformance --kind node         only cases of a kind: node, converted, operator, network
@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper, version_converter
 
 import onnx_pointwise
-from onnx_pointwise.graph import Choice, Plan, Site, find_sites, load
-from onnx_pointwise.numerics import FORMS, Form, Rank, full_rank, has_form
+from onnx_pointwise.graph import Choice, Plan, Site, find_sites, load, takes
+from onnx_pointwise.numerics import FORMS, Form, Rank, full_rank
 
 Array = NDArray[Any]
 Status = Literal["passed", "refused", "failed"]
@@ -120,7 +120,7 @@ def _node_cases() -> Iterator[Case]:
     with np.errstate(all="ignore"):
         found = load_node_model_tests()
     for item in found:
-        if item.model is not None and _convolves(item.model.graph):
+        if item.model is not None and item.data_sets and _convolves(item.model.graph):
             inputs, outputs = item.data_sets[0]
 
             def make(
@@ -274,6 +274,8 @@ def _conform(case: Case, row: Row) -> None:
             row.refused[site.refusal.code, site.refusal.reason] += 1
             if not site.refusal.reason.strip():
                 row.faults.append(f"'{site.name}' is refused without a reason")
+    if not sites:
+        row.faults.append("its convolution was not found")
     if not free:
         return
     names = [output.name for output in model.graph.output]
@@ -294,7 +296,7 @@ def _conform(case: Case, row: Row) -> None:
 def _trials(sites: Sequence[Site]) -> Iterator[tuple[str, dict[str, Choice], bool]]:
     """Name what is tried: which choice for which site, and whether it is exact."""
     if len(sites) == 1:
-        turns = [[form] for form in FORMS if has_form(form, sites[0].kernel_shape)]
+        turns = [[form] for form in FORMS if takes(sites[0], form)]
     else:
         turns = [[_turn(site, number) for number, site in enumerate(sites)]]
     for forms in turns:
@@ -306,7 +308,7 @@ def _trials(sites: Sequence[Site]) -> Iterator[tuple[str, dict[str, Choice], boo
 
 
 def _turn(site: Site, number: int) -> Form:
-    fitting = [form for form in FORMS if has_form(form, site.kernel_shape)]
+    fitting = [form for form in FORMS if takes(site, form)]
     return fitting[number % len(fitting)]
 
 
@@ -358,7 +360,10 @@ def _differences(names: Sequence[str], before: Sequence[Array], after: Sequence[
 
 def table(rows: Sequence[Row]) -> str:
     """Write what became of each case, and how many passed, were refused and failed."""
-    lines = ["| kind | case | result | convolutions rewritten | why not the others | seconds |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| kind | case | result | convolutions rewritten | why not the others | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         reasons = "; ".join(f"{count} {code}" for (code, _), count in sorted(row.refused.items()))
         told = "; ".join(row.faults) or reasons

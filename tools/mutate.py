@@ -5,9 +5,9 @@
     python -m tools.mutate --part surgery --all     every mutant of a part: hours
     python -m tools.mutate --show survivors.diff    write what nobody noticed into a file
 
-Mutants are those of cosmic-ray, made in a copy of the tree; the part's tests run on each until the first fails. Left out
-are those that say nothing: of annotations, which nobody evaluates, and operators on bits in the place of others, which
-floating-point numbers do not have. Ends with exit code 1 where fewer than 85 % of a part's mutants are noticed.
+Mutants are those of cosmic-ray, made in a copy of the tree; the part's tests run on each until the first fails. Left
+out are those that say nothing: of annotations, which nobody evaluates, and operators on bits in the place of others,
+which floating-point numbers do not have. Ends with exit code 1 where fewer than 85 % of a part's mutants are noticed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Tally:
         return self.killed / self.drawn if self.drawn else 1.0
 
 
-def annotations(source: str) -> list[tuple[int, int, int, int]]:
+def idle_places(source: str) -> list[tuple[int, int, int, int]]:
     """Where annotations stand: first line and column, last line and column.
 
     Args:
@@ -98,12 +98,13 @@ def mutations(module: Path) -> Iterator[object]:
     from cosmic_ray.commands.init import init
     from cosmic_ray.work_db import WorkDB, use_db
 
-    with tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder, use_db(
-        str(Path(folder) / "mutants.sqlite"), WorkDB.Mode.create
-    ) as database:
+    with (
+        tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder,
+        use_db(str(Path(folder) / "mutants.sqlite"), WorkDB.Mode.create) as database,
+    ):
         init([module], database, {})
         items = [item.mutations[0] for item in database.work_items]
-    idle = annotations(module.read_text(encoding="utf-8"))
+    idle = idle_places(module.read_text(encoding="utf-8"))
     for item in sorted(items, key=lambda item: (item.start_pos, item.operator_name, item.occurrence)):
         line, column = item.start_pos
         on_bits = item.operator_name.endswith(("_BitAnd", "_BitOr", "_BitXor", "_LShift", "_RShift"))
@@ -174,9 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("| part | mutants | tried | noticed | by running out of time | share |")
     print("|---|---|---|---|---|---|")
     for name, tally in tallies.items():
-        print(
-            f"| {name} | {tally.whole} | {tally.drawn} | {tally.killed} | {tally.timed_out} | {tally.share:.1%} |"
-        )
+        print(f"| {name} | {tally.whole} | {tally.drawn} | {tally.killed} | {tally.timed_out} | {tally.share:.1%} |")
     return 1 if any(tally.share < BAR for tally in tallies.values()) else 0
 
 

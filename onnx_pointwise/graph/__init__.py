@@ -22,7 +22,7 @@ from onnx_pointwise.graph.model_io import (
 )
 from onnx_pointwise.graph.naming import GAP, full_name
 from onnx_pointwise.graph.noise import random_nodes, still, stilled
-from onnx_pointwise.graph.pieces import ConvPiece, pieces, whole
+from onnx_pointwise.graph.pieces import ConvPiece, pieces, takes, whole
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
 from onnx_pointwise.graph.shapes import (
     ASSUMED_SIZES,
@@ -84,6 +84,7 @@ __all__ = [
     "save",
     "still",
     "stilled",
+    "takes",
     "whole",
     "write_text",
 ]

@@ -27,7 +27,7 @@ ADVISORY = frozenset({"few_channels", "unknown_shape"})
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 _QUANTIZED = {"ConvInteger", "QLinearConv", "QLinearConvTranspose"}
 _PLAIN = {"Conv", "ConvTranspose"}
-_OTHER_CONVOLUTIONS = {"DeformConv", "FusedConv", "NhwcConv", "NhwcFusedConv"}
+_OTHER_CONVOLUTIONS = {"CausalConvWithState", "DeformConv", "FusedConv", "NhwcConv", "NhwcFusedConv"}
 
 _Read = TypeVar("_Read")
 

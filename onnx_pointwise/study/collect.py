@@ -160,10 +160,10 @@ def site_moments(
         InputError: An activation is not finite.
     """
     model = without_shapes(shapes.model)
-    made = {str(value.name) for node in model.graph for value in node.outputs}
-    known = made | {str(value.name) for value in model.graph.inputs}
+    inside = {str(value.name) for node in model.graph for value in node.outputs}
+    known = inside | {str(value.name) for value in model.graph.inputs}
     # What lies in a subgraph may read a value from around it, but runs when the subgraph does.
-    reachable = [site for site in sites if site.source in known and str(site.output.name) in made]
+    reachable = [site for site in sites if site.source in known and str(site.output.name) in inside]
     found: dict[str, Seen] = {}
     for number, group in enumerate(groups := list(_groups(reachable, memory))):
         # Sites that read one value in the same way see the same.

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 import onnx_pointwise
 from onnx_pointwise.errors import OnnxPointwiseError
-from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Site, find_sites, load
+from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Site, find_sites, load, takes
 from onnx_pointwise.graph.model_io import serialize, to_bytes
-from onnx_pointwise.numerics import FORMS, Rank, full_rank, has_form
+from onnx_pointwise.numerics import FORMS, Rank, full_rank
 from onnx_pointwise.runtime import resolve
 from tests.graphs import Array, session
 from tests.random_networks import BFLOAT16, FLOAT64, Network, in_float32, networks, with_one_input
@@ -50,7 +50,7 @@ def choices(sites: list[Site], draw: Callable[[int, int], int], *, exact: bool) 
     for site in sites:
         if not site.rewritable or draw(0, 9) == 0:
             continue
-        forms = [form for form in FORMS if has_form(form, site.kernel_shape)]
+        forms = [form for form in FORMS if takes(site, form)]
         form = forms[draw(0, len(forms) - 1)]
         full = full_rank(form, site.in_channels, site.out_channels, site.kernel_shape)
         ranks = tuple(size + draw(0, 2) if exact else draw(1, size) for size in full)
