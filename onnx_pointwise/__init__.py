@@ -6,6 +6,9 @@
 >>> result.save("cheaper.onnx")
 """
 
+import onnx_pointwise.early  # noqa: F401 (first of all: what follows takes time to load)
+
+# isort: split
 from onnx_pointwise.check import CheckResult, check
 from onnx_pointwise.errors import (
     InputError,
@@ -14,6 +17,7 @@ from onnx_pointwise.errors import (
     OutputError,
     PlanError,
     ProviderError,
+    SettingError,
     TargetError,
 )
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Refusal, Site, find_sites
@@ -59,6 +63,7 @@ __all__ = [
     "ProviderError",
     "Refusal",
     "RewriteResult",
+    "SettingError",
     "Settings",
     "Site",
     "Sweep",

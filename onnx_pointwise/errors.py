@@ -10,6 +10,10 @@ class OnnxPointwiseError(Exception):
     """Base of every error raised on purpose; the command line turns it into exit code 2."""
 
 
+class SettingError(OnnxPointwiseError, TypeError):
+    """What was asked for is given as a value of another kind: text for a number, one name for a list of them."""
+
+
 class ModelError(OnnxPointwiseError):
     """The input is not a model that can be read, described or run."""
 

@@ -12,7 +12,10 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, get_type_hints, overload
+
+from onnx_pointwise.errors import SettingError
+from onnx_pointwise.kinds import fits, words
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -118,6 +121,32 @@ def shared(settings: object, other: type) -> dict[str, Any]:
     """The values of one settings object that another class takes, too."""
     names = {item.name for item in options(other)}
     return {item.name: getattr(settings, item.name) for item in options(type(settings)) if item.name in names}
+
+
+def checked(settings: type[_T]) -> type[_T]:
+    """Let a settings class refuse names that it does not have, and values of another kind than its fields take.
+
+    Put it above ``dataclass``. What a value may say, within its kind, is left to those who read it.
+    """
+    made = settings.__init__
+    listed = options(settings)
+    known = [item.name for item in listed]
+    hints = functools.cache(lambda: get_type_hints(settings))
+
+    @functools.wraps(made)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        _require_known(settings.__name__, list(named), known)
+        made(self, *values, **named)
+        for item in listed:
+            value, hint = getattr(self, item.name), hints()[item.name]
+            if value is not item.default and not fits(value, hint):
+                what = words(hint)
+                raise SettingError(
+                    f"{item.name} cannot be {value!r:.60}{f', it takes {what}' if what else ''}: {item.text}"
+                )
+
+    settings.__init__ = init  # type: ignore[misc]
+    return settings
 
 
 class Job(Protocol[_Model, _P, _Settings, _Result]):

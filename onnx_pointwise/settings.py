@@ -29,7 +29,7 @@ from onnx_pointwise.graph import MIN_CHANNELS, Choice, ModelSource, Plan
 from onnx_pointwise.numerics import FORMS, Form, Method
 from onnx_pointwise.progress import Progress
 from onnx_pointwise.runtime import MEMORY
-from onnx_pointwise.schema import Line, about, option
+from onnx_pointwise.schema import Line, about, checked, option
 
 #: The provider that stands for planning by arithmetic alone.
 PLAN_ONLY = "none"
@@ -405,6 +405,7 @@ class Opening(Shapes, Inlining, Smallest):
     """What a model is opened with, to look at its convolutions."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Settings(
     Budgets,
@@ -491,6 +492,7 @@ class Trading:
     )
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings(
     Trading,
@@ -522,6 +524,7 @@ class Insertion:
     feature_maps: int = field(metadata=about("Feature maps that the 1x1 puts out: fewer, as many, or more."))
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class InsertSettings(
     Insertion,
@@ -543,6 +546,7 @@ class InsertSettings(
     """What `insert_pointwise` can be asked for."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class CheckSettings(
     Threads, Optimising, Telling, Given, Comparing, Answering, Locating, Trying, Shapes, Freezing, Drawing
@@ -565,6 +569,7 @@ class Opponent:
     other: ModelSource | bytes | None = option(None, "Another network to compare with.", line=None)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings(Opponent, Device, Optimising, Telling, Shapes, Freezing, Drawing):
     """What `bench` can be asked for."""
@@ -591,6 +596,7 @@ class BenchSettings(Opponent, Device, Optimising, Telling, Shapes, Freezing, Dra
     memory: bool = option(False, "Measure peak memory too, each network in a process of its own.")
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class InspectSettings(Opening, Threads, Caching, Telling):
     """What `inspect` can be asked for."""

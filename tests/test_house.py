@@ -27,7 +27,10 @@ FLOORS = (
     "numerics",
     "schema",
     "progress",
+    "kinds",
     "jsonable",
+    "scratch",
+    "early",
     "errors",
 )
 #: The package's own ``__init__`` hands out what users call; the command line calls it as they do.

@@ -19,7 +19,7 @@ import onnx_pointwise
 from onnx_pointwise.cli.app import app
 from onnx_pointwise.cli.options import with_options
 from onnx_pointwise.cli.parsing import SYNTAXES
-from onnx_pointwise.errors import PlanError
+from onnx_pointwise.errors import OnnxPointwiseError, PlanError, SettingError
 from onnx_pointwise.examples import Preprocessing
 from onnx_pointwise.graph import Choice
 from onnx_pointwise.jobs import insertion
@@ -130,9 +130,10 @@ def test_what_insert_shares_with_rewrite_reaches_it(monkeypatch: pytest.MonkeyPa
     common = {item.name for item in fields(InsertSettings)} & {item.name for item in fields(Settings)}
     plain = InsertSettings("conv2", 8)
     for name in sorted(common):
-        marked = replace(plain, **{name: "another"})  # type: ignore[arg-type]
+        another = SAID[name][1] if name in SAID else UNSAID[name]
+        marked = replace(plain, **{name: another})
         onnx_pointwise.insert_pointwise("model.onnx", marked)
-        assert getattr(asked[-1], name) == "another"
+        assert getattr(asked[-1], name) is another
     assert len(common) > 15
 
 
@@ -177,6 +178,46 @@ SAID: dict[str, tuple[list[str], Any]] = {
     "freeze_initializers": (["--freeze-initializers"], True),
     "seed": (["--seed", "5"], 5),
 }
+#: The same for what no command line says, or says by a file.
+UNSAID: dict[str, Any] = {"inputs": {"x": np.zeros(3)}, "progress": lambda stage, what: None}
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "words"),
+    [
+        (Settings, {"target_macs": "0.5"}, "target_macs cannot be '0.5', it takes a number or None: Share of the"),
+        (Settings, {"target_macs": True}, "target_macs cannot be True"),
+        (Settings, {"seed": 0.5}, "seed cannot be 0.5, it takes a whole number"),
+        (Settings, {"check": "no"}, "check cannot be 'no', it takes True or False"),
+        (Settings, {"nodes_to_exclude": "conv1"}, "nodes_to_exclude cannot be 'conv1', it takes a list or tuple"),
+        (Settings, {"ranks": ["conv1"]}, "ranks cannot be .'conv1'."),
+        (Settings, {"ranks": {"conv1": "4"}}, "ranks cannot be {'conv1': '4'}"),
+        (Settings, {"input_shapes": {"x": "1,3"}}, "input_shapes cannot be {'x': '1,3'}"),
+        (Settings, {"plan": 3}, "plan cannot be 3"),
+        (Settings, {"evaluate": "module:function"}, "evaluate cannot be 'module:function'"),
+        (Settings, {"limits": {"presence": 0.9}}, "limits cannot be"),
+        (InsertSettings, {"node": "a", "feature_maps": "8"}, "feature_maps cannot be '8', it takes a whole number"),
+        (CheckSettings, {"providers": "cpu"}, "providers cannot be 'cpu', it takes a list or tuple"),
+        (BenchSettings, {"runs": 1e3}, "runs cannot be 1000.0"),
+        (InspectSettings, {"threads": "2"}, "threads cannot be '2', it takes a whole number or None"),
+    ],
+)
+def test_values_of_another_kind_are_refused(settings: type, given: dict[str, Any], words: str) -> None:
+    for error in (SettingError, OnnxPointwiseError, TypeError):
+        with pytest.raises(error, match=f"^{words}"):
+            settings(**given)
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    made = Settings(target_macs=np.float32(0.5), seed=np.int64(3), check=np.True_, ranks={"a": np.int32(4)})  # type: ignore[arg-type]
+    assert made.target_macs == 0.5 and made.seed == 3
+    assert CheckSettings(batch_sizes=np.array([1, 2])).max_drift is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [settings for settings, _ in JOBS.values()])
+def test_names_that_are_not_known_are_refused_with_the_nearest(settings: type) -> None:
+    with pytest.raises(TypeError, match=rf"{settings.__name__}\(\) got an unexpected .* did you mean '\w+'\?"):
+        settings(**{f"{fields(settings)[-1].name}s": 1})
 
 
 def settings_of(cls: type, *arguments: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -14,9 +15,11 @@ from onnx_pointwise.cli.check import check
 from onnx_pointwise.cli.help import NAME, Command, commands_help
 from onnx_pointwise.cli.insert import insert
 from onnx_pointwise.cli.inspect import inspect
+from onnx_pointwise.cli.interrupting import Interrupted, interruptible
 from onnx_pointwise.cli.output import BAD_INPUT, errors
 from onnx_pointwise.cli.providers import providers
 from onnx_pointwise.cli.rewrite import rewrite
+from onnx_pointwise.cli.streams import make_patient
 from onnx_pointwise.cli.sweep import sweep
 from onnx_pointwise.errors import OnnxPointwiseError
 from onnx_pointwise.reports import console, plain
@@ -34,6 +37,8 @@ class _Commands(TyperGroup):
         except OnnxPointwiseError as error:
             errors().print(f"error: {plain(error)}", style="bold red", soft_wrap=True)
             ctx.exit(BAD_INPUT)
+        except Interrupted as interrupt:  # typer knows one exit code for all
+            ctx.exit(128 + interrupt.number)
 
 
 app = typer.Typer(
@@ -65,4 +70,9 @@ def _before(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    make_patient()
+    try:
+        with interruptible():
+            app()
+    except Interrupted as interrupt:
+        sys.exit(128 + interrupt.number)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from onnx_pointwise.errors import OutputError
+from onnx_pointwise.scratch import ScratchFolder
 
 #: What a command was told to read or write under one name: nothing, a file, or several.
 Named = str | Path | Sequence[str | Path] | None
@@ -81,18 +81,30 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = require_writable(path)
     place = written_through(path)
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=".onnx_pointwise.", dir=place.parent))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
-    try:
-        yield scratch
-        # The named file comes last: whoever sees it sees all that it needs.
-        for item in sorted(scratch.iterdir(), key=lambda item: item.name == path.name):
-            item.replace(place if item.name == path.name else place.parent / item.name)
+        with ScratchFolder(place.parent) as scratch:
+            yield scratch
+            # The named file comes last: whoever sees it sees all that it needs.
+            items = sorted(scratch.iterdir(), key=lambda item: item.name == path.name)
+            _rename({item: place if item.name == path.name else place.parent / item.name for item in items})
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _rename(places: Mapping[Path, Path]) -> None:
+    """Bring files to their places in turn; where that ends before the last one, none is left that was not there."""
+    *before, last = places
+    new = [places[item] for item in before if not places[item].exists()]
+    try:
+        for item in places:
+            with item.open("rb") as stream:
+                os.fsync(stream.fileno())  # a network's file system may only now find that there is no room
+        for item, place in places.items():
+            item.replace(place)
+    except BaseException:
+        if last.exists():  # else an interruption came when all was done
+            for place in new:
+                place.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from onnx_pointwise.graph.files import data_name, is_data_name, written_through
 from onnx_pointwise.graph.files import require_writable as require_writable
 from onnx_pointwise.graph.files import write_text as write_text
 from onnx_pointwise.graph.wire import Layout, all_graphs, innermost, lay_out, subgraphs_of, tensors
+from onnx_pointwise.scratch import ScratchFolder
 
 #: What every public function takes for a model.
 ModelSource = str | Path | onnx.ModelProto | ir.Model | bytes | io.BufferedIOBase
@@ -455,8 +455,8 @@ def runtime_source(source: ModelSource | bytes) -> Iterator[str | bytes]:
         if layout.size + layout.data_size < _IN_MEMORY_LIMIT:
             yield to_bytes(model)
             return
-        with tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder:
-            path = Path(folder) / "model.onnx"
+        with ScratchFolder() as folder:
+            path = folder / "model.onnx"
             try:
                 _write(layout, path, data_file)
             except OSError as error:

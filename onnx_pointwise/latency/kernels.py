@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.numerics import FORMS, SPATIAL, Form, Rank, full_rank
 from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import Runner, machine, open_session, provider_info, provider_name
+from onnx_pointwise.scratch import ScratchFolder
 
 #: Latencies closer than this share of the dense site's count as equal.
 TOLERANCE = 0.03
@@ -352,9 +352,9 @@ class _Clock:
     def _profile(self, probes: Sequence[_Probe]) -> dict[_Probe, float]:
         """Time all probes in one session by its profile, which leaves out what only their ends cost."""
         runs, warmup = _counts(probes)
-        with tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder:
+        with ScratchFolder() as folder:
             data = _network(probes).SerializeToString()
-            session = open_session(data, self._provider, threads=self._threads, profile=Path(folder) / "profile")
+            session = open_session(data, self._provider, threads=self._threads, profile=folder / "profile")
             runner = Runner(session, _feeds(probes), self._provider, "latency probe")
             for _ in range(warmup + runs):
                 runner.first_run()

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from onnx_pointwise.runtime import providers
 from onnx_pointwise.runtime.runner import Runner
 from onnx_pointwise.runtime.running import Watching
 from onnx_pointwise.schema import job
+from onnx_pointwise.scratch import ScratchFolder
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,15 @@ def peak_memory(model: ModelSource | bytes, settings: Watching) -> PeakMemory:
     """
     feeds = settings.feeds(model)
     # The session here finds faults that a message from a dead process could not name.
-    with runtime_source(model) as source, tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder:
+    with runtime_source(model) as source, ScratchFolder() as folder:
         settings.runner(source, feeds, model).first_run()
-        path = Path(source) if isinstance(source, str) else Path(folder) / "model.onnx"
+        path = Path(source) if isinstance(source, str) else folder / "model.onnx"
         if isinstance(source, bytes):
             path.write_bytes(source)
-        np.savez(Path(folder) / "inputs.npz", allow_pickle=False, **feeds)
+        np.savez(folder / "inputs.npz", allow_pickle=False, **feeds)
         work = {
             "model": str(path.resolve()),
-            "inputs": str(Path(folder) / "inputs.npz"),
+            "inputs": str(folder / "inputs.npz"),
             "provider": settings.provider,
             "threads": settings.threads,
             "optimization": settings.optimization,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import providers
 from onnx_pointwise.runtime.running import Profiling
 from onnx_pointwise.schema import job
+from onnx_pointwise.scratch import ScratchFolder
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def node_times(model: ModelSource | bytes, settings: Profiling) -> list[NodeTime
     graph = as_model(model)
     with (
         runtime_source(_named(graph) or model) as source,
-        tempfile.TemporaryDirectory(prefix="onnx_pointwise.") as folder,
+        ScratchFolder() as folder,
     ):
-        runner = settings.runner(source, feeds, model, profile=Path(folder) / "profile")
+        runner = settings.runner(source, feeds, model, profile=folder / "profile")
         runner.first_run()
         for _ in range(settings.warmup - 1 + settings.runs):
             runner.run()

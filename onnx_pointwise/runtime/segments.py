@@ -7,7 +7,6 @@ to come needs are kept, and beyond a limit they lie in files. Every node runs on
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.graph import Site, holds_map, runtime_source, still
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.runtime_errors import sentence
+from onnx_pointwise.scratch import ScratchFolder
 
 Array = NDArray[Any]
 
@@ -113,7 +113,7 @@ class Store:
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held, self._count = limit, 0, 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: ScratchFolder | None = None
 
     def new(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
         """Make an array to be filled."""
@@ -122,9 +122,9 @@ class Store:
             self._held += size
             return np.empty(tuple(shape), dtype)
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="onnx_pointwise.")
+            self._folder = ScratchFolder()
         self._count += 1
-        return np.memmap(Path(self._folder.name) / f"{self._count}.bin", dtype, "w+", shape=tuple(shape))
+        return np.memmap(self._folder.path / f"{self._count}.bin", dtype, "w+", shape=tuple(shape))
 
     def drop(self, array: Array) -> None:
         """Give an array's room back; the caller must not use it any more."""
@@ -136,7 +136,7 @@ class Store:
     def close(self) -> None:
         """Remove the files."""
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove()
             self._folder = None
 
 

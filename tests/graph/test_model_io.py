@@ -475,7 +475,7 @@ def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(
         with pytest.raises(OutputError, match="No space left"):
             save(load(small()), path)
     with monkeypatch.context() as patch:
-        patch.setattr("tempfile.mkdtemp", full)
+        patch.setattr(Path, "mkdir", full)
         with pytest.raises(OutputError, match="No space left"):
             write_text(path, "new")
     with pytest.raises(KeyboardInterrupt), atomic_folder(path) as scratch:
