@@ -1,20 +1,27 @@
 """What kind of value a field takes, by its annotation: numbers, switches, lists and mappings of them.
 
 A value of another kind would be noticed late and in words about something else, or not at all: of a name where names
-are wanted, each letter would be one. Text, and what has classes of its own, is left to those who read it: they know
-what it may say.
+are wanted, each letter would be one. Text alone is left to those who read it: they know what it may say.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 
-_WORDS = {float: "a number", int: "a whole number", bool: "True or False", type(None): "None"}
+_WORDS = {
+    float: "a number",
+    int: "a whole number",
+    bool: "True or False",
+    str: "text",
+    Path: "a path",
+    type(None): "None",
+}
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -36,12 +43,18 @@ def fits(value: Any, hint: Any) -> bool:
     if isinstance(origin, type) and issubclass(origin, Sequence):
         listed = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
         return listed and all(fits(item, get_args(hint)[0]) for item in value)
-    return not isinstance(hint, type) or hint is str or isinstance(value, hint) or issubclass(hint, np.ndarray)
+    if origin is Callable:
+        return callable(value)
+    if not isinstance(hint, type) or issubclass(hint, np.ndarray) or getattr(hint, "_is_protocol", False):
+        return True
+    return isinstance(value, hint)
 
 
 def words(hint: Any) -> str:
     """Say what kind of value an annotation names; empty where it is not known here."""
     origin = get_origin(hint)
+    if origin is Callable:
+        return "a function"
     if origin in (Union, types.UnionType):
         parts = [words(part) for part in get_args(hint)]
         return " or ".join(dict.fromkeys(parts)) if all(parts) else ""

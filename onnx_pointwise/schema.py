@@ -139,7 +139,7 @@ def checked(settings: type[_T]) -> type[_T]:
         made(self, *values, **named)
         for item in listed:
             value, hint = getattr(self, item.name), hints()[item.name]
-            if value is not item.default and not fits(value, hint):
+            if hint is not str and value is not item.default and not fits(value, hint):
                 what = words(hint)
                 raise SettingError(
                     f"{item.name} cannot be {value!r:.60}{f', it takes {what}' if what else ''}: {item.text}"
