@@ -145,7 +145,7 @@ def checked(settings: type[_T]) -> type[_T]:
                     f"{item.name} cannot be {value!r:.60}{f', it takes {what}' if what else ''}: {item.text}"
                 )
 
-    settings.__init__ = init  # type: ignore[misc]
+    settings.__init__ = init  # type: ignore[method-assign]
     return settings
 
 

@@ -237,6 +237,7 @@ def _require_whole(model: ir.Model, where: str) -> None:
                 raise ModelError(
                     f"{where}: the node '{node.name}' ({node.op_type}) lacks inputs or outputs; export the model again."
                 )
+            _require_positive(node, where)
             for value in taken:
                 if _comes_from_nowhere(value):
                     raise ModelError(
@@ -246,6 +247,18 @@ def _require_whole(model: ir.Model, where: str) -> None:
         for value in graph.outputs:
             if _comes_from_nowhere(value):
                 raise ModelError(f"{where}: the output '{value.name}' comes from no node; export the model again.")
+
+
+def _require_positive(node: ir.Node, where: str) -> None:
+    """A window of no size, or that does not move: older versions of onnx divide by it, and the process dies of that."""
+    for name in ("dilations", "kernel_shape", "strides"):
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.type == ir.AttributeType.INTS and not attribute.is_ref():
+            if any(size < 1 for size in attribute.as_ints()):
+                raise ModelError(
+                    f"{where}: the {name} of the node '{node.name}' ({node.op_type}) are {list(attribute.as_ints())}, "
+                    "which must be above 0; export the model again."
+                )
 
 
 def _require_no_recursion(model: ir.Model, where: str) -> None:

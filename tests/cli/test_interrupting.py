@@ -41,9 +41,11 @@ from onnx_pointwise.cli.interrupting import interruptible
 from onnx_pointwise.scratch import ScratchFolder
 with interruptible():
     folder = ScratchFolder()
-    print(folder.path, flush=True)
+    said = False
     while True:  # what never returns to the interpreter looks like this from outside
         try:
+            said or print(folder.path, flush=True)
+            said = True
             time.sleep(60)
         except KeyboardInterrupt:
             pass
