@@ -22,6 +22,9 @@ from onnx_pointwise.errors import (
 )
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Refusal, Site, find_sites
 from onnx_pointwise.jobs import (
+    Batch,
+    Rewritten,
+    rewrite_all,
     Benchmark,
     Inspection,
     RewriteResult,
@@ -35,6 +38,7 @@ from onnx_pointwise.jobs import (
 from onnx_pointwise.latency import cache_info, clear_cache
 from onnx_pointwise.runtime import NodeTime, discover, node_times
 from onnx_pointwise.settings import (
+    ManySettings,
     BenchSettings,
     CheckSettings,
     InsertSettings,
@@ -44,6 +48,10 @@ from onnx_pointwise.settings import (
 )
 
 __all__ = [
+    "Batch",
+    "ManySettings",
+    "Rewritten",
+    "rewrite_all",
     "BenchSettings",
     "Benchmark",
     "BottleneckPass",

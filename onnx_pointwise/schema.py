@@ -20,6 +20,7 @@ from onnx_pointwise.kinds import fits, words
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 _Model = TypeVar("_Model", contravariant=True)
+_Other = TypeVar("_Other", contravariant=True)
 _Settings = TypeVar("_Settings", contravariant=True)
 _Result = TypeVar("_Result", covariant=True)
 
@@ -159,14 +160,14 @@ class Job(Protocol[_Model, _P, _Settings, _Result]):
     def __call__(self, model: _Model, *args: _P.args, **keywords: _P.kwargs) -> _Result: ...
 
 
-class PairJob(Protocol[_Model, _P, _Settings, _Result]):
-    """A job on two models, asked for by keywords or by a settings object."""
+class PairJob(Protocol[_Model, _Other, _P, _Settings, _Result]):
+    """A job on two things, asked for by keywords or by a settings object."""
 
     @overload
-    def __call__(self, before: _Model, after: _Model, settings: _Settings) -> _Result: ...
+    def __call__(self, before: _Model, after: _Other, settings: _Settings) -> _Result: ...
 
     @overload
-    def __call__(self, before: _Model, after: _Model, *args: _P.args, **keywords: _P.kwargs) -> _Result: ...
+    def __call__(self, before: _Model, after: _Other, *args: _P.args, **keywords: _P.kwargs) -> _Result: ...
 
 
 def job(
@@ -178,8 +179,8 @@ def job(
 
 def pair(
     settings: Callable[_P, _Settings],
-) -> Callable[[Callable[[_Model, _Model, _Settings], _Result]], PairJob[_Model, _P, _Settings, _Result]]:
-    """The same as `job` for a function of two models."""
+) -> Callable[[Callable[[_Model, _Other, _Settings], _Result]], PairJob[_Model, _Other, _P, _Settings, _Result]]:
+    """The same as `job` for a function of two models, or of models and where they go."""
     return functools.partial(_with_keywords, settings)
 
 

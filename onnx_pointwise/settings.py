@@ -270,6 +270,19 @@ class Given:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spreading:
+    """Who else works on it."""
+
+    TITLE: ClassVar[str] = "Target"
+
+    scheduler: str | None = option(
+        None,
+        "Dask scheduler whose workers take independent pieces, as tcp://host:8786; what is timed is timed here.",
+        line=Line(metavar="ADDRESS"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparing:
     """How far both networks may differ."""
 
@@ -458,6 +471,21 @@ class Settings(
             raise PlanError("max_drift, require and inputs are for the check; leave it on, or leave them out.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """What is written."""
+
+    TITLE: ClassVar[str] = "Folder"
+
+    force: bool = option(False, "Write models even if their checks fail.", line=None)
+    external_data: bool | None = option(None, "Keep weights outside the files, or inside; as the input.", line=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManySettings(Settings, Spreading, Writing):
+    """What `rewrite_all` can be asked for."""
+
+
 #: What the shares of a sweep are shares of.
 Cost = Literal["macs", "params", "size", "latency"]
 #: What the answers of a sweep are judged by.
@@ -502,6 +530,7 @@ class SweepSettings(
     Threads,
     Caching,
     Working,
+    Spreading,
     Telling,
     HeldBack,
     Comparing,

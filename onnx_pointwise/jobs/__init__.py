@@ -8,11 +8,16 @@ from onnx_pointwise.jobs.fronts import Front, Sweep, SweepPoint
 from onnx_pointwise.jobs.insertion import insert_pointwise
 from onnx_pointwise.jobs.inspection import ENERGIES, Inspection, SiteView, inspect
 from onnx_pointwise.jobs.loading import require_other_file
+from onnx_pointwise.jobs.many import Batch, Rewritten, models_in, rewrite_all
 from onnx_pointwise.jobs.pipeline import rewrite
 from onnx_pointwise.jobs.results import RewriteResult, SiteResult
 from onnx_pointwise.jobs.sweeping import sweep
 
 __all__ = [
+    "Batch",
+    "Rewritten",
+    "models_in",
+    "rewrite_all",
     "ENERGIES",
     "Benchmark",
     "Front",

@@ -153,7 +153,9 @@ def _front(work: _Work, shares: Sequence[float], answers: Answers) -> Front:
         elif same is not None:
             unmade.append(Unmade(share, f"It is the network for {same.asked:g} once more."))
         else:
-            points.append(_point(work, share, plan))
+            pending.append((share, plan))
+    pieces = [_Piece(work.to_hand_out(), share, plan) for share, plan in pending]
+    points = handed_out(_point, pieces, work.settings.scheduler, lambda done: None)
     seen = work.question.seen
     name = work.settings.provider
     return front_of(name, work.cost, answers, points, unmade=tuple(unmade), unmeasured=seen.unmeasured)

@@ -12,6 +12,7 @@ from onnx_pointwise.reports.terminal.figures import (
     sparkline,
 )
 from onnx_pointwise.reports.terminal.inspecting import inspection
+from onnx_pointwise.reports.terminal.many import many, sentences
 from onnx_pointwise.reports.terminal.names import fitting
 from onnx_pointwise.reports.terminal.rewriting import rewrite
 from onnx_pointwise.reports.terminal.running import bench, cache, comparison, providers
@@ -19,6 +20,8 @@ from onnx_pointwise.reports.terminal.sweeping import sweep
 from onnx_pointwise.reports.terminal.tables import Column, Grid
 
 __all__ = [
+    "many",
+    "sentences",
     "Column",
     "Grid",
     "answers",

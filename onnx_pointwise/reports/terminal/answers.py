@@ -17,7 +17,8 @@ MOST_SITES = 8
 _NAME = 40
 # Heads longer than this are called by their output where that is enough.
 _LONG = 28
-_STYLES: Mapping[Likeness | None, str] = {"changed": "bold yellow", "broken": "bold red", None: "bold red"}
+#: How a verdict looks.
+STYLES: Mapping[Likeness | None, str] = {"changed": "bold yellow", "broken": "bold red", None: "bold red"}
 _ON: Mapping[Inputs, str] = {
     "given": "on the inputs given",
     "held_back": "on held-back examples",
@@ -75,7 +76,7 @@ def _place(head: HeadCheck) -> str:
 def _sentence(result: CheckResult) -> Text:
     """The one line that a reader remembers."""
     worst, word = result.worst, result.verdict
-    style = _STYLES.get(word, "bold green" if result.passed else "bold")
+    style = STYLES.get(word, "bold green" if result.passed else "bold")
     if worst is None or word is None:
         return Text(f"Nothing that the networks answer could be compared {_ON[result.inputs]}.", style=style)
     said = "The network is broken" if word == "broken" else f"The answers are {WORDS[word]}"
@@ -89,7 +90,7 @@ def _row(head: HeadCheck) -> list[Cell]:
         agreement = agreement if head.judged_by == "agreement" else f"({agreement})"
     drift, most = ("" if number is None else f"{number:.3g}" for number in (head.drift, head.worst_drift))
     word = "not compared" if head.verdict is None else WORDS[head.verdict]
-    return [agreement, drift, most, Text(word, style=_STYLES.get(head.verdict, ""))]
+    return [agreement, drift, most, Text(word, style=STYLES.get(head.verdict, ""))]
 
 
 def _limits(result: CheckResult) -> Text:
