@@ -23,35 +23,32 @@ from onnx_pointwise.errors import (
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Refusal, Site, find_sites
 from onnx_pointwise.jobs import (
     Batch,
-    Rewritten,
-    rewrite_all,
     Benchmark,
     Inspection,
     RewriteResult,
+    Rewritten,
     Sweep,
     bench,
     insert_pointwise,
     inspect,
     rewrite,
+    rewrite_all,
     sweep,
 )
 from onnx_pointwise.latency import cache_info, clear_cache
 from onnx_pointwise.runtime import NodeTime, discover, node_times
 from onnx_pointwise.settings import (
-    ManySettings,
     BenchSettings,
     CheckSettings,
     InsertSettings,
     InspectSettings,
+    ManySettings,
     Settings,
     SweepSettings,
 )
 
 __all__ = [
     "Batch",
-    "ManySettings",
-    "Rewritten",
-    "rewrite_all",
     "BenchSettings",
     "Benchmark",
     "BottleneckPass",
@@ -62,6 +59,7 @@ __all__ = [
     "InsertSettings",
     "InspectSettings",
     "Inspection",
+    "ManySettings",
     "ModelError",
     "NodeTime",
     "OnnxPointwiseError",
@@ -71,6 +69,7 @@ __all__ = [
     "ProviderError",
     "Refusal",
     "RewriteResult",
+    "Rewritten",
     "SettingError",
     "Settings",
     "Site",
@@ -87,5 +86,6 @@ __all__ = [
     "inspect",
     "node_times",
     "rewrite",
+    "rewrite_all",
     "sweep",
 ]

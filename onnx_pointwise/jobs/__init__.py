@@ -14,15 +14,13 @@ from onnx_pointwise.jobs.results import RewriteResult, SiteResult
 from onnx_pointwise.jobs.sweeping import sweep
 
 __all__ = [
-    "Batch",
-    "Rewritten",
-    "models_in",
-    "rewrite_all",
     "ENERGIES",
+    "Batch",
     "Benchmark",
     "Front",
     "Inspection",
     "RewriteResult",
+    "Rewritten",
     "SiteResult",
     "SiteView",
     "Sweep",
@@ -30,7 +28,9 @@ __all__ = [
     "bench",
     "insert_pointwise",
     "inspect",
+    "models_in",
     "require_other_file",
     "rewrite",
+    "rewrite_all",
     "sweep",
 ]

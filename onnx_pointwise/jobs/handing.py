@@ -7,36 +7,34 @@ from typing import Any, TypeVar
 
 from onnx_pointwise.errors import ProviderError
 
+_Shared = TypeVar("_Shared")
 _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
 
-#: Called before a piece is taken up here, or once one is done elsewhere, with how many are done.
-Counted = Callable[[int], None]
 # Seconds to wait for a scheduler.
 _PATIENCE = 10.0
 
 
 def handed_out(
-    function: Callable[[_Piece], _Result], pieces: Sequence[_Piece], scheduler: str | None, counted: Counted
+    function: Callable[[_Shared, _Piece], _Result], shared: _Shared, pieces: Sequence[_Piece], scheduler: str | None
 ) -> Iterator[_Result]:
-    """Do all pieces; give the results in their order.
+    """Do all pieces; give the results in their order, each as soon as it and those before it are there.
 
     Nothing that is timed may be among them: a machine that works on several pieces is slower for each. A worker that
     is lost loses what it had begun, and Dask gives that to another.
 
     Args:
-        function: What to do with a piece; it can be pickled, as pieces and results can.
+        function: What to do with a piece; it can be pickled, as what is shared, pieces and results can.
+        shared: What all of them take, too.
         pieces: The pieces.
         scheduler: Address of a Dask scheduler, as ``tcp://host:8786``; None does everything here.
-        counted: Is told how many are done.
 
     Raises:
         ProviderError: Dask is not installed, or there is no scheduler at that address.
     """
     if scheduler is None:
-        for number, piece in enumerate(pieces):
-            counted(number)
-            yield function(piece)
+        for piece in pieces:
+            yield function(shared, piece)
         return
     distributed = _dask()
     try:
@@ -44,12 +42,15 @@ def handed_out(
     except (OSError, ValueError, TimeoutError) as error:
         raise ProviderError(f"--scheduler {scheduler}: no Dask scheduler answers there: {error}.") from error
     with client:
-        # The same piece twice is the same work, but a key made from pieces would depend on their bytes.
-        futures = client.map(function, list(pieces), pure=False)
-        for done, _ in enumerate(distributed.as_completed(futures, raise_errors=False)):
-            counted(done + 1)
+        # Sent once, as the result of a task: unlike scattered data it can be had again when its worker is lost.
+        sent = client.submit(_same, shared, pure=False)
+        futures = [client.submit(function, sent, piece, pure=False) for piece in pieces]
         for future in futures:
             yield future.result()
+
+
+def _same(shared: _Shared) -> _Shared:
+    return shared
 
 
 def _dask() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,9 +97,7 @@ def models_in(source: str | Path) -> list[Path] | None:
 
 
 @pair(ManySettings)
-def rewrite_all(
-    models: str | Path | Sequence[str | Path], folder: str | Path, settings: ManySettings
-) -> Batch:
+def rewrite_all(models: str | Path | Sequence[str | Path], folder: str | Path, settings: ManySettings) -> Batch:
     """Rewrite many models with the same settings, each for itself; one that fails leaves the others alone.
 
     With a scheduler they are handed to its workers, which must see the same files. Nothing may be timed then: plans by
@@ -132,13 +129,22 @@ def rewrite_all(
     one = replace(Settings(**shared(settings, Settings)), progress=None)
     if settings.scheduler is not None:
         one = replace(one, latency=False)
-    work = functools.partial(_rewritten, one, settings.force, settings.external_data)
-    names = [str(source) for source, _ in pairs]
+    how = _How(one, settings.force, settings.external_data)
+    found: list[Rewritten] = []
+    settings.tell("models", str(pairs[0][0]), 0, len(pairs))
+    for made in handed_out(_rewritten, how, pairs, settings.scheduler):
+        found.append(made)
+        settings.tell("models", made.source, len(found), len(pairs))
+    return Batch(tuple(found))
 
-    def counted(done: int) -> None:
-        settings.tell("models", names[done] if done < len(names) else "", done, len(names))
 
-    return Batch(tuple(handed_out(work, pairs, settings.scheduler, counted)))
+@dataclass(frozen=True)
+class _How:
+    """What is the same for all models: settings, whether failures are written, where weights go."""
+
+    settings: Settings
+    force: bool
+    external_data: bool | None
 
 
 def _pairs(models: str | Path | Sequence[str | Path], folder: Path) -> list[tuple[Path, Path]]:
@@ -162,18 +168,16 @@ def _pairs(models: str | Path | Sequence[str | Path], folder: Path) -> list[tupl
     return [(source, target) for target, source in targets.items()]
 
 
-def _rewritten(
-    settings: Settings, force: bool, external_data: bool | None, pair: tuple[Path, Path]
-) -> Rewritten:
+def _rewritten(how: _How, files: tuple[Path, Path]) -> Rewritten:
     """Rewrite one model and write it, if its check passes."""
-    source, target = pair
+    source, target = files
     written = False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         require_writable(target)
-        result = rewrite(source, settings)
-        if result.passed or force:
-            result.save(target, use_external_data_format=external_data)
+        result = rewrite(source, how.settings)
+        if result.passed or how.force:
+            result.save(target, use_external_data_format=how.external_data)
             written = True
     except OnnxPointwiseError as error:
         return Rewritten(str(source), str(target), written, False, None, str(error), None)

@@ -16,9 +16,11 @@ from onnx_pointwise.jobs.concluding import Ending, concluded
 from onnx_pointwise.jobs.curves import curves_of
 from onnx_pointwise.jobs.deciding import Question, asked
 from onnx_pointwise.jobs.fronts import Front, Sweep, SweepPoint, Unmade, front_of, is_share
+from onnx_pointwise.jobs.handing import handed_out
 from onnx_pointwise.jobs.loading import Network, examples_for, network, with_full_names
-from onnx_pointwise.jobs.looking import not_measurable, one_thread_of_blas
+from onnx_pointwise.jobs.looking import Evidence, not_measurable, one_thread_of_blas
 from onnx_pointwise.jobs.results import RewriteResult
+from onnx_pointwise.latency import Timing
 from onnx_pointwise.planning import Budget, Corrected, choose, timed_once
 from onnx_pointwise.runtime import Origin, origin_of, resolve
 from onnx_pointwise.schema import job, shared
@@ -76,7 +78,7 @@ def sweep(model: ModelSource, settings: SweepSettings) -> Sweep:
         found = works[0].question.seen.found if works else None
         question = asked(net, examples, not_measurable(one), replace(one, **_target(cost, 1.0)), clock, found)
         works.append(_Work(net, question, score, one, cost))
-    fronts = tuple(_front(work, shares, answers) for work in works)
+    fronts = tuple(_front(work, shares, answers, settings.scheduler) for work in works)
     clock.lap("networks")
     picked = None
     if settings.pick is not None:
@@ -101,6 +103,28 @@ class _Work:
     score: float | None
     settings: Settings
     cost: Cost
+
+    def alone(self) -> _Work:
+        """The same without what belongs to this process: sessions, measurements, who is told of progress."""
+        found = self.question.seen.found
+        seen = Evidence(None if found is None else replace(found))  # a copy knows no rehearsal
+        question = replace(self.question, learned=None, listed=(), seen=seen)
+        return replace(self, question=question, settings=replace(self.settings, progress=None))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A network to make.
+
+    Attributes:
+        share: The share that was asked for.
+        plan: Its plan.
+        timing: What it takes on the provider; ``None`` where nothing is measured.
+    """
+
+    share: float
+    plan: Plan
+    timing: Timing | None
 
 
 def _shares(settings: SweepSettings) -> list[float]:
@@ -136,26 +160,28 @@ def _target(cost: Cost, share: float) -> dict[str, Any]:
     return {_TARGETS[cost]: share}
 
 
-def _front(work: _Work, shares: Sequence[float], answers: Answers) -> Front:
+def _front(work: _Work, shares: Sequence[float], answers: Answers, scheduler: str | None) -> Front:
     """Make a network for every share, each from what is known alone: none depends on another."""
-    points: list[SweepPoint] = []
+    made: list[_Piece] = []
     unmade: list[Unmade] = []
     for number, share in enumerate(shares):
-        work.settings.tell("sweep", f"{share:g} of the {work.cost}", number, len(shares))
+        work.settings.tell("plans", f"{share:g} of the {work.cost}", number, len(shares))
         try:
             plan = _planned(work, share)
         except TargetError as error:
             unmade.append(Unmade(share, str(error)))
             continue
-        same = next((point for point in points if point.plan.choices == plan.choices), None)
+        same = next((piece for piece in made if piece.plan.choices == plan.choices), None)
         if not plan.choices:
             unmade.append(Unmade(share, "The untouched network keeps that share."))
         elif same is not None:
-            unmade.append(Unmade(share, f"It is the network for {same.asked:g} once more."))
+            unmade.append(Unmade(share, f"It is the network for {same.share:g} once more."))
         else:
-            pending.append((share, plan))
-    pieces = [_Piece(work.to_hand_out(), share, plan) for share, plan in pending]
-    points = handed_out(_point, pieces, work.settings.scheduler, lambda done: None)
+            made.append(_timed(work, share, plan))
+    points: list[SweepPoint] = []
+    for number, point in enumerate(handed_out(_point, work.alone(), made, scheduler)):
+        points.append(point)
+        work.settings.tell("networks", f"{point.asked:g} of the {work.cost}", number + 1, len(made))
     seen = work.question.seen
     name = work.settings.provider
     return front_of(name, work.cost, answers, points, unmade=tuple(unmade), unmeasured=seen.unmeasured)
@@ -186,16 +212,22 @@ def _planned(work: _Work, share: float) -> Plan:
     return replace(plan, calibration=question.calibration, budget=wanted.to_dict())
 
 
-def _point(work: _Work, share: float, plan: Plan) -> SweepPoint:
+def _timed(work: _Work, share: float, plan: Plan) -> _Piece:
+    """Time a network where that means something: here, one after the other, whoever makes the weights."""
+    if work.question.seen.timed is None:
+        return _Piece(share, plan, None)
+    plan, timing = timed_once(plan, work.question.seen.timed)
+    return _Piece(share, plan, timing)
+
+
+def _point(work: _Work, piece: _Piece) -> SweepPoint:
     """Fit a network and compare its answers."""
     net, seen, settings = work.net, work.question.seen, work.settings
-    timing = None
-    if seen.timed is not None:
-        plan, timing = timed_once(plan, seen.timed)
+    plan, timing = piece.plan, piece.timing
     found = None if seen.found is None else seen.found.thinned(max(_LEAST, seen.found.count // _PART))
     made = fitted(net, plan, found, settings, predict=False)
     return SweepPoint(
-        asked=share,
+        asked=piece.share,
         plan=plan,
         before=net.cost,
         after=model_cost(made.model, resolve(made.model, net.shapes.inputs)),

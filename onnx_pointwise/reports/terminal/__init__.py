@@ -20,8 +20,6 @@ from onnx_pointwise.reports.terminal.sweeping import sweep
 from onnx_pointwise.reports.terminal.tables import Column, Grid
 
 __all__ = [
-    "many",
-    "sentences",
     "Column",
     "Grid",
     "answers",
@@ -33,11 +31,13 @@ __all__ = [
     "count",
     "fitting",
     "inspection",
+    "many",
     "milliseconds",
     "percent",
     "providers",
     "rank",
     "rewrite",
+    "sentences",
     "size",
     "sparkline",
     "sweep",
