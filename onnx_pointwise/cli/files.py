@@ -32,7 +32,9 @@ def require_files_apart(texts: Mapping[str, Any]) -> None:
     models = [texts[name] for name in _MODELS if texts.get(name) is not None]
     # Their external data matter only where something stands already.
     stands = any(Path(str(path)).exists() for path in outputs.values())
-    single = [model for model in models if Path(str(model)).is_file()]  # a folder's models each have a file of their own
+    single = [
+        model for model in models if Path(str(model)).is_file()
+    ]  # a folder's models each have a file of their own
     inputs: dict[str, Named] = {"IN": [path for model in single for path in (files_of(model) if stands else [model])]}
     for name, role in _EXAMPLES.items():
         if texts.get(name) is not None:

@@ -54,7 +54,9 @@ def test_results_come_in_order_though_a_worker_is_lost(cluster: Any, tmp_path: P
 
 
 def without_times(document: dict[str, Any]) -> str:
-    return json.dumps({name: value for name, value in document.items() if name not in ("seconds", "origin")}, default=str)
+    return json.dumps(
+        {name: value for name, value in document.items() if name not in ("seconds", "origin")}, default=str
+    )
 
 
 def test_a_sweep_equals_the_local_one_though_a_worker_is_killed(cluster: Any, model: Path) -> None:
