@@ -24,7 +24,7 @@ for line in {lines!r}:
 def in_a_process(lines: list[list[str]], *, seed: str, folder: Path) -> None:
     """Run commands one after the other in a process of their own."""
     environment = {**os.environ, "PYTHONHASHSEED": seed, "COLUMNS": "120"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (os.getcwd(), environment.get("PYTHONPATH"))))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path.cwd()), environment.get("PYTHONPATH"))))
     script = COMMAND.format(lines=lines)
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=folder, capture_output=True, text=True, check=False
