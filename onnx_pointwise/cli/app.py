@@ -16,7 +16,7 @@ from onnx_pointwise.cli.help import NAME, Command, commands_help
 from onnx_pointwise.cli.insert import insert
 from onnx_pointwise.cli.inspect import inspect
 from onnx_pointwise.cli.interrupting import Interrupted, interruptible
-from onnx_pointwise.cli.output import BAD_INPUT, errors
+from onnx_pointwise.cli.output import BAD_INPUT, errors, remember
 from onnx_pointwise.cli.providers import providers
 from onnx_pointwise.cli.rewrite import rewrite
 from onnx_pointwise.cli.streams import make_patient
@@ -26,7 +26,11 @@ from onnx_pointwise.reports import console, plain
 
 
 class _Commands(TyperGroup):
-    """Turns the library's own errors into one sentence and exit code 2."""
+    """Turns the library's own errors into one sentence and exit code 2, and remembers the line that was typed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        remember(args)
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         console().print(commands_help(self.commands, self.help or "", self.get_params(ctx)))

@@ -15,7 +15,7 @@ from onnx_pointwise.reports import terminal as report
 from onnx_pointwise.settings import CheckSettings
 
 
-@with_options(CheckSettings)
+@with_options(CheckSettings, report=True)
 def check(
     before: Annotated[Path, typer.Argument(help="The model as it was.", show_default=False)],
     after: Annotated[Path, typer.Argument(help="The rewritten model.", show_default=False)],

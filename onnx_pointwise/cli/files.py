@@ -11,7 +11,7 @@ from onnx_pointwise.graph import Named, files_of, require_apart
 
 _MODELS = ("source", "model", "before", "after", "other")
 _EXAMPLES = {"inputs": "--inputs", "calibration": "--calibration", "plan": "--plan", "config": "--config"}
-_WRITTEN = {"target": "OUT", "json_file": "--json", "save_plan": "--save-plan"}
+_WRITTEN = {"target": "OUT", "json_file": "--json", "save_plan": "--save-plan", "report_file": "--report"}
 
 
 def require_files_apart(texts: Mapping[str, Any]) -> None:

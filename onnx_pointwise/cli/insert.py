@@ -11,7 +11,7 @@ from onnx_pointwise.cli.writing import finish, prepare
 from onnx_pointwise.settings import InsertSettings
 
 
-@with_options(InsertSettings)
+@with_options(InsertSettings, report=True)
 def insert(
     source: Source,
     target: Target,

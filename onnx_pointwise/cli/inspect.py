@@ -11,7 +11,7 @@ from onnx_pointwise.reports import terminal as report
 from onnx_pointwise.settings import InspectSettings
 
 
-@with_options(InspectSettings)
+@with_options(InspectSettings, report=True)
 def inspect(model: Model, settings: InspectSettings, output: Output) -> None:
     """Show each convolution: cost, spectrum, the ranks that would do, or why it stays dense."""
     with output.progress() as progress:

@@ -14,19 +14,21 @@ import typer
 
 from onnx_pointwise.cli.config import CONFIG, apply_config
 from onnx_pointwise.cli.files import require_files_apart
-from onnx_pointwise.cli.output import PANEL, Json, Output, Quiet, Verbose, Whole
+from onnx_pointwise.cli.output import PANEL, Json, Output, Quiet, Report, Verbose, Whole
 from onnx_pointwise.cli.parsing import SYNTAXES
 from onnx_pointwise.schema import Line, Option, options
 
 _Settings = TypeVar("_Settings")
 
 
-def with_options(settings: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(settings: type, *, report: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a command take the options of a settings class in the place of its parameter ``settings``.
 
-    In the place of a parameter ``output`` come those that say where it goes, and how much of it.
+    In the place of a parameter ``output`` come those that say where it goes, and how much of it; with ``report``, into
+    which HTML page, too.
     """
-    return functools.partial(_with, lambda: [*_parameters(settings), _config(settings)], settings)
+    made = functools.partial(_with, lambda: [*_parameters(settings), _config(settings)], settings)
+    return functools.partial(made, report=report)
 
 
 def with_output(command: Callable[..., None]) -> Callable[..., None]:
@@ -35,11 +37,15 @@ def with_output(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _with(
-    made: Callable[[], list[inspect.Parameter]], settings: type | None, command: Callable[..., None]
+    made: Callable[[], list[inspect.Parameter]],
+    settings: type | None,
+    command: Callable[..., None],
+    *,
+    report: bool = False,
 ) -> Callable[..., None]:
     """Put options in the place of the parameters ``settings`` and ``output``."""
     plain = inspect.signature(command, eval_str=True)
-    places = {"settings": made(), "output": _OUTPUT}
+    places = {"settings": made(), "output": [*([_REPORT] if report else []), *_OUTPUT]}
     names = set(plain.parameters) - set(places)
 
     @functools.wraps(command)
@@ -48,7 +54,11 @@ def _with(
         given: dict[str, Any] = {name: value for name, value in texts.items() if name in names}
         if "output" in plain.parameters:
             given["output"] = Output(
-                texts["json_file"], whole=texts["whole"], quiet=texts["quiet"], verbose=texts["verbose"]
+                texts["json_file"],
+                report=texts.get("report_file"),
+                whole=texts["whole"],
+                quiet=texts["quiet"],
+                verbose=texts["verbose"],
             )
         if settings is not None:
             given["settings"] = read(settings, texts)
@@ -65,6 +75,7 @@ def _with(
     return call
 
 
+_REPORT = inspect.Parameter("report_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Report)
 _OUTPUT = [
     inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
     for name, default, annotation in (

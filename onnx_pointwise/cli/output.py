@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +18,11 @@ from onnx_pointwise.errors import InputError
 from onnx_pointwise.graph import require_writable, write_text
 from onnx_pointwise.jsonable import jsonable
 from onnx_pointwise.progress import Progress, silent
-from onnx_pointwise.reports import Steps, Text, console
+from onnx_pointwise.reports import Steps, Text, console, require_report
 
 CHECK_FAILED, BAD_INPUT = 1, 2
+_NAME = "onnx-pointwise"
+_LINE: ContextVar[str | None] = ContextVar("line", default=None)
 #: Where the help lists options that say what becomes of the result.
 PANEL = "Output"
 
@@ -28,6 +32,15 @@ Target = Annotated[Path, typer.Argument(metavar="OUT", help="The .onnx file to w
 Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write JSON too; - for standard output.", rich_help_panel=PANEL),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE.html",
+        help="Write the result as one HTML page, complete in itself; takes the extra report.",
+        rich_help_panel=PANEL,
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write the model even if the check fails.", rich_help_panel=PANEL)]
 Whole = Annotated[
@@ -53,18 +66,30 @@ def errors() -> Console:
 
 
 class Output:
-    """Where a command's table and JSON go: with JSON on standard output, the table moves to standard error.
+    """Where a command's table, JSON and page go: with JSON on standard output, the table moves to standard error.
 
     Attributes:
+        report: The page to write; ``None`` for none.
         whole: Whether tables show all rows, or those that matter first.
         quiet: Whether only what is wrong is said.
         verbose: Whether every step is said in a line of its own.
     """
 
-    def __init__(self, target: str | None, *, whole: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(
+        self,
+        target: str | None,
+        *,
+        report: Path | None = None,
+        whole: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
+    ) -> None:
         if quiet and verbose:
             raise InputError("--quiet and --verbose contradict each other; leave one out.")
-        self._target = target
+        self._target, self.report = target, report
+        if report is not None:
+            require_report()
+            require_writable(report)
         self.whole, self.quiet, self.verbose = whole, quiet, verbose
         self.console = console(stderr=target == "-")
         if target is not None and target != "-":
@@ -83,10 +108,17 @@ class Output:
                     errors().print(Text(f"{word}: {sentence}", style=style), soft_wrap=True)
 
     def save(self, document: dict[str, Any]) -> None:
-        """Write the JSON where it was asked for."""
+        """Write the JSON and the page where they were asked for, with the command that made them."""
+        document = jsonable(document)
+        if "origin" in document:
+            document["origin"] |= {"command": _LINE.get()}
+        if self.report is not None:
+            from onnx_pointwise.reports.html import html  # plots and templates, which few commands need
+
+            write_text(self.report, html(document))
         if self._target is None:
             return
-        text = json.dumps(jsonable(document), indent=2, allow_nan=False, default=str) + "\n"
+        text = json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
         if self._target == "-":
             sys.stdout.write(text)
         else:
@@ -101,3 +133,8 @@ class Output:
         with Steps(errors(), lines=self.verbose) as steps:
             steps("load", "the model")
             yield steps
+
+
+def remember(arguments: Sequence[str]) -> None:
+    """Keep the line that a user typed, for the results that it leads to."""
+    _LINE.set(shlex.join([_NAME, *arguments]))

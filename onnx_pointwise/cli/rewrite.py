@@ -28,7 +28,7 @@ Targets = Annotated[
 SavePlan = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan as JSON.", rich_help_panel=PANEL)]
 
 
-@with_options(ManySettings)
+@with_options(ManySettings, report=True)
 def rewrite(
     source: Sources,
     target: Targets,
@@ -42,6 +42,8 @@ def rewrite(
     if models_in(source) is not None:
         if save_plan is not None:
             raise OutputError("--save-plan is for one model; the plans of many are in the JSON.")
+        if output.report is not None:
+            raise OutputError("--report is for one model; the results of many are in the JSON.")
         _many(source, target, replace(settings, force=force, external_data=external_data), output)
         return
     if settings.scheduler is not None:

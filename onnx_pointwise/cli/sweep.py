@@ -21,7 +21,7 @@ Picked = Annotated[
 ]
 
 
-@with_options(SweepSettings)
+@with_options(SweepSettings, report=True)
 def sweep(
     source: Model,
     settings: SweepSettings,
