@@ -113,9 +113,9 @@ class Output:
         if "origin" in document:
             document["origin"] |= {"command": _LINE.get()}
         if self.report is not None:
-            from onnx_pointwise.reports.html import html  # plots and templates, which few commands need
+            from onnx_pointwise.reports import html  # plots and templates, which few commands need
 
-            write_text(self.report, html(document))
+            write_text(self.report, html.html(document))
         if self._target is None:
             return
         text = json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
