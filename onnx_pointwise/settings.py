@@ -141,8 +141,10 @@ class Smallest:
 
     TITLE: ClassVar[str] = "Method"
 
-    min_channels: int = option(
-        MIN_CHANNELS, "Leave convolutions with fewer input feature maps dense.", line=Line(least=1)
+    min_channels: int | None = option(
+        None,
+        f"Leave convolutions with fewer input feature maps dense; {MIN_CHANNELS} without example inputs, 1 with them.",
+        line=Line(least=1),
     )
 
 

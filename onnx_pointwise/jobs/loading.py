@@ -13,6 +13,7 @@ from onnx_ir.passes.common import InlinePass
 from onnx_pointwise.errors import OutputError, PlanError
 from onnx_pointwise.examples import Calibration, calibrate
 from onnx_pointwise.graph import (
+    MIN_CHANNELS,
     ModelCost,
     ModelSource,
     Plan,
@@ -78,7 +79,8 @@ def opened(model: ir.Model, settings: Opening) -> tuple[ir.Model, ResolvedShapes
         base = InlinePass()(base).model
     named_after(base, model)
     shapes = resolve(base, settings.input_shapes)
-    return base, shapes, find_sites(base, shapes, min_channels=settings.min_channels)
+    least = MIN_CHANNELS if settings.min_channels is None else settings.min_channels
+    return base, shapes, find_sites(base, shapes, min_channels=least)
 
 
 def cost_of(source: ModelSource, model: ir.Model, shapes: ResolvedShapes) -> ModelCost:
@@ -158,6 +160,14 @@ def examples_for(net: Network, replay: Plan | None, settings: Settings) -> Calib
         seed=settings.seed,
     )
     return _told(net, examples, settings)
+
+
+def with_stems(net: Network) -> Network:
+    """The same network with convolutions of few feature maps among those that may be rewritten.
+
+    What an error in the first convolution does to all that follows, a kernel alone does not tell; examples do.
+    """
+    return replace(net, sites=find_sites(net.base, net.shapes, min_channels=1))
 
 
 def _told(net: Network, examples: Calibration, settings: Settings) -> Calibration:

@@ -12,7 +12,7 @@ from onnx_pointwise.jobs.clock import Clock
 from onnx_pointwise.jobs.concluding import Ending, concluded
 from onnx_pointwise.jobs.curves import Curve, curves_of
 from onnx_pointwise.jobs.deciding import asked, planned
-from onnx_pointwise.jobs.loading import examples_for, network, read_plan, with_full_names
+from onnx_pointwise.jobs.loading import examples_for, network, read_plan, with_full_names, with_stems
 from onnx_pointwise.jobs.looking import Evidence, not_measurable, studied
 from onnx_pointwise.jobs.results import RewriteResult, Search
 from onnx_pointwise.jobs.searching import promised, searched, untouched
@@ -57,6 +57,8 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
     net = network(model, settings)
     settings = with_full_names(settings, net)
     examples = examples_for(net, replay, settings)
+    if examples.inputs and settings.min_channels is None:
+        net = with_stems(net)
     clock.lap("load")
     score = scored(net.source, settings)
 

@@ -75,6 +75,9 @@ def candidates(
     for index, form in enumerate(forms):
         curve = curves[form]
         ranks, seconds = _ranks(form, curve.shape, measured)
+        if form == "reduce_expand":
+            useful = _cutting(ranks, curve.shape, forms)
+            ranks, seconds = ranks[useful], seconds[useful]
         macs, params = _costs(site, form, ranks)
         tables.append(np.stack([macs, params, seconds], 1))
         errors.append(curve[tuple(ranks.T)])
@@ -108,6 +111,15 @@ def _ranks(
         return table, np.array([seconds for _, seconds in timed], dtype=np.float64)
     ranks = np.stack(np.meshgrid(*(np.arange(1, most) for most in size), indexing="ij"), -1).reshape(-1, len(size))
     return ranks, np.zeros(len(ranks))
+
+
+def _cutting(ranks: NDArray[np.int64], size: tuple[int, ...], forms: Sequence[Form]) -> NDArray[np.bool_]:
+    """Which pairs of ranks are not, at full rank on one side, another form with a 1x1 that does nothing."""
+    useful = np.ones(len(ranks), np.bool_)
+    for side, other in enumerate(("expand", "reduce")):
+        if other in forms:
+            useful &= ranks[:, side] < size[side] - 1
+    return useful
 
 
 def _falls(error: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -74,6 +74,30 @@ def test_what_was_rewritten_is_reported_and_saved(tmp_path: Path) -> None:
     assert {site.name for site in result.sites if site.form} == set(result.plan.choices)
 
 
+STEM = DIGITS.parent / "conv3x3.onnx"
+
+
+def test_a_stem_of_three_maps_becomes_a_kernel_to_fewer_maps_and_a_1x1_where_it_is_asked() -> None:
+    for target, ranks in ((0.65, range(16, 18)), (0.9, range(22, 25))):
+        options: dict[str, Any] = {"target_macs": target, "provider": "none", "check": False}
+        made = onnx_pointwise.rewrite(STEM, calibration="synthetic", calibration_limit=8, **options)
+        choice = made.plan.choices["conv3x3"]
+        assert choice.form == "expand" and choice.rank in ranks
+        assert made.after.macs <= target * made.before.macs
+
+
+@pytest.mark.parametrize(("examples", "asked", "refused"), [(None, None, True), (None, 3, False), (16, None, False)])
+def test_stems_compete_where_examples_tell_what_their_errors_do(
+    examples: int | None, asked: int | None, refused: bool
+) -> None:
+    calibration = None if examples is None else small.examples(examples)
+    made = onnx_pointwise.rewrite(
+        small.network(), ratio=0.9, calibration=calibration, min_channels=asked, provider="none", check=False
+    )
+    refusal = made.plan.refusals.get("conv1")
+    assert (refusal is not None and refusal.code == "few_channels") == refused
+
+
 def test_a_parameter_budget_counts_the_parameters_of_the_file() -> None:
     result = onnx_pointwise.rewrite(DIGITS, target_params=0.6, check=False, calibration=None, provider="none")
     stored = [value.const_value for value in result.model.graph.initializers.values()]

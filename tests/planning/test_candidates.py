@@ -53,6 +53,11 @@ def everything(site: Site, forms: list[Form], moment: np.ndarray | None = None) 
         curve = error_curve(kernel, form, moment)
         curve = np.where(curve > 1e-14, curve, 0.0)  # what is lost in rounding is not lost
         for rank in itertools.product(*(range(1, size) for size in curve.shape)):
+            if len(rank) == 2 and any(
+                other in forms and part == size - 1
+                for other, part, size in zip(("expand", "reduce"), rank, curve.shape, strict=True)
+            ):
+                continue  # the other form, with a 1x1 that does nothing
             key = rank if len(rank) == 2 else rank[0]
             found.append((form, key, rewritten_cost(site, form, key), float(curve[rank])))
     return found
