@@ -3,8 +3,8 @@
 Sites are taken in graph order, beside one another where none needs another (the branches of an Inception module). The
 inputs of a site come from the network as rewritten so far, its targets from the untouched network, so that errors do
 not pile up. Where the output of a site is added to another value that is there already (a residual branch), the target
-is the sum: the site also corrects what has gone wrong on the branch. Where a rectifier or a Clip follows, the error
-behind it is what counts. Every part of the network runs once in each version.
+is the sum: the site also corrects what has gone wrong on the branch. Where an activation follows, the error behind it
+is what counts. Every part of the network runs once in each version.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
-from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, Site, constant, find_sites, runtime_source
+from onnx_pointwise.fitting.surroundings import surroundings
+from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, Site, find_sites, runtime_source
 from onnx_pointwise.numerics import (
     Activation,
     Block,
@@ -61,7 +62,8 @@ class SiteRefit:
         error: Relative L2 error of its output against its target, on the examples, means taken out.
         ridge: Strength of the ridge towards the trained kernel; infinite where the kernel itself was best.
         target: `output`, or `sum` where a branch that is added to it is corrected too.
-        activation: `none`, or `flat` where the target may move on flat parts of the activation.
+        activation: `none`; `flat` where the target may move on flat parts of the activation that follows; `curve` where
+            it moves as far as the activation is shallow.
     """
 
     replacement: Replacement
@@ -79,6 +81,7 @@ def refit(
     *,
     method: Method = "als",
     norms: Mapping[str, OutputNorm] | None = None,
+    answers: Collection[str] = (),
     batch: int = 64,
     effort: Effort,
     rounds: int = 2,
@@ -93,9 +96,10 @@ def refit(
         inputs: Example inputs by name, [N, ...].
         method: How the factors are computed, see `factorize`.
         norms: Which errors of a site's outputs count, by its name.
+        answers: Names of values that count as they are, whatever activation follows them.
         batch: Examples in one run of the runtime.
         effort: How much may be spent; activations beyond the memory lie in a temporary folder.
-        rounds: Rounds through activations with flat parts, see `reconstruct`.
+        rounds: Rounds through activations, see `reconstruct`.
         progress: Called with the name of each site before it is taken.
 
     Returns:
@@ -109,7 +113,7 @@ def refit(
     threads = effort.threads
     taken = [site for site in sites if site.name in choices and str(site.output.name) in names]
     done: dict[str, SiteRefit] = {}
-    left = _tasks(model, taken, choices)
+    left = _tasks(model, taken, choices, answers)
     under_way: deque[tuple[_Problem, Callable[[], Reconstruction]]] = deque()
 
     def solve(problem: _Problem) -> Reconstruction:
@@ -179,11 +183,13 @@ class _Problem:
     blocks: Callable[[], Sequence[Callable[[], Block]]]
 
 
-def _tasks(model: ir.Model, sites: Sequence[Site], choices: Mapping[str, Choice]) -> list[_Task]:
+def _tasks(
+    model: ir.Model, sites: Sequence[Site], choices: Mapping[str, Choice], answers: Collection[str]
+) -> list[_Task]:
     latest = _latest(model, sites)
     tasks = []
     for number, site in enumerate(sites):
-        branch, activation = _surroundings(model, site)
+        branch, activation = surroundings(model, site, answers)
         if branch is not None and latest[branch] >= number:
             # The branch is still to come, and will correct this site in turn.
             branch, activation = None, Activation()
@@ -219,51 +225,6 @@ def _problem(run: TwinRun, task: _Task, limit: int, seed: int, kept: int) -> _Pr
     source = run.rewritten[task.site.source]
     blocks = functools.partial(_blocks, task, source, dense, added, limit=limit, seed=seed, kept=kept)
     return _Problem(task, dense, blocks)
-
-
-def _surroundings(model: ir.Model, site: Site) -> tuple[str | None, Activation]:
-    """What becomes of a site's output: name of the value it is added to, if any, and the activation behind."""
-    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
-    value = values[str(site.output.name)]
-    branch = None
-    users = _users(value)
-    if users is not None and len(users) == 1 and users[0].op_type == "Add":
-        others = [other for other in users[0].inputs if other is not value and other is not None]
-        if len(others) == 1 and constant(others[0]) is None and _same_shape(others[0], value):
-            branch, value = str(others[0].name), users[0].outputs[0]
-            users = _users(value)
-    flats = {_flat(node) for node in users or ()}
-    activation = flats.pop() if len(flats) == 1 else Activation()
-    return branch, activation
-
-
-def _users(value: ir.Value) -> list[ir.Node] | None:
-    """Nodes that read a value; None where it is also an output of the network, which must be kept as it is."""
-    return None if value.is_graph_output() else [node for node, _ in value.uses()]
-
-
-def _same_shape(one: ir.Value, other: ir.Value) -> bool:
-    return one.shape is not None and one.shape == other.shape
-
-
-def _flat(node: ir.Node) -> Activation:
-    """The flat parts of a node that follows a site."""
-    if node.domain not in ("", "ai.onnx"):
-        return Activation()
-    if node.op_type == "Relu":
-        return Activation(low=0.0)
-    if node.op_type == "Clip":
-        bounds = [node.attributes.get("min"), node.attributes.get("max")]
-        low, high = (None if bound is None else bound.as_float() for bound in bounds)
-        given = [constant(value) if value is not None else None for value in node.inputs[1:]]
-        if any(value is not None and constant(value) is None for value in node.inputs[1:]):
-            return Activation()
-        if given and given[0] is not None:
-            low = float(given[0].numpy())
-        if len(given) > 1 and given[1] is not None:
-            high = float(given[1].numpy())
-        return Activation(-math.inf if low is None else low, math.inf if high is None else high)
-    return Activation()
 
 
 def _blocks(
@@ -361,5 +322,5 @@ def _report(result: Reconstruction, replacement: Replacement, task: _Task) -> Si
         result.error,
         result.ridge,
         "output" if task.branch is None else "sum",
-        "none" if task.activation.linear else "flat",
+        "none" if task.activation.linear else "flat" if task.activation.curve is None else "curve",
     )

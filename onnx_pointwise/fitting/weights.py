@@ -88,6 +88,7 @@ def make_weights(
             found.fit,
             method=found.method,
             norms=found.norms,
+            answers=found.heads.names,
             batch=found.batch,
             effort=found.effort,
             rounds=rounds,

@@ -3,6 +3,7 @@
 It knows neither ONNX nor the runtime.
 """
 
+from onnx_pointwise.numerics.activation import STEPS, Activation, Curve, Step
 from onnx_pointwise.numerics.agreement import (
     MOST_DECIBELS,
     Agreement,
@@ -34,16 +35,18 @@ from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
 from onnx_pointwise.numerics.pareto import knee, pareto_front
-from onnx_pointwise.numerics.reconstruct import Activation, Block, Reconstruction, reconstruct
+from onnx_pointwise.numerics.reconstruct import Block, Reconstruction, reconstruct
 
 __all__ = [
     "FORMS",
     "MOST_DECIBELS",
     "SPATIAL",
+    "STEPS",
     "Activation",
     "Agreement",
     "Block",
     "ClassMeter",
+    "Curve",
     "Drift",
     "DriftMeter",
     "Factors",
@@ -59,6 +62,7 @@ __all__ = [
     "Reconstruction",
     "Response",
     "Stationary",
+    "Step",
     "ValueMeter",
     "Window",
     "beside",

@@ -1,8 +1,8 @@
 """Weights of one rewritten site that give back what the untouched network computes, from inputs that have drifted.
 
 Notation as in `factorize`. p is a patch of the site's input in the network as rewritten so far, t the output that the
-untouched network has at the same place. What the site computes goes through an activation that is flat below `low`
-and above `high` (both infinite for none), after a value s is added to it (a residual branch; 0 for none).
+untouched network has at the same place. What the site computes goes through an activation, see `activation`, after a
+value s is added to it (a residual branch; 0 for none).
 
 * Least squares. With e = t - W p - b and both sides centred, G = E[e p^T] (S + a 1)^-1 and T = W + G: a ridge towards
   the trained kernel W, whose strength a is picked on held-back examples. T is then factorised in the norm of S, and the
@@ -10,7 +10,7 @@ and above `high` (both infinite for none), after a value s is added to it (a res
 * Through the activation. Where the true u = t + s lies on a flat part, any output there is as good, so its target
   may move there freely: the target of a rectifier is u where u > 0 and min(u', 0) elsewhere, with u' what the factors
   give now. Alternating this with least squares never raises the one-sided squared error (a majorisation of the error
-  behind the activation; Zhang, Zou, He and Sun 2016 treat the same problem with penalties).
+  behind the activation; Zhang, Zou, He and Sun 2016 treat the same problem with penalties). Curves likewise.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_pointwise.numerics.activation import LINEAR, Activation
 from onnx_pointwise.numerics.factorize import Factors, Method, compose, factorize
 from onnx_pointwise.numerics.forms import Form, Rank
 from onnx_pointwise.numerics.moments import Moments, Sums, blended, shrinkage, tap_blend
@@ -43,28 +44,6 @@ _EIGEN_LIMIT = 700
 _PLENTY = 12
 # What the factorisation adds to S at least.
 _LEAST = 1e-6
-
-
-@dataclass(frozen=True)
-class Activation:
-    """The flat parts of what follows a site; a rectifier is flat below 0."""
-
-    low: float = -math.inf
-    high: float = math.inf
-
-    @property
-    def linear(self) -> bool:
-        """Whether it has no flat part."""
-        return math.isinf(self.low) and math.isinf(self.high)
-
-    def targets(self, true: Array32, now: Array32) -> Array32:
-        """Targets before the activation: the true values, or on its flat parts the nearest as good one."""
-        targets = true
-        if not math.isinf(self.low):
-            targets = np.where(true <= self.low, np.minimum(now, self.low), targets)
-        if not math.isinf(self.high):
-            targets = np.where(true >= self.high, np.maximum(now, self.high), targets)
-        return targets.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -110,7 +89,7 @@ def reconstruct(
     *,
     method: Method = "als",
     norm: OutputNorm | None = None,
-    activation: Activation = Activation(),
+    activation: Activation = LINEAR,
     rounds: int = 2,
     sweeps: int = 4,
     threads: int = 1,
@@ -127,7 +106,7 @@ def reconstruct(
         method: See `factorize`.
         norm: Which errors of the outputs count, `outputs` of `factorize`.
         activation: What follows the site.
-        rounds: Rounds through the activation, where it has a flat part.
+        rounds: Rounds through the activation, where there is one.
         sweeps: See `factorize`.
         threads: Blocks to work on at a time; the result does not depend on it.
 
@@ -242,7 +221,7 @@ class _Problem:
             _retarget(moments, change, moved, self.activation, used, self.threads)
             factors, constant, composed = solve(factors)
         if fit_only and rounds:  # whoever solves next starts from the residuals again
-            _retarget(moments, None, None, Activation(), used, self.threads)
+            _retarget(moments, None, None, LINEAR, used, self.threads)
         return _Solved(factors, constant, error, ridge, composed - flat, constant - self.offset)
 
     def held_loss(self, solved: _Solved) -> float:
@@ -255,8 +234,7 @@ class _Problem:
                 continue
             now = block.targets - residual + narrow @ block.patches + shift
             added = 0.0 if block.added is None else block.added
-            gap = self.activation.targets(block.targets + added, now + added) - (now + added)
-            lost += float(np.vdot(gap, gap))
+            lost += self.activation.lost(block.targets + added, now + added)
         return lost
 
 
