@@ -30,6 +30,7 @@ from onnx_pointwise.numerics import FORMS, Form, Method
 from onnx_pointwise.progress import Progress
 from onnx_pointwise.runtime import MEMORY
 from onnx_pointwise.schema import Line, about, checked, option
+from onnx_pointwise.study import Said
 
 #: The provider that stands for planning by arithmetic alone.
 PLAN_ONLY = "none"
@@ -305,10 +306,10 @@ class Answering:
 
     TITLE: ClassVar[str] = "Check"
 
-    heads: Mapping[str, float] | None = option(
+    heads: Mapping[str, Said] | None = option(
         None,
-        "Values where the network answers, with their weights, in place of those that are found.",
-        line=Line("--head", metavar="VALUE[:WEIGHT]", syntax="weights"),
+        "Values where the network answers, in place of those that are found, with weight and kind (as in --limit).",
+        line=Line("--head", metavar="VALUE[:WEIGHT][:KIND]", syntax="heads"),
     )
     ignore_outputs: Sequence[str] = option(
         (), "Outputs that do not count.", line=Line("--ignore-output", metavar="NAME")

@@ -210,7 +210,9 @@ def main(
         files = Files(markdown_file, json_file)
         files.require_writable()
         timing = None if no_latency else Timing(threads)
-        asked = Asked(_methods(method), _targets(target_macs), not no_data, provider, threads, timing)
+        asked = Asked(
+            _methods(method), measuring.shares("--target-macs", target_macs), not no_data, provider, threads, timing
+        )
         rows: list[Row] = []
         lines: list[list[str]] = []
         for name in networks.names:
@@ -230,16 +232,6 @@ def _methods(text: str) -> list[str]:
     if len(picked) != len(text.split(",")):
         raise InputError(f"--method {text}: use one or more of {', '.join(names)}, with commas between them.")
     return picked
-
-
-def _targets(text: str) -> list[float]:
-    try:
-        targets = [float(part) for part in text.split(",")]
-    except ValueError:
-        targets = []
-    if not targets or not all(0 < target <= 1 for target in targets):
-        raise InputError(f"--target-macs {text}: write shares above 0 and at most 1, with commas between them.")
-    return targets
 
 
 if __name__ == "__main__":

@@ -122,6 +122,21 @@ def load_networks(
     return Networks(module, tuple(wanted or module.NETWORKS), calibration_limit, metric_limit)
 
 
+def shares(option: str, text: str) -> list[float]:
+    """Read the shares that an option lists.
+
+    Raises:
+        InputError: Something is no share above 0 and at most 1.
+    """
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < share <= 1 for share in found):
+        raise InputError(f"{option} {text}: write shares above 0 and at most 1, with commas between them.")
+    return found
+
+
 @dataclass(frozen=True)
 class Timing:
     """How latency is measured: the shapes of inputs with open dimensions, threads, and seconds for a comparison."""

@@ -19,6 +19,7 @@ from onnx_pointwise.study import Head, Heads, Kind
 
 # Fewer answers than this say nothing of how often two networks agree: one more or less would be another verdict.
 _ENOUGH = 10
+_SCORERS = {"Sigmoid", "HardSigmoid", "Softmax"}
 _CHOOSERS = {"Softmax", "LogSoftmax", "ArgMax"}
 _SOFTMAX_OF_LAST = 13
 
@@ -138,16 +139,23 @@ def readings_of(shapes: ResolvedShapes, heads: Heads) -> list[Reading]:
     """Say how each head of a network is read; heads without weight do not count."""
     shared = Counter(head.behind for head in heads.heads)
     return [
-        _behind_alone(head) if head.kind == "presence" and shared[head.behind] == 1 else _reading(shapes, head)
+        _behind_alone(shapes, head) if _alone(head, shared) else _reading(shapes, head)
         for head in heads.heads
         if head.weight > 0.0
     ]
 
 
-def _behind_alone(head: Head) -> Reading:
+def _alone(head: Head, shared: Mapping[str | None, int]) -> bool:
+    """Whether a head's scores have a Sigmoid of their own, or none."""
+    return head.kind == "presence" and (head.behind is None or shared[head.behind] == 1)
+
+
+def _behind_alone(shapes: ResolvedShapes, head: Head) -> Reading:
     """Read scores behind their Sigmoid where they have one of their own: no arithmetic before it matters then."""
     if head.behind is None:
-        return Reading(head, head.value, head.axis)
+        node = next((node for node in shapes.model.graph if any(one.name == head.value for one in node.outputs)), None)
+        scores = node is not None and node.op_type in _SCORERS  # a value that was named may lie behind it itself
+        return Reading(head, head.value, head.axis, 0.5 if scores else 0.0)
     return Reading(head, head.behind, head.behind_axis, 0.5)
 
 

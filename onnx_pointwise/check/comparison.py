@@ -22,14 +22,14 @@ from onnx_pointwise.check.findings import (
     never_compared,
     provider_faults,
     provider_warnings,
-    random_warning,
     shape_faults,
+    unreal_warning,
 )
 from onnx_pointwise.check.limits import LIKENESSES, Limits, limits_of
-from onnx_pointwise.check.results import CheckResult, Finding, ProviderCheck, Trial
+from onnx_pointwise.check.results import CheckResult, Finding, Inputs, ProviderCheck, Trial
 from onnx_pointwise.check.running import Run, Side, described, is_cpu, run, shapes_of
 from onnx_pointwise.check.sites import SiteCheck, compare_sites
-from onnx_pointwise.check.trials import Batch, batches_of, first_item
+from onnx_pointwise.check.trials import Batch, batches_of, first_item, images_for
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.graph import ModelSource, ResolvedShapes, as_model, frozen, holds_map, runtime_inputs
 from onnx_pointwise.numerics import Drift, DriftMeter
@@ -58,8 +58,8 @@ def check(before: ModelSource | bytes, after: ModelSource | bytes, settings: Che
     """Compare two networks on the same inputs.
 
     Given inputs may be any number of examples, but a multiple of the batch size where the model fixes that; without,
-    random ones in the declared shapes are drawn. Heads are those of the first network. Latency is timed with one item
-    a run.
+    synthetic images are drawn where the first network takes images, else random numbers in the declared shapes. Heads
+    are those of the first network. Latency is timed with one item a run.
 
     Args:
         before: The reference: path, serialised model, ``ModelProto`` or ``onnx_ir.Model``.
@@ -84,8 +84,7 @@ def check(before: ModelSource | bytes, after: ModelSource | bytes, settings: Che
         results, more = _on_providers(pairing, settings)
         findings.extend(finding for finding in _located(more, pairing) if finding not in findings)
     warnings = [*pairing.warnings, *provider_warnings(results)]
-    if settings.inputs is None:
-        warnings.extend(random_warning(results))
+    warnings.extend(unreal_warning(pairing.inputs, results))
     return CheckResult(
         passed=not findings,
         findings=tuple(findings),
@@ -96,7 +95,7 @@ def check(before: ModelSource | bytes, after: ModelSource | bytes, settings: Che
         origin=origin_of("check", settings, before, after),
         max_drift=settings.max_drift,
         limits=pairing.limits,
-        inputs="random" if settings.inputs is None else "given",
+        inputs=pairing.inputs,
         not_compared=_not_compared(pairing, results),
         sites=_sites(pairing, settings) if settings.sites and pairing.fits else None,
     )
@@ -143,6 +142,7 @@ class _Pairing:
         fits: Whether the second takes the same inputs.
         batches: What both are given.
         sizes: Shapes of the inputs that cost and latency are told at.
+        inputs: Where that comes from.
         readings: Heads, and how they are read.
         limits: Up to where they are the same, close, and only changed.
         silent: Why outputs are not compared, by their name.
@@ -154,6 +154,7 @@ class _Pairing:
     fits: bool
     batches: Sequence[Batch]
     sizes: Mapping[str, Sequence[int]]
+    inputs: Inputs
     readings: Sequence[Reading]
     limits: Limits
     silent: Mapping[str, str]
@@ -171,7 +172,10 @@ def _paired(before: ModelSource | bytes, after: ModelSource | bytes, settings: C
     _require_arguments(settings)
     model = as_model(before)
     specs = input_specs(model)
-    batches = batches_of(model, specs, settings.inputs, settings.input_shapes, settings.batch_sizes, settings.seed)
+    drawn = None if settings.inputs is not None else images_for(model, settings.input_shapes, settings.seed)
+    inputs = settings.inputs if drawn is None else drawn
+    wanted = settings.input_shapes if drawn is None else None
+    batches = batches_of(model, specs, inputs, wanted, settings.batch_sizes, settings.seed)
     sizes = input_sizes(model, settings.input_shapes) if settings.input_shapes else batches[0].shapes
     signature = _signature(model)
     shapes = shapes_of(model, sizes)
@@ -193,18 +197,26 @@ def _paired(before: ModelSource | bytes, after: ModelSource | bytes, settings: C
         warnings.append(_lost(missing))
     del model, shapes
     gc.collect()
-    return _Pairing(first, second, fits, batches, sizes, readings, limits_of(settings.limits), silent, warnings)
+    limits = limits_of(settings.limits)
+    origin: Inputs = "given" if settings.inputs is not None else "random" if drawn is None else "drawn"
+    return _Pairing(first, second, fits, batches, sizes, origin, readings, limits, silent, warnings)
 
 
 def _readings(
     model: ir.Model, shapes: ResolvedShapes, settings: CheckSettings
 ) -> tuple[list[Reading], Mapping[str, str]]:
     """Find the heads of the first network; where nothing learned answers, its outputs are looked at themselves."""
-    heads = find_heads(shapes, weights=settings.heads, ignored=settings.ignore_outputs)
+    heads = find_heads(shapes, named=settings.heads, ignored=settings.ignore_outputs)
     silent = {name: reason for name, reason in heads.silent.items() if name in settings.ignore_outputs}
     silent |= {str(value.name): reason for value in model.graph.outputs if (reason := _unlike_numbers(value))}
-    # A map is put out by a node of which nothing is known, so it is found as a head of its own.
+    # Of a node that puts out a map nothing may be known; the map is found as a head of its own then.
     readings = [one for one in readings_of(shapes, heads) if one.head.value not in silent]
+    for one in readings:
+        silent |= {
+            name: f"{silent[name]} What it is made of is compared, '{one.head.value}'."
+            for name in one.head.outputs
+            if name in silent and name not in settings.ignore_outputs
+        }
     if not readings:
         values = [value for value in model.graph.outputs if str(value.name) not in silent]
         readings = [output_reading(str(value.name), "numbers", value.dtype) for value in values]
@@ -326,7 +338,7 @@ def _check_on(
     equal = all(trial.shapes_equal is not False for trial in met.trials)
     if equal:
         findings += never_compared(provider, drift, _compared_outputs(pairing, dense), settings.max_drift)
-        findings += answer_faults(provider, heads, pairing.limits, settings)
+        findings += answer_faults(provider, heads, pairing.limits, settings, pairing.inputs)
     result = ProviderCheck(
         provider=provider,
         device=info.device,

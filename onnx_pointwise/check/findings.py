@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from onnx_pointwise.check.answers import HeadCheck, worst_of
+from onnx_pointwise.check.kept import Given
 from onnx_pointwise.check.limits import LIKENESSES, WORDS, Likeness, Limits, MaxDrift, limit_of
-from onnx_pointwise.check.results import Finding, ProviderCheck
-from onnx_pointwise.check.running import Given, Side, run
+from onnx_pointwise.check.results import Finding, Inputs, ProviderCheck
+from onnx_pointwise.check.running import Side, run
 from onnx_pointwise.check.trials import Batch
 from onnx_pointwise.graph import ModelSource
 from onnx_pointwise.numerics import Drift
@@ -157,9 +158,11 @@ def never_compared(
     ]
 
 
+# What inputs are called that are no real ones.
+_UNREAL: Mapping[Inputs, str] = {"random": "random numbers", "drawn": "synthetic images"}
 _UNSURE = (
-    "That is on random inputs, and real ones may show nothing of it: give some with --inputs FILE.npz or FILE.npz:KEY "
-    "first. If they do, take"
+    "That is on {}, and real inputs may show nothing of it: give some with --inputs FILE.npz or FILE.npz:KEY first. If "
+    "they do, take"
 )
 _GIVE = "give inputs on which it has finite numbers with --inputs, or leave it out with --ignore-output."
 
@@ -167,7 +170,9 @@ _GIVE = "give inputs on which it has finite numbers with --inputs, or leave it o
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def answer_faults(provider: str, heads: Sequence[HeadCheck], limits: Limits, settings: CheckSettings) -> list[Finding]:
+def answer_faults(
+    provider: str, heads: Sequence[HeadCheck], limits: Limits, settings: CheckSettings, inputs: Inputs
+) -> list[Finding]:
     """Find answers that are broken or less alike than required, that moved too far, or that could not be compared."""
     faults = [_nothing(provider, head) for head in heads if head.severity is None]
     if not heads:
@@ -179,11 +184,12 @@ def answer_faults(provider: str, heads: Sequence[HeadCheck], limits: Limits, set
         return faults
     numbers = worst.to_dict() | {"provider": provider, "limits": list(limits[_judge(worst)])}
     if worst.verdict == "broken":
+        first = _UNSURE.format(_UNREAL[inputs]) if inputs in _UNREAL else "Take"
         text = (
             f"The network is broken on {provider}: {worst.figure} at {worst.place}, "
             f"{_beyond(worst, limits, 'broken')}. "
-            f"{_UNSURE if settings.inputs is None else 'Take'} a larger budget or more example inputs, or leave the "
-            "convolutions that did it as they are with --exclude; check --sites names them."
+            f"{first} a larger budget or more example inputs, or leave the convolutions that did it as they are with "
+            "--exclude; check --sites names them."
         )
         faults.append(Finding("broken", text, numbers))
     elif LIKENESSES.index(worst.verdict) > LIKENESSES.index(settings.require):
@@ -256,12 +262,19 @@ def provider_faults(provider: str, dense: Mapping[str, Drift], rewritten: Mappin
 _ROUNDING = 1e-4
 
 
-def random_warning(results: Sequence[ProviderCheck]) -> Iterator[str]:
-    """Say what a verdict on random inputs is worth, where anything moved at all."""
-    if any((head.drift or 0.0) > _ROUNDING for result in results for head in result.heads):
+def unreal_warning(inputs: Inputs, results: Sequence[ProviderCheck]) -> Iterator[str]:
+    """Say what a verdict is worth that no real inputs stand behind, where anything moved at all."""
+    if inputs not in _UNREAL or all((head.drift or 0.0) <= _ROUNDING for result in results for head in result.heads):
+        return
+    if inputs == "drawn":
         yield (
-            "No inputs were given, so both networks ran on random numbers: how alike they are on real inputs may be "
-            "quite different; give some with --inputs."
+            "No inputs were given, so both networks ran on synthetic images: how alike their answers are on real ones, "
+            "only real ones tell; give some with --inputs."
+        )
+    else:
+        yield (
+            "No inputs were given, so both networks ran on random numbers, which they were not made for: a verdict on "
+            "them says little of real inputs, good or bad; give some with --inputs."
         )
 
 

@@ -16,8 +16,8 @@ from onnx_pointwise.numerics import Drift
 from onnx_pointwise.runtime import AssignedNode, LatencyComparison, Origin
 
 #: Where inputs came from: given by the user, held back from the example inputs, those that the weights were made from,
-#: or drawn.
-Inputs = Literal["given", "held_back", "examples", "random"]
+#: synthetic images, or random numbers.
+Inputs = Literal["given", "held_back", "examples", "drawn", "random"]
 
 
 @dataclass(frozen=True)

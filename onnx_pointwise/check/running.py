@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from onnx_pointwise.check.kept import Kept
 from onnx_pointwise.check.trials import Batch, Shapes, is_open
 from onnx_pointwise.graph import (
     ModelCost,
@@ -25,7 +26,6 @@ from onnx_pointwise.graph import (
     stilled,
 )
 from onnx_pointwise.runtime import (
-    Array,
     AssignedNode,
     InputSpec,
     input_specs,
@@ -114,8 +114,6 @@ def is_cpu(provider: str) -> bool:
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
-Given = Mapping[str, Array]
-
 
 @dataclass(frozen=True)
 class Run:
@@ -127,7 +125,7 @@ class Run:
         nodes_off: Nodes that ran on another provider.
     """
 
-    values: list[Given | str]
+    values: Kept
     others: Mapping[str, str]
     nodes_off: tuple[AssignedNode, ...]
 
@@ -148,7 +146,7 @@ def run(
         settings: How.
         hidden: Values inside it that are given beside the outputs, where a batch counts.
     """
-    values: list[Given | str] = []
+    values = Kept()
     with runtime_source(exposed(source, hidden)) as path:
         if hidden:
             gc.collect()  # graphs are cyclic: only a collection gives the weights of the working copy back
@@ -159,9 +157,9 @@ def run(
             try:
                 given = run_outputs(session, batch.feeds)
             except Exception as error:  # the runtime's exceptions share no base class
-                values.append(sentence(error))
+                values.add(sentence(error))
             else:
-                values.append({name: value for name, value in given.items() if batch.counts or name not in hidden})
+                values.add({name: value for name, value in given.items() if batch.counts or name not in hidden})
         nodes_off = () if is_cpu(provider) else tuple(nodes_off_provider(session))
     return Run(values, others, nodes_off)
 

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnx_pointwise.runtime import Array, InputSpec, feedable, input_sizes, random_inputs, split_inputs
+from onnx_pointwise.examples import calibrate
+from onnx_pointwise.graph import model_cost
+from onnx_pointwise.runtime import Array, InputSpec, feedable, input_sizes, random_inputs, resolve, split_inputs
 
 # Given inputs run in slices of this many items: activations of a whole data set would not fit into memory.
 _SLICE = 16
+
+# Synthetic images that are drawn where no inputs are given: at most, at least, and as many as take this many MACs.
+_MOST_DRAWN, _FEWEST_DRAWN = 16, 4
+_MACS_DRAWN = 5e10
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -58,6 +64,18 @@ def batches_of(
     for shapes in _other_sizes(specs, base):
         _add(runs, seen, specs, shapes, seed, counts=False)
     return runs
+
+
+def images_for(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None, seed: int) -> dict[str, Array] | None:
+    """Draw synthetic images, in the value range that the network expects; None for a network that takes none.
+
+    Answers to random numbers say little of a network that was trained on images: what it sees nowhere else decides.
+    """
+    shapes = resolve(model, input_shapes)
+    fixed = [shape[0] for shape in shapes.inputs.values() if shape]
+    count = int(np.clip(_MACS_DRAWN / max(1, model_cost(model, shapes).macs), _FEWEST_DRAWN, _MOST_DRAWN))
+    whole = max(fixed, default=1)  # the batch that the model fixes, or 1
+    return dict(calibrate(model, "auto", shapes, limit=-(-count // whole) * whole, seed=seed).inputs) or None
 
 
 def _add(

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast, get_args
 
 from onnx_pointwise.errors import InputError, PlanError
 from onnx_pointwise.examples import read_npz
 from onnx_pointwise.graph import Choice, make_choice
 from onnx_pointwise.numerics import FORMS, Form
+from onnx_pointwise.study import Kind, Said
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -111,25 +114,33 @@ def tolerances(option: str, texts: Sequence[str]) -> float | dict[str, float]:
     return named.get("", named)
 
 
-def weights(option: str, texts: Sequence[str]) -> dict[str, float]:
-    """Read values, each with the weight behind it or 1: ``VALUE`` or ``VALUE:2``.
+def heads(option: str, texts: Sequence[str]) -> dict[str, Said]:
+    """Read values, with weight and kind behind them or without: ``VALUE``, ``VALUE:2``, ``VALUE:classes``, both.
 
     A weight of 0 would be one to leave out; in ``scores:0`` it belongs to the name, as TensorFlow writes them.
     """
-    named: dict[str, float] = {}
+    named: dict[str, Said] = {}
     for text in texts:
-        name, _, number = text.rpartition(":")
-        try:
-            weight = float(number) if name else 0.0
-        except ValueError:
-            weight = 0.0
-        if weight:
-            named[name] = weight
-        else:
-            named[text] = 1.0
-    if "" in named:
-        raise PlanError(f"{option}: name a value, as VALUE or VALUE:2.")
+        name, kind = _cut(text, lambda part: next((kind for kind in get_args(Kind) if kind == part), None))
+        name, weight = _cut(name, _weight)
+        if not name:
+            raise PlanError(f"{option} {text}: name a value, as VALUE, VALUE:2, VALUE:classes or VALUE:2:classes.")
+        named[name] = (1.0 if weight is None else weight) if kind is None else (1.0 if weight is None else weight, kind)
     return named
+
+
+def _cut(text: str, read: Callable[[str], _T | None]) -> tuple[str, _T | None]:
+    """Take what stands behind the last colon off a name, if it can be read."""
+    name, _, part = text.rpartition(":")
+    found = read(part) if name else None
+    return (text, None) if found is None else (name, found)
+
+
+def _weight(text: str) -> float | None:
+    try:
+        return float(text) or None
+    except ValueError:
+        return None
 
 
 def limits(option: str, texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
@@ -174,6 +185,7 @@ SYNTAXES: dict[str, Syntax] = {
     "counts": Syntax(list[int], lambda option, values: tuple(values)),
     "forms": Syntax(list[str], forms),
     "function": Syntax(str | None, function),
+    "heads": Syntax(list[str], heads, joint=":"),
     "limits": Syntax(list[str], limits, joint=":"),
     "npz": Syntax(str | None, lambda option, path: read_npz(path)),
     "numbers": Syntax(str | None, numbers, lambda default: None),
@@ -182,5 +194,4 @@ SYNTAXES: dict[str, Syntax] = {
     "shapes": Syntax(list[str], shapes, joint=":"),
     "source": Syntax(str, _as_read),
     "tolerances": Syntax(list[str], tolerances, joint=":"),
-    "weights": Syntax(list[str], weights, joint=":"),
 }

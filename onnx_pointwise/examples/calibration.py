@@ -75,6 +75,11 @@ class Calibration:
     inputs: Mapping[str, Array] = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def drawn(self) -> bool:
+        """Whether they are synthetic images."""
+        return bool(self.description.get("source") == "synthetic")
+
 
 def calibrate(
     model: ir.Model,

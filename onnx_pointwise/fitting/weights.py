@@ -30,7 +30,8 @@ class Weights:
         drift: Relative L2 drift on the examples held back, at the heads; None without any.
         unrefitted: The same with the unrefitted factors.
         predicted: The same as it is expected: what a rehearsal of the plan gave, see `study.Rehearsal`, times what the
-            refit gained on the examples that it was made from; None where that was not asked for.
+            refit gained on the examples that it was made from; None where that was not asked for, and where there were
+            too few examples to hold any back: factors of one or two, tried on one or two like them, promise anything.
         dropped: The same with the refit, where that did harm and was not kept.
     """
 
@@ -73,7 +74,7 @@ def make_weights(
         return {site.name: weights for site, weights in zip(rewritten, made, strict=True)}
 
     predicted = None
-    if predict:
+    if predict and (found.held or not kept):
         predicted = math.sqrt(found.rehearsal.drift(kept)) if kept else 0.0
     if not refit:
         plain = without_refit(threads)

@@ -36,7 +36,7 @@ def compared(net: Network, model: ir.Model, seen: Evidence, settings: Settings, 
     if settings.inputs is not None or asked.inputs is None or seen.found is None:
         return result
     if seen.found.held:
-        return replace(result, inputs="held_back")
+        return replace(result, inputs="drawn" if seen.drawn else "held_back")
     return replace(result, inputs="examples", warnings=(*result.warnings, _FITTED))
 
 

@@ -79,7 +79,7 @@ def asked(
     clock.lap("study")
     with one_thread_of_blas():
         listed = options_of(split, wanted, forms=tuple(settings.forms), found=found, timed=latency)
-    seen = Evidence(found, latency, unmeasured if split.open else None)
+    seen = Evidence(found, latency, unmeasured if split.open else None, examples.drawn)
     learned = Corrected(found.rehearsal) if found is not None and found.sensitivities else None
     return Question(wanted, split, listed, seen, learned, examples.description)
 

@@ -101,7 +101,7 @@ def network(model: ModelSource, settings: Settings) -> Network:
     dense = load(model)
     base, shapes, sites = opened(dense, settings)
     source = model if isinstance(model, str | Path) else dense
-    heads = find_heads(shapes, weights=settings.heads, ignored=settings.ignore_outputs)
+    heads = find_heads(shapes, named=settings.heads, ignored=settings.ignore_outputs)
     return Network(source, base, shapes, sites, cost_of(model, dense, shapes), heads)
 
 

@@ -27,11 +27,13 @@ class Evidence:
         found: What example inputs told; ``None`` without any.
         timed: What it takes on the provider; ``None`` where nothing was measured.
         unmeasured: Why nothing was measured though there was something to plan.
+        drawn: Whether the example inputs are synthetic.
     """
 
     found: Study | None
     timed: NetworkLatency | None = None
     unmeasured: str | None = None
+    drawn: bool = False
 
 
 def one_thread_of_blas() -> AbstractContextManager[object]:

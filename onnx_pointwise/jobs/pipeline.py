@@ -66,7 +66,7 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
     curves: Mapping[str, tuple[Curve, ...]] = {}
     if replay is not None:
         settings = replace(settings, method=replay.method)
-        seen = Evidence(studied(net, replay.choices, examples, settings, measure=False))
+        seen = Evidence(studied(net, replay.choices, examples, settings, measure=False), drawn=examples.drawn)
         clock.lap("study")
         made = fitted(net, replay, seen.found, settings)
     else:

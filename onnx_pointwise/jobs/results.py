@@ -18,6 +18,9 @@ from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Form
 from onnx_pointwise.runtime import Origin
 
+# Why no drift is predicted.
+_TOO_FEW = "There were too few examples to hold any back, so what they promise of other inputs cannot be trusted."
+
 
 @dataclass(frozen=True)
 class SiteResult:
@@ -237,6 +240,7 @@ class RewriteResult:
             return {}
         return {
             "predicted_drift": self.calibrated.predicted,
+            **({"predicted_drift_missing": _TOO_FEW} if self.calibrated.predicted is None else {}),
             "held_back_drift": self.calibrated.drift,
             "held_back_drift_unrefitted": self.calibrated.unrefitted,
             "held_back_drift_of_dropped_refit": self.calibrated.dropped,

@@ -5,7 +5,7 @@ It chooses nothing and makes no weights that are handed over.
 
 from onnx_pointwise.study.collect import named_seed, patch_count
 from onnx_pointwise.study.effort import Effort
-from onnx_pointwise.study.heads import Head, Heads, Kind, find_heads
+from onnx_pointwise.study.heads import Head, Heads, Kind, Said, find_heads
 from onnx_pointwise.study.sensitivity import Sensitivity
 from onnx_pointwise.study.survey import Rehearsal, Study, study
 from onnx_pointwise.study.telling import telling
@@ -16,6 +16,7 @@ __all__ = [
     "Heads",
     "Kind",
     "Rehearsal",
+    "Said",
     "Sensitivity",
     "Study",
     "find_heads",

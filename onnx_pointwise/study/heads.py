@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -31,6 +31,8 @@ from onnx_pointwise.runtime import Piece, reads, without_shapes
 #: How the answer of a head is read: the largest of several classes, a score that says whether something is there, an
 #: image, or plain numbers.
 Kind = Literal["classes", "presence", "picture", "numbers"]
+#: What a person says of a head: its weight, its kind, or both.
+Said = float | Kind | tuple[float, Kind]
 
 # Where paths of several kinds lead to one head, the first of these is its kind.
 _KINDS: tuple[Kind, ...] = ("presence", "classes", "picture", "numbers")
@@ -168,7 +170,7 @@ def find_heads(
     shapes: ResolvedShapes,
     *,
     sites: Sequence[Site] | None = None,
-    weights: Mapping[str, float] | None = None,
+    named: Mapping[str, Said] | None = None,
     ignored: Sequence[str] = (),
 ) -> Heads:
     """Walk back from the outputs of a network to its heads.
@@ -176,14 +178,15 @@ def find_heads(
     Args:
         shapes: The network and the shapes of its values.
         sites: Its convolutions; found anew if None.
-        weights: Values to measure at instead, with their weights; they are named as in the graph.
+        named: Values to measure at instead, with their weights and kinds; they are named as in the graph.
         ignored: Outputs that do not count.
 
     Returns:
         The heads. Those of equal weight count alike, whichever number of them an output has.
 
     Raises:
-        InputError: A value or an output that is named does not exist, or every output is ignored.
+        InputError: A value, an output or a kind that is named does not exist, a weight makes no sense, or every output
+            is ignored.
     """
     walk = _Walk(shapes, find_sites(shapes.model, shapes) if sites is None else sites)
     names = [str(value.name) for value in shapes.model.graph.outputs]
@@ -198,26 +201,40 @@ def find_heads(
         if output.name not in silent and (reason := walk.follow(output, ways)) is not None:
             silent[str(output.name)] = reason
     _drop_false_ways(shapes, ways)
-    heads = _weighted(walk, {name: walk.head(name, way) for name, way in ways.items()}, weights)
+    heads = _weighted(walk, {name: walk.head(name, way) for name, way in ways.items()}, named)
     return Heads(tuple(heads), tuple(_gauges(heads)), silent)
 
 
-def _weighted(walk: _Walk, found: Mapping[str, Head], weights: Mapping[str, float] | None) -> list[Head]:
+def _weighted(walk: _Walk, found: Mapping[str, Head], named: Mapping[str, Said] | None) -> list[Head]:
     """Give the heads their weights, or take those that are named instead."""
-    if not weights:
+    if not named:
         return list(found.values())
     chosen = []
-    for name, weight in weights.items():
-        if not (math.isfinite(weight) and weight >= 0.0):
-            raise InputError(f"The weight of head '{name}' must be a number of at least 0, not {weight:g}.")
+    for name, said in named.items():
+        weight, kind = _said(name, said)
         head = found.get(name) or (walk.head(name, _Ways()) if walk.measurable(name) else None)
         if head is None:
             known = ", ".join(f"'{value}'" for value in found) or "none"
             raise InputError(f"The model computes no value '{name}' to measure at; its heads are {known}.")
-        chosen.append(replace(head, weight=weight))
+        chosen.append(_of_kind(replace(head, weight=weight), kind))
     if not any(head.weight for head in chosen):
         raise InputError("The weights of the heads are all 0; give one of them a weight.")
     return chosen
+
+
+def _said(name: str, said: Said) -> tuple[float, Kind | None]:
+    """Weight and kind of a head, as a person gave them."""
+    weight, kind = said if isinstance(said, tuple) else (1.0, said) if isinstance(said, str) else (said, None)
+    if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0.0):
+        raise InputError(f"The weight of head '{name}' must be a number of at least 0, not {weight}.")
+    if kind is not None and kind not in get_args(Kind):
+        raise InputError(f"Head '{name}' cannot be of the kind '{kind}'; the kinds are {', '.join(get_args(Kind))}.")
+    return float(weight), kind
+
+
+def _of_kind(head: Head, kind: Kind | None) -> Head:
+    """A head of the kind that it is said to be: what was found behind it belongs to the kind that was found."""
+    return head if kind in (None, head.kind) else replace(head, kind=kind, behind=None, behind_axis=1)
 
 
 def _gauges(heads: Sequence[Head]) -> list[Gauge]:
@@ -422,6 +439,8 @@ class _Walk:
         """What is known once a node was passed on the way back."""
         if self._family(node) == "fixed":
             return _Path("numbers")  # scores of bins that are averaged are no answer of their own
+        if _names_classes(node) and path.kind is None:
+            return _Path("classes")
         kind = _NORMALISERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if kind is None or path.kind == "numbers":
             return path
@@ -495,10 +514,15 @@ class _Walk:
         return len(shape) == 4 and 3 in (shape[1], shape[3])
 
 
+def _names_classes(node: ir.Node) -> bool:
+    """Whether a node makes a map of class scores, each under the name of its class."""
+    return (node.domain, node.op_type) == ("ai.onnx.ml", "ZipMap")
+
+
 def _family(node: ir.Node) -> str:
     """How a node is passed on the way back; an empty string for one that is not."""
     if node.domain not in ("", "ai.onnx"):
-        return ""
+        return "moves" if _names_classes(node) else ""
     if node.op_type in _SIZES:
         return "sizes"
     if node.op_type in _MOVES:

@@ -29,6 +29,9 @@ _HELD_BACK = 8
 _TRIALS = 64
 # Fewer examples than this are not parted into those that factors are made from and those that they are tried on.
 _LEAST_SPLIT = 2
+# Of so many batches whose size is built into a network one is held back: then one is left to try plans on, and one to
+# make factors from.
+_LEAST_BATCHES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,10 +202,10 @@ def study(
         ModelError: The model does not run on the inputs.
         InputError: An activation is not finite.
     """
-    batch = fitting_batch(model, shapes)
-    fit, held = _split(inputs, batch)
+    batch, fixed = fitting_batch(model, shapes), declared_batch(model) is not None
+    fit, held = _split(inputs, batch, fixed=fixed)
     heads = heads or find_heads(shapes)
-    tried = _tried(len(next(iter(fit.values()))), batch)
+    tried = _tried(len(next(iter(fit.values()))), batch, fixed=fixed)
     moments = site_moments(
         shapes,
         sites,
@@ -266,19 +269,27 @@ def _slopes(
     )
 
 
-def _split(inputs: Mapping[str, Array], batch: int) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Hold every eighth example back; whole batches where the model fixes their size."""
+def _split(
+    inputs: Mapping[str, Array], batch: int, *, fixed: bool = False
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Hold every eighth example back; whole batches, at least one of them, where the model fixes their size."""
     count = len(next(iter(inputs.values())))
-    size = batch if count % batch == 0 and count // batch >= _HELD_BACK else 1
+    size = batch if fixed or (count % batch == 0 and count // batch >= _HELD_BACK) else 1
+    groups = count // size
     back = np.arange(count) // size % _HELD_BACK == _HELD_BACK - 1
+    if fixed and count >= _HELD_BACK and _LEAST_BATCHES <= groups < _HELD_BACK:
+        back = np.arange(count) // size == groups - 1
     if not back.any():
         return dict(inputs), {}
     return {k: v[~back] for k, v in inputs.items()}, {k: v[back] for k, v in inputs.items()}
 
 
-def _tried(count: int, batch: int) -> NDArray[np.bool_]:
-    """Examples that trials are run on and that trial factors are not made from, spread evenly; none of a few."""
-    size = batch if count % batch == 0 and count // batch >= _LEAST_SPLIT else 1
+def _tried(count: int, batch: int, *, fixed: bool = False) -> NDArray[np.bool_]:
+    """Examples that trials are run on and that trial factors are not made from, spread evenly; none of a few.
+
+    They are whole batches where the model fixes their size.
+    """
+    size = batch if fixed or (count % batch == 0 and count // batch >= _LEAST_SPLIT) else 1
     groups = count // size
     tried = np.zeros(count, np.bool_)
     if groups >= _LEAST_SPLIT:

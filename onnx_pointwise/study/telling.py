@@ -14,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import ResolvedShapes, runtime_inputs
+from onnx_pointwise.graph import ResolvedShapes
 from onnx_pointwise.runtime import Piece, without_shapes
+from onnx_pointwise.study.collect import declared_batch
 from onnx_pointwise.study.heads import Gauge, Heads
 
 Array = NDArray[Any]
@@ -24,6 +25,8 @@ Array = NDArray[Any]
 ENOUGH = 24
 #: Of fewer examples than this, none are held back; copies do not count then.
 FEW = 8
+#: The same of batches whose size is built into a network.
+FEW_BATCHES = 3
 # Examples that are run, at most, and shares of their energy from which on values vary: from example to example beyond
 # the rounding of float32, and from place to place.
 _RUN = 16
@@ -45,6 +48,7 @@ class Telling:
         blank: Whether each of them is one number throughout, or one for each channel.
         silent: Values at which the network answers alike to all of them, or gives NaN.
         answers: How many values it answers at.
+        batch: How many of them the model takes at a time; 1 where it leaves that open.
     """
 
     count: int
@@ -53,11 +57,12 @@ class Telling:
     blank: bool
     silent: tuple[str, ...]
     answers: int
+    batch: int = 1
 
     @property
     def few(self) -> bool:
         """Whether they are too few to hold any back."""
-        return self.distinct < FEW
+        return self.distinct < FEW or (self.batch > 1 and self.count // self.batch < FEW_BATCHES)
 
     @property
     def useless(self) -> bool:
@@ -79,11 +84,17 @@ class Telling:
         if self.useless:
             return [f"{which} {verb}, so nothing shows what errors do: {alone}. {would}"]
         said = []
-        if self.few:
+        if self.few and self.distinct >= FEW:
+            batches = "one batch" if self.count // self.batch == 1 else f"{self.count // self.batch} batches"
+            said.append(
+                f"The {self.count} example inputs are {batches} of the {self.batch} that the model takes at a time: "
+                f"too few to hold one back, to refit with or to predict drift from. {FEW_BATCHES} would do."
+            )
+        elif self.few:
             differ = "" if self.distinct == self.count else f"; the other {self.count - self.distinct} are copies"
             said.append(
                 f"Only {self.distinct} different example input{'s' if self.distinct > 1 else ''}{differ}: too few to "
-                f"hold any back or to refit with, and figures may be far off. {ENOUGH} would do."
+                f"hold any back, to refit with or to predict drift from. {ENOUGH} would do."
             )
         if self.silent:
             said.append(
@@ -111,7 +122,7 @@ def telling(
     count = len(next(iter(inputs.values())))
     rows = {tuple(_row(array, index) for array in inputs.values()): index for index in reversed(range(count))}
     different = sorted(rows.values())
-    batch = _declared_batch(model)
+    batch = declared_batch(model) or 1
     piece = Piece(without_shapes(shapes.model), list(inputs), heads.names, threads=threads)
     if batch > 1:  # they go in as they came; one group alone may hold different ones
         starts = [batch * (index // batch) for index in different if batch * (index // batch + 1) <= count]
@@ -124,13 +135,7 @@ def telling(
         gauge.value for index, gauge in enumerate(heads.gauges) if not _varies([run[index] for run in runs], gauge)
     ]
     kept = tuple(different) if batch == 1 else tuple(range(count))
-    return Telling(count, len(rows), kept, _blank(inputs), tuple(dict.fromkeys(silent)), len(heads.gauges))
-
-
-def _declared_batch(model: ir.Model) -> int:
-    """How many examples the model takes at once; 1 where it leaves that open."""
-    sizes = [value.shape[0] for value in runtime_inputs(model) if value.shape is not None and len(value.shape)]
-    return max((size for size in sizes if isinstance(size, int)), default=1)
+    return Telling(count, len(rows), kept, _blank(inputs), tuple(dict.fromkeys(silent)), len(heads.gauges), batch)
 
 
 def _row(array: Array, index: int) -> bytes:

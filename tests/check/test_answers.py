@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import helper, numpy_helper
 from rich.console import Console
 
 from onnx_pointwise.check import CheckResult, shortened
@@ -23,6 +23,7 @@ from onnx_pointwise.errors import InputError
 from onnx_pointwise.reports import terminal
 from onnx_pointwise.runtime import resolve
 from onnx_pointwise.study import Kind, find_heads
+from tests import small
 from tests.check.networks import NETWORKS, classifier, descriptor, detector, finder, images, moved, painter
 from tests.graphs import function_model, make_model, normal, value
 
@@ -302,7 +303,38 @@ def test_random_inputs_are_warned_of_where_anything_moved() -> None:
     assert "--inputs" in moved_a_bit.warnings[0]
     assert not check(descriptor(), descriptor(), inputs=None).warnings
     ruined = check(descriptor(), moved(descriptor(), 1.0), inputs=None)
-    assert "on random inputs" in ruined.findings[0].sentence
+    assert "on random numbers" in ruined.findings[0].sentence
+    assert "on random numbers, not real" in printed(terminal.check(ruined))[0]
+
+
+def test_networks_that_take_images_are_compared_on_drawn_ones() -> None:
+    """Random numbers are nothing that a network of images was made for: there a good one may seem broken."""
+    found = api(small.network(), small.network(), latency=False)
+    assert (found.inputs, found.verdict, found.warnings) == ("drawn", "same", ())
+    assert max(trial.input_shapes["image"][0] for trial in found.providers[0].trials) == 16
+    second = small.network()
+    for kernel in second.graph.initializer:
+        if kernel.name == "conv2.w":
+            kernel.CopyFrom(numpy_helper.from_array(0.0 * numpy_helper.to_array(kernel), kernel.name))
+    ruined = api(small.network(), second, latency=False)
+    assert ruined.verdict == "broken" and "on synthetic images" in ruined.findings[0].sentence
+    assert any("only real ones tell" in warning for warning in ruined.warnings)
+
+
+def test_logits_that_are_said_to_be_classes_are_judged_by_the_largest() -> None:
+    before, after = descriptor(), moved(descriptor(), 0.03)
+    plain, told = check(before, after), check(before, after, heads={"y": "classes"})
+    assert plain.heads[0].kind == "numbers" and plain.heads[0].judged_by == "drift"
+    assert told.heads[0].kind == "classes" and told.heads[0].measure == "top-1"
+    assert told.heads[0].agreement is not None and told.heads[0].drift == plain.heads[0].drift
+
+
+def test_scores_that_are_named_behind_their_sigmoid_are_there_above_one_half() -> None:
+    before, after = detector(), moved(detector(), 0.3)
+    (usual,) = (head for head in check(before, after).heads if head.kind == "presence")
+    behind = next(node.output[0] for node in before.graph.node if node.op_type == "Sigmoid")
+    (named,) = check(before, after, heads={behind: "presence"}).heads
+    assert (named.agreement, named.counted) == (usual.agreement, usual.counted)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

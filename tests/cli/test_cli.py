@@ -14,8 +14,10 @@ import onnxruntime as ort
 import pytest
 from typer.testing import CliRunner
 
+from onnx_pointwise.cli import parsing
 from onnx_pointwise.cli.app import app
 from onnx_pointwise.cli.output import Output
+from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph.plan import Plan
 from tests.check import networks
 from tests.commands import invoke
@@ -481,3 +483,25 @@ def test_the_cache_is_shown_and_cleared(monkeypatch: pytest.MonkeyPatch, tmp_pat
     cleared = run("cache", "--clear")
     assert f"{document['entries']} measurements are forgotten" in cleared.stdout.replace("\n", " ")
     assert json.loads(run("cache", "--json", "-").stdout)["entries"] == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "named"),
+    [
+        (["y"], {"y": 1.0}),
+        (["y:2", "z"], {"y": 2.0, "z": 1.0}),
+        (["scores:0"], {"scores:0": 1.0}),
+        (["scores:0:0.5"], {"scores:0": 0.5}),
+        (["y:classes"], {"y": (1.0, "classes")}),
+        (["scores:0:2:presence"], {"scores:0": (2.0, "presence")}),
+        (["a:b:numbers"], {"a:b": (1.0, "numbers")}),
+        (["classes"], {"classes": 1.0}),
+    ],
+)
+def test_heads_are_read_with_weight_and_kind(texts: list[str], named: dict[str, object]) -> None:
+    assert parsing.heads("--head", texts) == named
+
+
+def test_a_head_without_a_name_is_refused() -> None:
+    with pytest.raises(PlanError, match="name a value, as VALUE, VALUE:2, VALUE:classes"):
+        parsing.heads("--head", [""])

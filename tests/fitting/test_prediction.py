@@ -54,5 +54,7 @@ def test_without_a_refit_the_prediction_is_the_rehearsal():
     weights = make_weights(found, chosen, refit=False)
     assert weights.predicted == found.rehearsal.drift(chosen) ** 0.5
     assert weights.refits == {} and weights.drift == weights.unrefitted
+    few = look(model, shapes, sites, examples(4))  # none of them is held back: whatever they promise is no promise
+    assert make_weights(few, chosen, refit=False).predicted is None
     nothing = make_weights(found, {})
     assert (nothing.replacements, nothing.predicted, nothing.drift) == ({}, 0.0, None)

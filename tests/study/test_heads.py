@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
@@ -13,19 +14,19 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onnx_pointwise.errors import InputError
-from onnx_pointwise.graph import find_sites
+from onnx_pointwise.graph import find_sites, load
 from onnx_pointwise.runtime import resolve
 from onnx_pointwise.study import heads as walking
-from onnx_pointwise.study.heads import Gauge, Head, Heads, find_heads
-from tests.graphs import if_model, normal
+from onnx_pointwise.study.heads import Gauge, Head, Heads, Said, find_heads
+from tests.graphs import if_model, make_model, normal, value
 from tests.networks import Builder, branching, detector, residual
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=25)
 PLACES = 36
 
 
-def heads_of(model: ir.Model, *, weights: Mapping[str, float] | None = None, ignored: Sequence[str] = ()) -> Heads:
-    return find_heads(resolve(model), weights=weights, ignored=ignored)
+def heads_of(model: ir.Model, *, named: Mapping[str, Said] | None = None, ignored: Sequence[str] = ()) -> Heads:
+    return find_heads(resolve(model), named=named, ignored=ignored)
 
 
 def by_value(model: ir.Model) -> dict[str, Head]:
@@ -71,10 +72,10 @@ def test_channels_are_known_by_the_node_that_made_them() -> None:
     features = b.add("LeakyRelu", b.conv(stem(b), 16, 24))
     pooled = b.add("HardSigmoid", b.add("MaxPool", features, kernel_shape=[3, 3]))
     gated = b.add("Mul", features, b.add("Sigmoid", b.conv(features, 24, 24)))
-    found = heads_of(b.model(features, pooled, gated), weights={features: 1.0, gated: 1.0, pooled: 1.0})
+    found = heads_of(b.model(features, pooled, gated), named={features: 1.0, gated: 1.0, pooled: 1.0})
     assert {head.axis for head in found.heads} == {1}
     last = b.add("Transpose", features, perm=[0, 3, 2, 1])
-    (other,) = heads_of(b.model(last), weights={last: 1.0}).heads
+    (other,) = heads_of(b.model(last), named={last: 1.0}).heads
     assert other.axis == 3
 
 
@@ -365,17 +366,47 @@ def test_a_node_with_branches_inside_answers_itself() -> None:
 def test_weights_are_those_that_are_named() -> None:
     model = branching()
     first, second = heads_of(model).heads
-    found = heads_of(model, weights={second.value: 3.0, first.value: 1.0})
+    found = heads_of(model, named={second.value: 3.0, first.value: 1.0})
     assert [(gauge.value, gauge.weight) for gauge in found.gauges] == [(second.value, 0.75), (first.value, 0.25)]
-    alone = heads_of(model, weights={first.value: 2.0, second.value: 0.0})
+    alone = heads_of(model, named={first.value: 2.0, second.value: 0.0})
     assert [(gauge.value, gauge.weight) for gauge in alone.gauges] == [(first.value, 1.0)]
     assert [head.weight for head in alone.heads] == [2.0, 0.0]
+
+
+def test_kinds_are_those_that_are_named() -> None:
+    """What lies behind a head that was found belongs to the kind that was found."""
+    model = detector()
+    found = {head.value: head for head in heads_of(model).heads}
+    name, was = next((name, head) for name, head in found.items() if head.kind == "presence")
+    (same,) = heads_of(model, named={name: "presence"}).heads
+    assert (same.kind, same.behind, same.weight) == ("presence", was.behind, 1.0) and was.behind is not None
+    (other,) = heads_of(model, named={name: (2.0, "classes")}).heads
+    assert (other.kind, other.behind, other.weight, other.axis) == ("classes", None, 2.0, was.axis)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_what_a_map_is_made_of_is_a_head_of_classes(softmax: bool) -> None:
+    scores = ["Softmax"] if softmax else []
+    names = ["g", *(f"{name}_out" for name in scores)]
+    nodes = [helper.make_node("Conv", ["x", "W"], ["c"]), helper.make_node("Flatten", ["c"], ["f"]),
+             helper.make_node("MatMul", ["f", "V"], ["g"])]  # fmt: skip
+    nodes += [helper.make_node(kind, [names[0]], [names[1]]) for kind in scores]
+    nodes.append(helper.make_node("ZipMap", names[-1:], ["map"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]))
+    zipped = onnx.ValueInfoProto(name="map")
+    zipped.type.sequence_type.elem_type.map_type.key_type = onnx.TensorProto.INT64
+    zipped.type.sequence_type.elem_type.map_type.value_type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    weights = {"W": normal(4, 4, 3, 3), "V": normal(4 * 36, 3)}
+    model = make_model(nodes, [value("x", ["N", 4, 8, 8])], [zipped], weights)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    found = heads_of(load(model))
+    assert [(head.value, head.kind, head.outputs) for head in found.heads] == [("g", "classes", ("map",))]
+    assert found.silent == {}
 
 
 def test_a_value_inside_may_be_named() -> None:
     model = residual()
     inside = next(str(node.outputs[0].name) for node in model.graph if node.op_type == "Add")
-    (head,) = heads_of(model, weights={inside: 1.0}).heads
+    (head,) = heads_of(model, named={inside: 1.0}).heads
     assert (head.value, head.kind, head.outputs) == (inside, "numbers", ())
 
 
@@ -389,11 +420,14 @@ def test_a_value_inside_may_be_named() -> None:
         ({"v0": float("nan")}, "at least 0, not nan"),
         ({"v0": float("inf")}, "at least 0, not inf"),
         ({"v0": 0.0}, "all 0"),
+        ({"v0": "colours"}, "cannot be of the kind 'colours'; the kinds are classes, presence, picture, numbers"),
+        ({"v0": (1.0, "colours")}, "cannot be of the kind 'colours'"),
+        ({"v0": ("classes", 1.0)}, "must be a number of at least 0, not classes"),
     ],
 )
-def test_weights_that_make_no_sense_are_refused(weights: dict[str, float], words: str) -> None:
+def test_heads_that_make_no_sense_are_refused(weights: dict[str, Said], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        heads_of(branching(), weights=weights)
+        heads_of(branching(), named=weights)
 
 
 def test_outputs_may_be_ignored() -> None:
@@ -483,7 +517,7 @@ def test_heads_are_what_was_learned_last_and_are_found_again(made: tuple[ir.Mode
 def test_drift_of_a_network_is_the_weighted_mean_of_its_gauges(weights: list[float], seed: int) -> None:
     model = branching()
     names = [head.value for head in heads_of(model).heads]
-    found = heads_of(model, weights=dict(zip(names, weights, strict=True)))
+    found = heads_of(model, named=dict(zip(names, weights, strict=True)))
     rng = np.random.default_rng(seed)
     before = [rng.standard_normal((6, 8, 4, 4)), rng.standard_normal((6, 16))]
     after = [value + 0.1 * rng.standard_normal(value.shape) for value in before]

@@ -51,6 +51,21 @@ def test_examples_are_shared_out_in_whole_batches_where_these_are_fixed(count: i
         assert tried.sum() <= surveying._TRIALS
 
 
+@CHECKED
+@given(st.integers(1, 40), st.integers(2, 40))
+def test_batches_that_are_built_in_are_never_cut(batches: int, batch: int) -> None:
+    """A network that takes so many at a time takes no fewer; of three batches one is held back, and one tried on."""
+    count = batches * batch
+    fit, held = _split({"x": np.arange(count)}, batch, fixed=True)
+    assert len(fit["x"]) % batch == 0 and len(held.get("x", ())) % batch == 0
+    assert sorted([*fit["x"], *held.get("x", ())]) == list(range(count))
+    assert bool(held) == (batches >= 8 or (batches >= 3 and count >= 8))
+    tried = _tried(len(fit["x"]), batch, fixed=True)
+    assert tried.any() == (len(fit["x"]) >= 2 * batch)
+    whole = tried.reshape(-1, batch)
+    assert (whole == whole[:, :1]).all() and whole[:, 0].sum() <= max(len(whole) // 2, 1)
+
+
 def test_one_example_serves_for_everything() -> None:
     shapes, sites = prepared(residual())
     found = look(shapes.model, shapes, sites, examples(1))
@@ -180,7 +195,7 @@ def test_a_network_without_an_answer_can_be_studied_all_the_same() -> None:
     choices = {site.name: Choice("reduce", 1) for site in found.sites}
     assert found.rehearsal.drift(choices) == 0.0
     weights = make_weights(found, choices)
-    assert weights.predicted == 0.0 and set(weights.replacements) == set(choices)
+    assert weights.predicted is None and set(weights.replacements) == set(choices)
     assert make_weights(look(found.model, found.shapes, found.sites, examples(16)), choices).drift == 0.0
 
 

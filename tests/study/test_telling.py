@@ -105,5 +105,8 @@ def test_examples_of_a_fixed_batch_go_in_as_they_came() -> None:
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", pads=[1] * 4)
     model = make_model([node], [value("x", [4, 3, 8, 8])], [value("y", [4, 8, 8, 8])], weights)
     inputs = rng.standard_normal((12, 3, 8, 8)).astype(np.float32)
-    assert told(model, inputs).distinct == 12
+    found = told(model, inputs)
+    assert (found.distinct, found.few, found.warnings()) == (12, False, [])
+    (warning,) = told(model, inputs[:8]).warnings()
+    assert "are 2 batches of the 4 that the model takes at a time" in warning and "3 would do" in warning
     assert told(model, np.repeat(inputs[:1], 8, axis=0)).distinct == 1
