@@ -33,10 +33,10 @@ from rich.console import Console
 
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, find_sites, load, model_cost, save
-from onnx_pointwise.numerics import centred, relative_drift
+from onnx_pointwise.numerics import centred, relative_drift, weighted_drift
 from onnx_pointwise.planning import Budget, Corrected, Options, choose, options_of, settle
 from onnx_pointwise.runtime import Piece, input_specs, resolve, without_shapes
-from onnx_pointwise.study import Head, Heads, Study, find_heads, study
+from onnx_pointwise.study import Head, Study, find_heads, study
 from tools import measuring
 from tools.measuring import Files, Networks, load_networks, terminal_table, told
 
@@ -52,56 +52,66 @@ class Part:
     """A value at which drift is measured, with what its weight may depend on.
 
     Attributes:
-        head: The head.
-        behind: Whether the value lies behind the head's Sigmoid or Softmax.
+        value: Its name.
+        heads: The head itself, or all heads that go through the Sigmoid or Softmax that the value lies behind.
         places: Places at which an example is answered there.
         energy: Its squared deviation over the inputs held back.
     """
 
-    head: Head
-    behind: bool
+    value: str
+    heads: tuple[Head, ...]
     places: int
     energy: float
 
+    @property
+    def behind(self) -> bool:
+        """Whether it lies behind a Sigmoid or Softmax."""
+        return all(head.value != self.value for head in self.heads)
 
-def _shared(parts: Sequence[Part], size: Callable[[Part], float], behind: float) -> list[float]:
-    """Weights of parts: heads of one kind that go into one output share the weight of one answer.
+
+def _by_heads(part: Part) -> tuple[object, float]:
+    """Every head is an answer of its own."""
+    return part.heads[0].value, 1.0
+
+
+def _by_places(part: Part) -> tuple[object, float]:
+    """Heads of one kind that go into the same outputs give one answer, at as many places as each has."""
+    return (part.heads[0].kind, part.heads[0].outputs), float(part.places)
+
+
+def _by_energy(part: Part) -> tuple[object, float]:
+    """The same, and what is off counts alike at whichever of them it is."""
+    return (part.heads[0].kind, part.heads[0].outputs), part.energy
+
+
+def weights_of(parts: Sequence[Part], share: Callable[[Part], tuple[object, float]], behind: float) -> list[float]:
+    """Weigh parts.
 
     Args:
         parts: The parts.
-        size: How an answer is shared among its heads.
-        behind: How much of a head's weight lies behind its Sigmoid or Softmax.
+        share: Which answer a head belongs to, and how much of it the head is.
+        behind: How much of a head's weight lies behind its Sigmoid or Softmax, where that is among the parts.
     """
-    both = {part.head.value for part in parts if part.behind}
-    whole: dict[Any, float] = {}
-    for part in parts:
-        if not part.behind:
-            whole[_answer(part)] = whole.get(_answer(part), 0.0) + size(part)
-    before = {part.head.value: size(part) / whole[_answer(part)] for part in parts if not part.behind}
-    share = {True: behind, False: 1.0 - behind}
-    return [before[part.head.value] * (share[part.behind] if part.head.value in both else 1.0) for part in parts]
+    answers: dict[object, float] = {}
+    alone = [part for part in parts if not part.behind]
+    for part in alone:
+        answer, size = share(part)
+        answers[answer] = answers.get(answer, 0.0) + size
+    heads = {part.value: share(part)[1] / answers[share(part)[0]] for part in alone}
+    through = {part.value for part in parts if part.behind}
+    return [
+        behind * sum(heads[head.value] for head in part.heads)
+        if part.behind
+        else heads[part.value] * (1.0 - behind if part.heads[0].behind in through else 1.0)
+        for part in parts
+    ]
 
 
-def _answer(part: Part) -> tuple[Any, ...]:
-    return part.head.kind, part.head.outputs
-
-
-def _each(parts: Sequence[Part], behind: float) -> list[float]:
-    both = {part.head.value for part in parts if part.behind}
-    share = {True: behind, False: 1.0 - behind}
-    return [share[part.behind] if part.head.value in both else 1.0 for part in parts]
-
-
-#: Weights of the parts of a network, by the name of the way to weigh them.
-WEIGHINGS: Mapping[str, Callable[[Sequence[Part]], list[float]]] = {
-    "heads": lambda parts: _each(parts, 0.5),
-    "heads, before": lambda parts: _each(parts, 0.0),
-    "heads, behind": lambda parts: _each(parts, 1.0),
-    "answers by places": lambda parts: _shared(parts, lambda part: part.places, 0.5),
-    "answers by places, before": lambda parts: _shared(parts, lambda part: part.places, 0.0),
-    "answers by places, behind": lambda parts: _shared(parts, lambda part: part.places, 1.0),
-    "answers by energy": lambda parts: _shared(parts, lambda part: part.energy, 0.5),
-    "answers by energy, behind": lambda parts: _shared(parts, lambda part: part.energy, 1.0),
+#: Ways to weigh the parts of a network, by name: how heads share the weight, and how much of it lies behind them.
+WEIGHINGS: Mapping[str, tuple[Callable[[Part], tuple[object, float]], float]] = {
+    f"{name}, {place}": (share, behind)
+    for name, share in (("heads", _by_heads), ("places", _by_places), ("energy", _by_energy))
+    for place, behind in (("before", 0.0), ("both", 0.5), ("behind", 1.0))
 }
 _WORST = "worst head"
 
@@ -155,22 +165,16 @@ class Bench:
         self._learned = Corrected(self._found.rehearsal)
         self._dense = networks.metric(name, path)
         self._made: dict[tuple[str, Choice], Replacement] = {}
-        values = self._at_all(heads)
-        self._reference = self._answers(self._shapes.model, list(values))
-        self.parts = {
-            value: Part(head, value != head.value, _places(answer, axis), float((centred(answer, axis) ** 2).sum()))
-            for (value, (head, axis)), answer in zip(values.items(), self._reference, strict=True)
-        }
-        self._axes = [axis for _, axis in values.values()]
-
-    @staticmethod
-    def _at_all(heads: Heads) -> dict[str, tuple[Head, int]]:
-        """Every value that drift may be measured at, with its head and the axis of its channels."""
-        values = {head.value: (head, head.axis) for head in heads.heads}
-        for head in heads.heads:
-            if head.behind is not None:
-                values.setdefault(head.behind, (head, head.behind_axis))
-        return values
+        axes: dict[str, tuple[int, tuple[Head, ...]]] = {head.value: (head.axis, (head,)) for head in heads.heads}
+        for value in dict.fromkeys(head.behind for head in heads.heads if head.behind is not None):
+            through = tuple(head for head in heads.heads if head.behind == value)
+            axes[value] = (through[0].behind_axis, through)
+        self._reference = self._answers(self._shapes.model, list(axes))
+        self._axes = [axis for axis, _ in axes.values()]
+        self.parts = [
+            Part(value, told, _places(answer, axis), float((centred(answer, axis) ** 2).sum()))
+            for (value, (axis, told)), answer in zip(axes.items(), self._reference, strict=True)
+        ]
 
     def plans(self, targets: Sequence[float], variations: int) -> Iterator[tuple[float, int, Mapping[str, Choice]]]:
         """Make plans: target, number of the variation, and choices; those that come out alike are left out."""
@@ -213,16 +217,17 @@ class Bench:
             BottleneckPass(Plan(wanted), weights)(rewritten)
             save(rewritten, file)
             loss = self._dense - self._networks.metric(self._name, file)
-        moved = self._answers(model, list(self.parts))
+        moved = self._answers(model, [part.value for part in self.parts])
         shares = [
             relative_drift(one, other, axis)
             for one, other, axis in zip(self._reference, moved, self._axes, strict=True)
         ]
         drifts = {"predicted": self._predicted(choices), "rehearsed": math.sqrt(self._found.rehearsal.drift(choices))}
-        for name, weigh in WEIGHINGS.items():
-            drifts[name] = math.sqrt(_mean(shares, weigh(list(self.parts.values()))))
+        for name, (share, behind) in WEIGHINGS.items():
+            drifts[name] = math.sqrt(weighted_drift(shares, weights_of(self.parts, share, behind)) or 0.0)
         drifts[_WORST] = math.sqrt(max((share for share in shares if share is not None), default=0.0))
-        return Row(self._name, target, number, loss, drifts, dict(zip(self.parts, shares, strict=True)))
+        parts = {part.value: moved for part, moved in zip(self.parts, shares, strict=True)}
+        return Row(self._name, target, number, loss, drifts, parts)
 
     def _predicted(self, choices: Mapping[str, Choice]) -> float:
         total = 0.0
@@ -255,11 +260,6 @@ def _one(model: ir.Model, examples: Mapping[str, Array]) -> dict[str, tuple[int,
 
 def _places(answer: Array, axis: int) -> int:
     return math.prod(size for index, size in enumerate(answer.shape) if index not in (0, axis % answer.ndim))
-
-
-def _mean(shares: Sequence[float | None], weights: Sequence[float]) -> float:
-    told = [(share, weight) for share, weight in zip(shares, weights, strict=True) if share is not None]
-    return sum(share * weight for share, weight in told) / max(sum(weight for _, weight in told), 1e-300)
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
