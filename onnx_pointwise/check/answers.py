@@ -37,6 +37,8 @@ class HeadCheck:
         counted: Answers that the agreement rests on.
         drift: Relative L2, channel means taken out; None where no finite number was compared.
         worst_drift: The same of the example that is off most.
+        drift_bound: What examples like these stay below on average, nine times out of ten; None where that is unknown.
+        agreement_bound: Decibels of a picture that they stay above; None for other kinds, and where that is unknown.
         judged_by: Which of both decided: too few answers leave the drift.
         severity: How far along the limits it is: below 1 the same, below 2 close, below 3 changed, below 4 broken.
         alone: Whether no other head goes into its outputs.
@@ -52,6 +54,8 @@ class HeadCheck:
     worst_drift: float | None
     judged_by: Literal["agreement", "drift"]
     severity: float | None
+    drift_bound: float | None = None
+    agreement_bound: float | None = None
     alone: bool = True
 
     @property
@@ -86,6 +90,8 @@ class HeadCheck:
             "counted": self.counted,
             "drift": self.drift,
             "worst_drift": self.worst_drift,
+            "drift_bound": self.drift_bound,
+            "agreement_bound": self.agreement_bound,
             "judged_by": self.judged_by,
             "figure": self.figure,
             "severity": self.severity,
@@ -285,4 +291,6 @@ def _judged(head: Head, agreement: Agreement | None, meter: ValueMeter, limits: 
         worst_drift=None if moved is None else moved.worst,
         judged_by="agreement" if enough and moved is not None else "drift",
         severity=bad,
+        drift_bound=None if moved is None else moved.bound,
+        agreement_bound=None if agreement is None else agreement.bound,
     )

@@ -93,12 +93,17 @@ class Promise:
         return self.max_drift.get(name) if isinstance(self.max_drift, Mapping) else self.max_drift
 
     def _shares(self, head: HeadCheck) -> list[float]:
-        """Drift, and what does not agree, as shares of what may be."""
-        shares = [] if head.drift is None else [_share(head.drift, self.limits["numbers"][0])]
+        """Drift, and what does not agree, as shares of what may be.
+
+        Of few examples the average of others may lie well beyond theirs: what is promised has to hold there.
+        """
+        drift = head.drift if head.drift_bound is None else head.drift_bound
+        shares = [] if drift is None else [_share(drift, self.limits["numbers"][0])]
         if head.judged_by == "agreement" and head.agreement is not None:
             limit = self.limits[head.kind][0]
             if head.kind == "picture":
-                shares.append(10.0 ** ((limit - head.agreement) / 20.0))
+                decibels = head.agreement if head.agreement_bound is None else head.agreement_bound
+                shares.append(10.0 ** ((limit - decibels) / 20.0))
             else:
                 shares.append(_share(1.0 - head.agreement, 1.0 - limit))
         return shares

@@ -7,6 +7,7 @@ itself is not finite there is nothing to agree with.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,27 @@ Array = NDArray[Any]
 MOST_DECIBELS = 120.0
 
 
+#: How sure a bound on an average is, one-sided.
+SURE = 0.9
+
+
+def margin(values: Sequence[float]) -> float | None:
+    """How far the average of all examples may lie beyond that of these, as sure as `SURE` (Student 1908).
+
+    Args:
+        values: One figure for each example; they are taken to be independent.
+
+    Returns:
+        The margin; None for fewer than two, of which nothing is known.
+    """
+    if len(values) < 2:
+        return None
+    from scipy.special import stdtrit
+
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(stdtrit(len(values) - 1, SURE)) * spread
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How often two networks say the same.
@@ -30,11 +52,13 @@ class Agreement:
         measure: ``top-1``, ``F1`` or ``PSNR``.
         counted: What it is taken from: things found by either network, answers that are not the commonest class in
             both, pictures. Few of them say little.
+        bound: Decibels that pictures like these have more of on average, as sure as `SURE`; None where that is unknown.
     """
 
     value: float
     measure: str
     counted: int
+    bound: float | None = None
 
 
 class ClassMeter:
@@ -162,8 +186,9 @@ class PictureMeter:
             return None
         least = peak**2 * 10.0 ** (-MOST_DECIBELS / 10.0)
         decibels = [10.0 * math.log10(peak**2 / max(row[index], least)) for row in self._errors]
-        # An error without bounds is as bad as none of the picture left.
-        return Agreement(float(np.mean([max(0.0, value) for value in decibels])), "PSNR", len(decibels))
+        decibels = [max(0.0, value) for value in decibels]  # one without bounds: as bad as none of the picture left
+        mean, more = float(np.mean(decibels)), margin(decibels)
+        return Agreement(mean, "PSNR", len(decibels), None if more is None else mean - more)
 
 
 def _beyond(numbers: Array, low: float, high: float) -> int:
@@ -197,11 +222,13 @@ class ValueDrift:
             where something is not finite any more.
         worst: The same of the example that moved most, relative to what an example has on average.
         examples: How many examples there were.
+        bound: What examples like these stay below on average, as sure as `SURE`; None where that is unknown.
     """
 
     relative: float
     worst: float
     examples: int
+    bound: float | None = None
 
 
 @dataclass
@@ -270,7 +297,10 @@ class ValueMeter:
         if not whole > CONSTANT * energy:
             whole = energy
         count = len(self._errors)
-        return ValueDrift(_ratio(sum(self._errors), whole), _ratio(max(self._errors) * count, whole), count)
+        error = sum(self._errors)
+        more = margin(self._errors) if math.isfinite(error) else None
+        bound = None if more is None else _ratio(error + count * more, whole)
+        return ValueDrift(_ratio(error, whole), _ratio(max(self._errors) * count, whole), count, bound)
 
 
 def _ratio(error: float, whole: float) -> float:

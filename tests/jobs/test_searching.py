@@ -58,6 +58,15 @@ def test_without_a_budget_answers_stay_the_same(model: Path, tmp_path: Path) -> 
     assert json.loads(json.dumps(result.to_dict()))["search"]["resource"] == "macs"
 
 
+def test_a_promise_has_to_hold_beyond_the_few_examples_that_it_was_measured_on(model: Path) -> None:
+    result = onnx_pointwise.rewrite(model, calibration=small.examples(64), **PLAIN)
+    assert result.check is not None and result.search is not None
+    (head,) = result.check.heads
+    assert head.drift is not None and head.drift_bound is not None and head.drift < head.drift_bound <= 0.05
+    kept = [step for step in result.search.steps if step.passed]
+    assert head.drift_bound / 0.05 == pytest.approx(min(kept, key=lambda step: step.share).measured)
+
+
 def test_limits_are_settings(model: Path) -> None:
     shares = {}
     for limit in (0.02, 0.05, 0.15):

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_pointwise.numerics.agreement import Agreement, ClassMeter, PictureMeter, PresenceMeter, ValueDrift, ValueMeter
+from onnx_pointwise.numerics.agreement import (
+    Agreement,
+    ClassMeter,
+    PictureMeter,
+    PresenceMeter,
+    ValueDrift,
+    ValueMeter,
+    margin,
+)
 from onnx_pointwise.numerics.drift import relative_drift
 from tests.graphs import normal
 
@@ -237,3 +245,40 @@ def test_runs_may_have_another_number_of_channels() -> None:
         meter.add(normal(2, 3, width), normal(2, 3, width) + 0.1)
     result = meter.result()
     assert result is not None and result.examples == 6 and 0.05 < result.relative < 0.2
+
+
+# --- what few examples tell of others ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 50])
+def test_nine_of_ten_averages_lie_within_the_margin(count: int) -> None:
+    rng = np.random.default_rng(0)
+    draws = rng.normal(3.0, 0.7, (3000, count))
+    told = [margin(list(row)) for row in draws]
+    assert all(one is not None for one in told)
+    within = np.mean([row.mean() + one >= 3.0 for row, one in zip(draws, told, strict=True) if one is not None])
+    assert 0.88 < within < 0.92
+
+
+def test_of_one_example_no_margin_is_known() -> None:
+    assert margin([1.0]) is None
+    meter = ValueMeter(1)
+    meter.add(normal(1, 4, 9), normal(1, 4, 9, seed=1))
+    result = meter.result()
+    assert result is not None and result.bound is None
+    meter.add(normal(1, 4, 9, seed=2), normal(1, 4, 9, seed=3))
+    result = meter.result()
+    assert result is not None and result.bound is not None and result.bound > result.relative
+
+
+def test_the_bound_of_pictures_lies_below_their_mean_and_nears_it() -> None:
+    def bound(count: int) -> float:
+        rng = np.random.default_rng(3)
+        meter = PictureMeter()
+        pictures = rng.random((count, 1, 16, 16))
+        meter.add(pictures, pictures + 0.02 * (1 + rng.random((count, 1, 1, 1))) * rng.standard_normal(pictures.shape))
+        result = meter.result()
+        assert result is not None and result.bound is not None
+        return result.value - result.bound
+
+    assert bound(3) > bound(60) > 0.0
