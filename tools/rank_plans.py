@@ -30,6 +30,7 @@ import onnx_ir as ir
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, find_sites, load, model_cost, save
@@ -317,7 +318,7 @@ def main(
 ) -> None:
     """Print how well each kind of drift ranks plans, by network."""
     console = Console()
-    with told():
+    with told(), threadpool_limits(1, user_api="blas"):  # it and the runtime's pool would wait for each other
         networks = load_networks(file, network, calibration_limit=calibration_limit, metric_limit=metric_limit)
         files = Files(markdown_file, json_file)
         files.require_writable()

@@ -182,7 +182,9 @@ def find_heads(
         ignored: Outputs that do not count.
 
     Returns:
-        The heads. Those of equal weight count alike, whichever number of them an output has.
+        The heads. Those of one kind that go into the same outputs give one answer, as the grids of a detector do, and
+        share its weight by the number of their places; answers count alike. `tools/rank_plans.py` compares ways to
+        weigh them.
 
     Raises:
         InputError: A value, an output or a kind that is named does not exist, a weight makes no sense, or every output
@@ -208,7 +210,7 @@ def find_heads(
 def _weighted(walk: _Walk, found: Mapping[str, Head], named: Mapping[str, Said] | None) -> list[Head]:
     """Give the heads their weights, or take those that are named instead."""
     if not named:
-        return list(found.values())
+        return _shared(walk, list(found.values()))
     chosen = []
     for name, said in named.items():
         weight, kind = _said(name, said)
@@ -220,6 +222,18 @@ def _weighted(walk: _Walk, found: Mapping[str, Head], named: Mapping[str, Said] 
     if not any(head.weight for head in chosen):
         raise InputError("The weights of the heads are all 0; give one of them a weight.")
     return chosen
+
+
+def _shared(walk: _Walk, found: Sequence[Head]) -> list[Head]:
+    """Share the weight of one among the heads that give one answer, by the places at which they do."""
+    places = [walk.places(head.value) for head in found]
+    answers: Counter[tuple[Kind, tuple[str, ...]]] = Counter()
+    for head, count in zip(found, places, strict=True):
+        answers[head.kind, head.outputs] += count
+    return [
+        replace(head, weight=count / answers[head.kind, head.outputs])
+        for head, count in zip(found, places, strict=True)
+    ]
 
 
 def _said(name: str, said: Said) -> tuple[float, Kind | None]:
@@ -361,6 +375,10 @@ class _Walk:
             behind = None
         last = 1 if behind is None else self._channels_of(self._values[behind])
         return Head(name, kind, tuple(ways.outputs), self._channels_of(value), 1.0, behind, last)
+
+    def places(self, name: str) -> int:
+        """Places at which a value answers, in one example; at least one."""
+        return max(1, self._places(self._values[name]))
 
     # --- which heads a value comes from ---------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from onnx_pointwise.runtime import resolve
 from onnx_pointwise.study import heads as walking
 from onnx_pointwise.study.heads import Gauge, Head, Heads, Said, find_heads
 from tests.graphs import if_model, make_model, normal, value
-from tests.networks import Builder, branching, detector, residual
+from tests.networks import CHANNELS, Builder, branching, detector, residual
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=25)
 PLACES = 36
@@ -528,3 +528,22 @@ def test_drift_of_a_network_is_the_weighted_mean_of_its_gauges(weights: list[flo
     before[0][:] = 3.0  # says nothing any more
     assert found.drifts(before, after)[0] is None
     assert found.drift(before, after) == pytest.approx(shares[1])
+
+
+def test_grids_of_a_detector_share_the_weight_of_one_answer_by_their_places() -> None:
+    """A coarse grid has few places: what it says counts no more than what a fine one says at as many."""
+    b = Builder()
+    x = b.add("Relu", b.conv("x", 3, CHANNELS))
+    half = b.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    fine, coarse = b.conv(x, CHANNELS, 4, k=1), b.conv(half, CHANNELS, 4, k=1)
+    mask = b.conv(x, CHANNELS, 1, k=1)
+    scores = b.add(
+        "Sigmoid", b.add("Concat", *(b.add("Reshape", one, b.ints(0, 4, -1)) for one in (fine, coarse)), axis=2)
+    )
+    found = heads_of(b.model(scores, b.add("Identity", mask)))
+    weights = {head.value: head.weight for head in found.heads}
+    assert weights == pytest.approx({fine: 0.8, coarse: 0.2, mask: 1.0})
+    gauges = {gauge.value: gauge.weight for gauge in found.gauges}
+    behind = next(head.behind for head in found.heads if head.value == fine)
+    assert behind is not None
+    assert gauges == pytest.approx({fine: 0.2, coarse: 0.05, behind: 0.25, mask: 0.5})
