@@ -73,12 +73,13 @@ def make_weights(
         made = in_order(lambda site: found.factors(site, kept[site.name]), rewritten, threads)
         return {site.name: weights for site, weights in zip(rewritten, made, strict=True)}
 
-    predicted = None
-    if predict and (found.held or not kept):
-        predicted = math.sqrt(found.rehearsal.drift(kept)) if kept else 0.0
+    measured = _Measured(found, kept) if found.held and kept else None
+    predicted = None if kept or not predict else 0.0
+    if predict and measured is not None:
+        predicted = measured.whole("trial", found.rehearsal.drifts(kept))
     if not refit:
         plain = without_refit(threads)
-        drift = drift_of(found, kept, plain, found.held) if found.held and kept else None
+        drift = None if measured is None else measured.drifts("held", [plain])[0]
         return Weights(plain, {}, drift, drift, predicted)
     with beside(threads) as begin:
         unfitted = begin(lambda: without_refit(1) if kept else {})
@@ -97,16 +98,14 @@ def make_weights(
         )
         plain = unfitted()
     fitted = {name: done.replacement for name, done in refits.items()}
-    if not kept:
+    if measured is None:
         return Weights(fitted, refits, None, None, predicted)
-    first = second = None
-    if found.held:
-        second, first = _drifts_of(found, kept, [plain, fitted], found.held)
-        if first > second:
-            return Weights(plain, {}, second, second, predicted, dropped=first)
+    second, first = measured.drifts("held", [plain, fitted])
+    if first > second:
+        return Weights(plain, {}, second, second, predicted, dropped=first)
     if predicted is None:
         return Weights(fitted, refits, first, second, None)
-    before, after = _drifts_of(found, kept, [plain, fitted], found.trial)
+    before, after = measured.drifts("trial", [plain, fitted])
     gain = min(1.0, after / before) if before > 0.0 else 1.0
     return Weights(fitted, refits, first, second, predicted * gain)
 
@@ -128,29 +127,56 @@ def drift_of(
     Returns:
         The drift at the heads, their weighted root mean square.
     """
-    return _drifts_of(found, choices, [replacements], examples)[0]
-
-
-def _drifts_of(
-    found: Study,
-    choices: Mapping[str, Choice],
-    variants: Sequence[Mapping[str, Replacement]],
-    examples: Mapping[str, NDArray[Any]],
-) -> list[float]:
-    """The same for several sets of weights; the untouched network runs once for all of them."""
-    if not found.heads.names:
-        return [0.0] * len(variants)
     reference = _answers(found, found.shapes.model, examples)
-    drifts = []
-    for replacements in variants:
-        rewritten = found.shapes.model.clone()
-        BottleneckPass(Plan(choices, method=found.method), replacements)(rewritten)
-        drifts.append(float(np.sqrt(found.heads.drift(reference, _answers(found, rewritten, examples)))))
-    return drifts
+    moved = _answers(found, _rewritten(found, choices, replacements), examples)
+    return math.sqrt(found.heads.drift(reference, moved))
+
+
+class _Measured:
+    """Drift on the examples that plans are tried on, ``trial``, and on those held back, ``held``.
+
+    It is relative to how the answers vary over both together: of a few examples the deviation itself is off by a lot,
+    and one that lies far out among them would make any drift small.
+
+    Args:
+        found: What the examples told, some of them held back.
+        choices: Form and rank by site name.
+    """
+
+    def __init__(self, found: Study, choices: Mapping[str, Choice]) -> None:
+        self._found, self._choices = found, choices
+        self._examples = {"trial": found.trial, "held": found.held}
+        self._dense = {name: _answers(found, found.shapes.model, some) for name, some in self._examples.items()}
+        both = found.heads.energies([np.concatenate(parts) for parts in zip(*self._dense.values(), strict=True)])
+        self._own = {
+            name: [own / all_of_them if all_of_them else 1.0 for own, all_of_them in zip(one, both, strict=True)]
+            for name, one in ((name, found.heads.energies(dense)) for name, dense in self._dense.items())
+        }
+
+    def whole(self, which: str, drifts: Sequence[float | None]) -> float:
+        """Relative L2 drift of the network from the squares at each gauge, as relative to these examples alone."""
+        squares = [None if drift is None else drift * own for drift, own in zip(drifts, self._own[which], strict=True)]
+        return math.sqrt(self._found.heads.whole(squares))
+
+    def drifts(self, which: str, variants: Sequence[Mapping[str, Replacement]]) -> list[float]:
+        """Relative L2 drift with each of several sets of weights."""
+        found = self._found
+        moved = (
+            _answers(found, _rewritten(found, self._choices, weights), self._examples[which]) for weights in variants
+        )
+        return [self.whole(which, found.heads.drifts(self._dense[which], values)) for values in moved]
+
+
+def _rewritten(found: Study, choices: Mapping[str, Choice], weights: Mapping[str, Replacement]) -> ir.Model:
+    model = found.shapes.model.clone()
+    BottleneckPass(Plan(choices, method=found.method), weights)(model)
+    return model
 
 
 def _answers(found: Study, model: ir.Model, examples: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
     """What a network gives at the heads, over all examples."""
+    if not found.heads.names:
+        return []
     piece = Piece(without_shapes(model), list(examples), found.heads.names, threads=found.effort.threads)
     count = len(next(iter(examples.values())))
     parts = [

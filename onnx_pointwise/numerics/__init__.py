@@ -13,7 +13,7 @@ from onnx_pointwise.numerics.agreement import (
     ValueMeter,
 )
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
-from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, relative_drift, weighted_drift
+from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, energy, relative_drift, weighted_drift
 from onnx_pointwise.numerics.factorize import Factors, Method, compose, error_curve, error_curves, factorize, is_exact
 from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, Rank, full_rank, has_form, view_of
 from onnx_pointwise.numerics.heldout import held_curves
@@ -70,6 +70,7 @@ __all__ = [
     "centred",
     "compose",
     "cores",
+    "energy",
     "error_curve",
     "error_curves",
     "exchange",

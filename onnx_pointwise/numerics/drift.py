@@ -151,6 +151,19 @@ def centred(values: Array, axis: int) -> Array:
     return cast(Array, (truth - truth.mean(axis=others, keepdims=True)) * math.sqrt(count / (count - 1)))
 
 
+def energy(values: Array, axis: int = 1) -> float:
+    """Squared deviation of a value, channel means taken out, for each example; 0 for one that does not vary.
+
+    Args:
+        values: [N, ...].
+        axis: Axis of the channels.
+    """
+    spread = centred(values, axis)
+    whole = float(np.vdot(spread, spread))
+    truth = values.astype(np.float64)
+    return whole / max(len(values), 1) if whole > CONSTANT * float(np.vdot(truth, truth)) else 0.0
+
+
 def relative_drift(reference: Array, moved: Array, axis: int = 1) -> float | None:
     """Relative squared drift of one value, channel means taken out.
 

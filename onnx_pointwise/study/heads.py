@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.graph import ResolvedShapes, Site, constant, find_sites, runtime_inputs
 from onnx_pointwise.jsonable import json_ready
-from onnx_pointwise.numerics import relative_drift, weighted_drift
+from onnx_pointwise.numerics import energy, relative_drift, weighted_drift
 from onnx_pointwise.runtime import Piece, reads, without_shapes
 
 #: How the answer of a head is read: the largest of several classes, a score that says whether something is there, an
@@ -150,6 +150,10 @@ class Heads:
             relative_drift(one, other, gauge.axis)
             for gauge, one, other in zip(self.gauges, reference, moved, strict=True)
         ]
+
+    def energies(self, values: Sequence[NDArray[Any]]) -> list[float]:
+        """What drift at each gauge is relative to, see `numerics.energy`; the values as for `drifts`."""
+        return [energy(one, gauge.axis) for gauge, one in zip(self.gauges, values, strict=True)]
 
     def drift(self, reference: Sequence[NDArray[Any]], moved: Sequence[NDArray[Any]]) -> float:
         """Relative squared drift of the network, the weighted mean over the gauges; 0 where none of them varies."""
