@@ -217,17 +217,17 @@ def test_inspect_json_tells_ranks_and_refusals() -> None:
     assert sites["conv2"]["output_shape"] == [1, 64, 16, 16]
 
 
-@pytest.mark.parametrize("maps", [40, 32, 8])
+@pytest.mark.parametrize("maps", [40, 32, 8, 1])
 def test_insert_puts_a_pointwise_in_front(maps: int, tmp_path: Path) -> None:
     tolerance = ("--max-drift", "1e-5") if maps >= 32 else ()
     site = ("--node", "conv2", "--feature-maps", str(maps))
     line = ("insert", DIGITS, tmp_path / "out.onnx", *site, "--no-latency", *tolerance)
     result = run(*line)
-    if maps == 8:  # a quarter of the feature maps, from the kernel alone: it is said, and asked for again
+    if maps == 1:  # one of 32 feature maps, from the kernel alone: it is said, and asked for again
         assert result.returncode == 1 and "broken" in result.stdout.splitlines()[0]
         assert not (tmp_path / "out.onnx").exists()
         result = run(*line, "--force")
-    else:
+    else:  # with a quarter of them no digit is read otherwise, and drawn images say so
         assert result.returncode == 0, result.stdout + result.stderr
     graph = onnx.load(tmp_path / "out.onnx").graph
     (inserted,) = [node for node in graph.node if node.name == "conv2_reduce"]
