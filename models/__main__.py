@@ -18,8 +18,8 @@ def write(name: str, folder: Path) -> Path:
     Raises:
         OnnxPointwiseError: the export failed or cannot be written.
     """
+    from onnx_pointwise.exporting.runtime import runtime
     from tools.export_keras import export
-    from tools.keras_export.runtime import runtime
 
     keras = runtime().keras
     keras.backend.clear_session()

@@ -17,6 +17,7 @@ FLOORS = (
     "jobs",
     "check",
     "settings",
+    "exporting",
     "fitting",
     "planning",
     "latency",

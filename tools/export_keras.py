@@ -20,11 +20,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from onnx_pointwise.errors import OnnxPointwiseError
-from tools.keras_export.check import TOLERANCE
-from tools.keras_export.convert import DEFAULT_OPSET
-from tools.keras_export.export import ExportResult, export
-from tools.keras_export.runtime import ExportError, VerificationError
-from tools.keras_export.trace import InputShape
+from onnx_pointwise.exporting.check import TOLERANCE
+from onnx_pointwise.exporting.convert import DEFAULT_OPSET
+from onnx_pointwise.exporting.export import ExportResult, export
+from onnx_pointwise.exporting.runtime import ExportError, VerificationError
+from onnx_pointwise.exporting.trace import InputShape
 
 __all__ = ["ExportError", "ExportResult", "VerificationError", "app", "export"]
 

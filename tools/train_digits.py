@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from onnx_pointwise.errors import OnnxPointwiseError
+from onnx_pointwise.exporting.runtime import quiet, runtime
 from onnx_pointwise.graph.model_io import atomic_folder, require_writable
-from tools.keras_export.runtime import quiet, runtime
 
 SEED = 2024
 TEST = 600

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_pointwise.examples import calibration_path
+from onnx_pointwise.exporting import is_foreign
 from onnx_pointwise.graph import Named, files_of, require_apart
 
 _MODELS = ("source", "model", "before", "after", "other")
@@ -32,10 +33,13 @@ def require_files_apart(texts: Mapping[str, Any]) -> None:
     models = [texts[name] for name in _MODELS if texts.get(name) is not None]
     # Their external data matter only where something stands already.
     stands = any(Path(str(path)).exists() for path in outputs.values())
-    single = [
-        model for model in models if Path(str(model)).is_file()
-    ]  # a folder's models each have a file of their own
-    inputs: dict[str, Named] = {"IN": [path for model in single for path in (files_of(model) if stands else [model])]}
+    read: list[Any] = []
+    for model in models:
+        if stands and not is_foreign(model) and Path(str(model)).is_file():
+            read += files_of(model)
+        elif not Path(str(model)).is_dir():  # of a folder, each model goes to a file of its own
+            read.append(model)
+    inputs: dict[str, Named] = {"IN": read}
     for name, role in _EXAMPLES.items():
         if texts.get(name) is not None:
             inputs[role] = calibration_path(texts[name])

@@ -20,7 +20,12 @@ from onnx_pointwise.schema import shared
 from onnx_pointwise.settings import ManySettings, Settings
 
 Sources = Annotated[
-    Path, typer.Argument(metavar="IN", help="The .onnx file, a folder of them, or a pattern.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="IN",
+        help="A .onnx, Keras or .pt2 file; a folder or pattern of .onnx files.",
+        show_default=False,
+    ),
 ]
 Targets = Annotated[
     Path, typer.Argument(metavar="OUT", help="The .onnx file to write, or the folder.", show_default=False)

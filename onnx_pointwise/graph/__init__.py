@@ -5,7 +5,7 @@ It never runs a network.
 
 from onnx_pointwise.graph.constants import constant
 from onnx_pointwise.graph.cost import ModelCost, SiteCost, competing, dense_cost, model_cost, rewritten_cost
-from onnx_pointwise.graph.files import Named, require_apart, require_writable, write_text
+from onnx_pointwise.graph.files import Named, atomic_folder, require_apart, require_writable, write_text
 from onnx_pointwise.graph.freeze import frozen, overridable
 from onnx_pointwise.graph.map_types import holds_map
 from onnx_pointwise.graph.model_io import (
@@ -54,6 +54,7 @@ __all__ = [
     "SiteCost",
     "another_size",
     "as_model",
+    "atomic_folder",
     "competing",
     "concrete_inputs",
     "constant",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnx_pointwise.graph import ModelSource, Plan, find_sites, full_name, load, make_choice
+from onnx_pointwise.jobs.loading import onnx_of
 from onnx_pointwise.jobs.pipeline import rewrite
 from onnx_pointwise.jobs.results import RewriteResult
 from onnx_pointwise.schema import job, shared
@@ -26,6 +27,7 @@ def insert_pointwise(model: ModelSource, settings: InsertSettings) -> RewriteRes
     Raises:
         PlanError: There is no such convolution, it cannot be rewritten, or ``feature_maps`` is below 1.
     """
+    model = onnx_of(model)
     node = full_name(settings.node, [site.name for site in find_sites(load(model))])
     choice = make_choice(node, "reduce", settings.feature_maps, where="insert_pointwise")
     plan = Plan({node: choice}, method=settings.method)

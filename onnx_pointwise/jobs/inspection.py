@@ -18,7 +18,7 @@ from onnx_pointwise.graph import (
     dense_cost,
     load,
 )
-from onnx_pointwise.jobs.loading import cost_of, opened
+from onnx_pointwise.jobs.loading import cost_of, onnx_of, opened
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency import LatencyCache, SiteLatency, site_latencies
 from onnx_pointwise.numerics import error_curve
@@ -122,6 +122,7 @@ def inspect(model: ModelSource, settings: InspectSettings) -> Inspection:
         InputError: The input shapes do not fit the model.
         ProviderError: The provider does not load.
     """
+    model = onnx_of(model)
     base, shapes, sites = opened(load(model), settings)
     cost = cost_of(model, base, shapes)
     timed: dict[str, SiteLatency] = {}

@@ -12,6 +12,7 @@ from onnx_ir.passes.common import InlinePass
 
 from onnx_pointwise.errors import OutputError, PlanError
 from onnx_pointwise.examples import Calibration, calibrate
+from onnx_pointwise.exporting import exported, is_foreign
 from onnx_pointwise.graph import (
     MIN_CHANNELS,
     ModelCost,
@@ -89,6 +90,15 @@ def cost_of(source: ModelSource, model: ir.Model, shapes: ResolvedShapes) -> Mod
     return model_cost(model, shapes, file_bytes=size)
 
 
+def onnx_of(model: ModelSource) -> ModelSource:
+    """A model as ONNX: one of Keras or PyTorch is converted, and held against what it was.
+
+    Raises:
+        ExportError: It cannot be converted, or what that takes is not installed.
+    """
+    return exported(model) if isinstance(model, str | Path) and is_foreign(model) else model
+
+
 def network(model: ModelSource, settings: Settings) -> Network:
     """Read what is to be rewritten.
 
@@ -96,6 +106,7 @@ def network(model: ModelSource, settings: Settings) -> Network:
         ModelError: The model cannot be read, described or run.
         InputError: The input shapes do not fit the model.
     """
+    model = onnx_of(model)
     if settings.freeze_initializers:
         model = frozen(model)
     dense = load(model)

@@ -9,6 +9,7 @@ from typing import Any
 
 from onnx_pointwise.check import Likeness
 from onnx_pointwise.errors import InputError, OnnxPointwiseError, OutputError, PlanError
+from onnx_pointwise.exporting import is_foreign
 from onnx_pointwise.graph import require_writable
 from onnx_pointwise.jobs.handing import handed_out
 from onnx_pointwise.jobs.loading import require_other_file
@@ -84,6 +85,8 @@ def models_in(source: str | Path) -> list[Path] | None:
         InputError: There is no model in the folder, or none that the pattern means.
     """
     path = Path(source)
+    if is_foreign(path):
+        return None
     if path.is_dir():
         found = sorted(item for item in path.rglob("*.onnx") if item.is_file())
     elif _PATTERN & set(str(source)) and not path.exists():
@@ -158,6 +161,8 @@ def _pairs(models: str | Path | Sequence[str | Path], folder: Path) -> list[tupl
         raise InputError("There is no model to rewrite.")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; name a folder for the rewritten models.")
+    if folder.suffix == ".onnx":
+        raise OutputError(f"{folder}: {models} is a directory or several models; name a folder for them, not a file.")
     targets: dict[Path, Path] = {}
     for source in found:
         target = folder / (source.name if base is None else source.relative_to(base))

@@ -47,7 +47,7 @@ def test_tables_fit_and_show_what_matters(model: Path, columns: int, tmp_path: P
         assert result.exit_code in (0, 1), result.stderr
         assert max(map(len, lines)) <= columns and len(lines) <= most
         assert "--all" in result.stdout
-    shown = next(line.split()[0] for line in lines if " k -" in line and "…" in line)
+    shown = next(line.split()[0] for line in lines if " k -" in line)
     again = invoke(app, *rewrite, "--no-check", "--exclude", shown, "--json", tmp_path / "again.json", columns=columns)
     assert again.exit_code == 0, again.stderr
     refused = [site["name"] for site in json.loads((tmp_path / "again.json").read_text())["sites"] if site["refusal"]]

@@ -18,7 +18,10 @@ import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
+from onnx_pointwise.cli.app import app as commands
 from onnx_pointwise.errors import OnnxPointwiseError, OutputError
+from onnx_pointwise.exporting import check, convert, runtime
+from onnx_pointwise.exporting import export as exporting
 from tests.keras_models import (
     IMAGE,
     Structured,
@@ -35,8 +38,6 @@ from tests.keras_models import (
     tf,
 )
 from tools.export_keras import ExportError, ExportResult, VerificationError, app, export, parse_input_shape
-from tools.keras_export import check, convert, runtime
-from tools.keras_export import export as exporting
 
 # TensorFlow and a software GPU driver bring an LLVM each, and crash one another in one process.
 pytestmark = pytest.mark.keras
@@ -965,3 +966,18 @@ def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert any("Biases that are all zeros were dropped: 72 parameters" in line for line in lines)
     assert any("ONNX Runtime agrees with the original to" in line and "batches of 1 and 3" in line for line in lines)
     assert onnx.load(tmp_path / "fire.onnx").graph.name == "fire"
+
+
+def test_a_keras_file_is_rewritten_in_one_go(tmp_path: Path) -> None:
+    model = small()
+    model.save(tmp_path / "model.keras")
+    arguments = ["rewrite", str(tmp_path / "model.keras"), str(tmp_path / "out.onnx"), "--ratio", "0.8", "--force"]
+    more = ["--calibration", "none", "--provider", "none", "--no-latency", "--min-channels", "2"]
+    result = CliRunner().invoke(commands, [*arguments, *more, "--json", str(tmp_path / "out.json")])
+    assert result.exit_code in (0, 1), result.output
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["check"]["shapes_equal"] and str(tmp_path / "model.keras") in document["origin"]["models"]
+    onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"), full_check=True)
+    (tmp_path / "broken.keras").write_text("nothing")
+    result = CliRunner().invoke(commands, ["inspect", str(tmp_path / "broken.keras")])
+    assert result.exit_code == 2 and "broken.keras" in result.output

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tools.keras_export.convert import NamedLayer
-from tools.keras_export.names import CONVOLUTIONS, PRODUCTS, Naming
+from onnx_pointwise.exporting.convert import NamedLayer
+from onnx_pointwise.exporting.names import CONVOLUTIONS, PRODUCTS, Naming
 
 #: Some of the reasons, for whoever wants to count them.
 ZERO_BIAS = "zero bias dropped"

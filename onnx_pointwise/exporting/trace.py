@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.keras_export.convert import NamedLayer, layer_of, layer_tokens, named_layers
-from tools.keras_export.names import Kernel, LayerOf, onnx_layout
-from tools.keras_export.runtime import ExportError, Runtime, first_line, quiet
-from tools.keras_export.sources import SavedModelSource
+from onnx_pointwise.exporting.convert import NamedLayer, layer_of, layer_tokens, named_layers
+from onnx_pointwise.exporting.names import Kernel, LayerOf, onnx_layout
+from onnx_pointwise.exporting.runtime import ExportError, Runtime, first_line, quiet
+from onnx_pointwise.exporting.sources import SavedModelSource
 
 Arrays = Sequence[NDArray[Any]]
 InputShape = Sequence[int] | Mapping[str, Sequence[int]]

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tools.keras_export.names import rename_boundary
-from tools.keras_export.runtime import ExportError, Runtime, first_line, quiet
+from onnx_pointwise.exporting.names import rename_boundary
+from onnx_pointwise.exporting.runtime import ExportError, Runtime, first_line, quiet
 
 MIN_OPSET = 9  # the first that has Erf
 MAX_OPSET = 18

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnx_pointwise.errors import OutputError
-from onnx_pointwise.graph.model_io import atomic_folder, require_writable
-from tools.keras_export.check import TOLERANCE, check_agreement, check_inputs, check_structure
-from tools.keras_export.convert import DEFAULT_OPSET, check_memory, check_opset, check_size, to_onnx
-from tools.keras_export.names import rename_dimensions, rename_graph
-from tools.keras_export.runtime import ExportError, Runtime, runtime
-from tools.keras_export.sources import SavedModelSource, open_source
-from tools.keras_export.summary import FOLDED, MUL_AND_ADD, ZERO_BIAS, SummaryRow, summarize
-from tools.keras_export.trace import InputShape, Traceable, trace_model, trace_saved_model
+from onnx_pointwise.exporting.check import TOLERANCE, check_agreement, check_inputs, check_structure
+from onnx_pointwise.exporting.convert import DEFAULT_OPSET, check_memory, check_opset, check_size, to_onnx
+from onnx_pointwise.exporting.names import rename_dimensions, rename_graph
+from onnx_pointwise.exporting.runtime import ExportError, Runtime, runtime
+from onnx_pointwise.exporting.sources import SavedModelSource, open_source
+from onnx_pointwise.exporting.summary import FOLDED, MUL_AND_ADD, ZERO_BIAS, SummaryRow, summarize
+from onnx_pointwise.exporting.trace import InputShape, Traceable, trace_model, trace_saved_model
+from onnx_pointwise.graph import atomic_folder, require_writable
 
 if TYPE_CHECKING:
     import keras

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.keras_export.runtime import ExportError, Runtime, first_line, quiet
+from onnx_pointwise.exporting.runtime import ExportError, Runtime, first_line, quiet
 
 #: What the exporter takes, for messages.
 SOURCES = ".keras, .h5, .hdf5, a SavedModel folder, or module:function"

@@ -15,9 +15,9 @@ import onnx
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import OnnxPointwiseError
-from onnx_pointwise.runtime.providers import open_session
-from tools.keras_export.names import CONVOLUTIONS, bodies
-from tools.keras_export.runtime import ExportError, VerificationError, first_line
+from onnx_pointwise.exporting.names import CONVOLUTIONS, bodies
+from onnx_pointwise.exporting.runtime import ExportError, VerificationError, first_line
+from onnx_pointwise.runtime import open_session
 
 BATCHES = (1, 3)
 #: Spatial sizes tried where the model leaves them open, a pair for each batch; multiples of 32 suit U-shaped networks.
