@@ -26,11 +26,6 @@ _ON: Mapping[Inputs, str] = {
     "drawn": "on synthetic images, not real inputs",
     "random": "on random numbers, not real inputs",
 }
-# Of the same networks two tables tell of drift: numbers that do not agree want a word.
-_DRIFTS = (
-    "Drift at heads leaves out what the numbers of a channel have in common; that of outputs is of all that is written "
-    "there, so that large numbers hide small ones."
-)
 
 
 def answers(result: CheckResult, *, most: int | None = None, whole: bool = True) -> RenderableType:
@@ -62,7 +57,7 @@ def answers(result: CheckResult, *, most: int | None = None, whole: bool = True)
         lines.append(table)
         if len(shown) < len(heads):
             lines.append(Text(f"The {len(shown)} of {len(heads)} heads that are off most. {ALL}.", style="dim"))
-        lines += [_limits(result), Text(_DRIFTS, style="dim")]
+        lines.append(_limits(result))
     lines += [Text(f"Not compared: {name}. {reason}", style="dim") for name, reason in result.not_compared.items()]
     return Group(*lines, *_sites(result, most))
 
