@@ -12,14 +12,16 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from onnx_pointwise.check import Inputs
 from onnx_pointwise.cli.app import app
 from onnx_pointwise.errors import OutputError
 from onnx_pointwise.reports import require_report
+from onnx_pointwise.reports.terminal.answers import ON
 from tests import small
 from tests.commands import invoke
 
@@ -132,6 +134,14 @@ def test_what_is_not_known_makes_a_page_all_the_same(small_folder: Path) -> None
         for head in provider["heads"]:
             head |= {"agreement": None, "drift": None, "worst_drift": None, "severity": None, "verdict": None}
     assert "Nothing that the networks answer could be compared" in html(nothing)
+
+
+@pytest.mark.parametrize("inputs", get_args(Inputs))
+def test_a_page_says_what_both_networks_were_compared_on(inputs: str) -> None:
+    """In the words of the terminal, whatever that was."""
+    changed = copy.deepcopy(document("check"))
+    changed["inputs"] = inputs
+    assert ON[inputs] in html(changed)
 
 
 def test_there_are_no_pages_of_other_results() -> None:

@@ -19,7 +19,8 @@ _NAME = 40
 _LONG = 28
 #: How a verdict looks.
 STYLES: Mapping[Likeness | None, str] = {"changed": "bold yellow", "broken": "bold red", None: "bold red"}
-_ON: Mapping[Inputs, str] = {
+#: What both networks were compared on, for a person.
+ON: Mapping[Inputs, str] = {
     "given": "on the inputs given",
     "held_back": "on held-back examples",
     "examples": "on the examples that its weights were made from",
@@ -79,9 +80,9 @@ def _sentence(result: CheckResult) -> Text:
     worst, word = result.worst, result.verdict
     style = STYLES.get(word, "bold green" if result.passed else "bold")
     if worst is None or word is None:
-        return Text(f"Nothing that the networks answer could be compared {_ON[result.inputs]}.", style=style)
+        return Text(f"Nothing that the networks answer could be compared {ON[result.inputs]}.", style=style)
     said = "The network is broken" if word == "broken" else f"The answers are {WORDS[word]}"
-    return Text(f"{said}: {worst.figure} at {_place(worst)}, {_ON[result.inputs]}.", style=style)
+    return Text(f"{said}: {worst.figure} at {_place(worst)}, {ON[result.inputs]}.", style=style)
 
 
 def _row(head: HeadCheck) -> list[Cell]:
