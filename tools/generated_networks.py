@@ -38,9 +38,9 @@ class Network:
         self.channels[f"{name}.y"] = channels
         return f"{name}.y"
 
-    def weight(self, *shape: int) -> str:
-        """Add random weights that keep the size of activations; gives their name."""
-        scale = np.float32(math.sqrt(2.0 / math.prod(shape[1:])))
+    def weight(self, *shape: int, gain: float = 1.0) -> str:
+        """Add random weights that keep the size of activations, times a gain; gives their name."""
+        scale = np.float32(gain * math.sqrt(2.0 / math.prod(shape[1:])))
         name = f"w{len(self._weights)}"
         values = self._rng.standard_normal(shape, dtype=np.float32) * scale
         self._weights.append(numpy_helper.from_array(values, name))
@@ -56,10 +56,11 @@ class Network:
         dilation: int = 1,
         group: int = 1,
         relu: bool = True,
+        gain: float = 1.0,
     ) -> str:
         """Add a convolution with bias that keeps the size but for its stride."""
         pad = dilation * (kernel - 1) // 2
-        weight = self.weight(maps, self.channels[x] // group, kernel, kernel)
+        weight = self.weight(maps, self.channels[x] // group, kernel, kernel, gain=gain)
         y = self.node(
             "Conv",
             x,
@@ -73,9 +74,9 @@ class Network:
         )
         return self.node("Relu", y, channels=maps) if relu else y
 
-    def residual(self, x: str, maps: int, *, stride: int = 1) -> str:
-        """Add a block of two 3x3 convolutions around which its input goes."""
-        y = self.conv(self.conv(x, maps, stride=stride), maps, relu=False)
+    def residual(self, x: str, maps: int, *, stride: int = 1, gain: float = 1.0) -> str:
+        """Add a block of two 3x3 convolutions around which its input goes; the gain is that of the second one."""
+        y = self.conv(self.conv(x, maps, stride=stride), maps, relu=False, gain=gain)
         if stride != 1 or self.channels[x] != maps:
             x = self.conv(x, maps, 1, stride=stride, relu=False)
         return self.node("Relu", self.node("Add", x, y, channels=maps), channels=maps)
@@ -125,6 +126,15 @@ def resnet18(size: int = 112, seed: int = 0) -> onnx.ModelProto:
     for index, maps in enumerate(RESNET18):
         x = network.residual(x, maps, stride=1 if index == 0 else 2)
         x = network.residual(x, maps)
+    return network.classifier(x)
+
+
+def residual_stack(sites: int, *, maps: int = 32, size: int = 32, seed: int = 0) -> onnx.ModelProto:
+    """Build a stack of residual blocks, two 3x3 convolutions each, on as many maps as come in; a plain one before."""
+    network = Network(maps, size, seed)
+    x = network.conv("x", maps) if sites % 2 else "x"
+    for _ in range(sites // 2):  # what the blocks add together is about as large as what goes in, however many
+        x = network.residual(x, maps, gain=math.sqrt(2.0 / sites))
     return network.classifier(x)
 
 

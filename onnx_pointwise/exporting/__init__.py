@@ -6,7 +6,8 @@ of each layer; `export` does all of it. `runtime` imports TensorFlow, late. `tor
 PyTorch has exported. `foreign` tells what has to be converted. It knows nothing of convolutions that may be rewritten.
 """
 
+from onnx_pointwise.exporting.export import export
 from onnx_pointwise.exporting.foreign import exported, is_foreign
-from onnx_pointwise.exporting.runtime import ExportError, VerificationError
+from onnx_pointwise.exporting.runtime import ExportError, runtime
 
-__all__ = ["ExportError", "VerificationError", "exported", "is_foreign"]
+__all__ = ["ExportError", "export", "exported", "is_foreign", "runtime"]

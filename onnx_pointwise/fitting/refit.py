@@ -27,11 +27,13 @@ from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, Site
 from onnx_pointwise.numerics import (
     Activation,
     Block,
+    Factors,
     Lattice,
     Method,
     OutputNorm,
     Reconstruction,
     beside,
+    channel_means,
     lattices,
     patches,
     reconstruct,
@@ -82,6 +84,7 @@ def refit(
     method: Method = "als",
     norms: Mapping[str, OutputNorm] | None = None,
     answers: Collection[str] = (),
+    starts: Mapping[str, Factors] | None = None,
     batch: int = 64,
     effort: Effort,
     rounds: int = 2,
@@ -97,6 +100,7 @@ def refit(
         method: How the factors are computed, see `factorize`.
         norms: Which errors of a site's outputs count, by its name.
         answers: Names of values that count as they are, whatever activation follows them.
+        starts: Factors of the same form and rank to start from, by site name.
         batch: Examples in one run of the runtime.
         effort: How much may be spent; activations beyond the memory lie in a temporary folder.
         rounds: Rounds through activations, see `reconstruct`.
@@ -125,9 +129,11 @@ def refit(
             choice.form,
             choice.rank,
             problem.blocks(),
+            shift=problem.shift,
             method=method,
             norm=(norms or {}).get(site.name),
             activation=problem.task.activation,
+            start=(starts or {}).get(site.name),
             rounds=rounds,
             threads=workers(threads),
         )
@@ -175,11 +181,13 @@ class _Problem:
     Attributes:
         task: The site.
         dense: Its outputs in the untouched network.
+        shift: What is taken off the patches, [I*K].
         blocks: Gives those for `reconstruct`, which keep patches for as long as they live.
     """
 
     task: _Task
     dense: Array
+    shift: Array
     blocks: Callable[[], Sequence[Callable[[], Block]]]
 
 
@@ -223,13 +231,15 @@ def _problem(run: TwinRun, task: _Task, limit: int, seed: int, kept: int) -> _Pr
     dense = run.dense_output(task.site)
     added = None if branch is None else (run.dense[branch], run.rewritten[branch])
     source = run.rewritten[task.site.source]
-    blocks = functools.partial(_blocks, task, source, dense, added, limit=limit, seed=seed, kept=kept)
-    return _Problem(task, dense, blocks)
+    means = channel_means(source, task.site.window(source.shape[2:]))
+    blocks = functools.partial(_blocks, task, source, means, dense, added, limit=limit, seed=seed, kept=kept)
+    return _Problem(task, dense, np.repeat(means, task.site.taps), blocks)
 
 
 def _blocks(
     task: _Task,
     drifted: Array,
+    means: Array,
     dense: Array,
     branch: tuple[Array, Array] | None,
     *,
@@ -242,6 +252,7 @@ def _blocks(
     Args:
         task: The site.
         drifted: Its inputs in the network as rewritten so far.
+        means: What to take off their channels.
         dense: Its outputs in the untouched network.
         branch: What is added to them, in the untouched network and as rewritten so far; None for nothing.
         limit: Patches to look at, about.
@@ -268,7 +279,7 @@ def _blocks(
             before, after = branch
             added = sample(after, lattice)
             targets = targets + sample(before, lattice) - added
-        return Block(patches(drifted, window, lattice), targets, added, held)
+        return Block(patches(drifted, window, lattice, means), targets, added, held)
 
     # Rounds through the activation need the blocks again; unfolding them takes about as long as multiplying them.
     blocks: list[Callable[[], Block]] = []

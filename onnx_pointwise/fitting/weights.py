@@ -70,13 +70,14 @@ def make_weights(
     threads = workers(found.effort.threads)
 
     def without_refit(threads: int) -> dict[str, Replacement]:
-        made = in_order(lambda site: found.factors(site, kept[site.name]), rewritten, threads)
+        made = in_order(lambda site: found.factors(site, kept[site.name], start=starts[site.name]), rewritten, threads)
         return {site.name: weights for site, weights in zip(rewritten, made, strict=True)}
 
     measured = _Measured(found, kept) if found.held and kept else None
     predicted = None if kept or not predict else 0.0
     if predict and measured is not None:
         predicted = measured.whole("trial", found.rehearsal.drifts(kept))
+    starts = found.rehearsal.factors(kept)  # of a part of the examples: little is left to do for all of them
     if not refit:
         plain = without_refit(threads)
         drift = None if measured is None else measured.drifts("held", [plain])[0]
@@ -91,6 +92,7 @@ def make_weights(
             method=found.method,
             norms=found.norms,
             answers=found.heads.names,
+            starts=starts,
             batch=found.batch,
             effort=found.effort,
             rounds=rounds,

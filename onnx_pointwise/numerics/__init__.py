@@ -14,7 +14,17 @@ from onnx_pointwise.numerics.agreement import (
 )
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
 from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, energy, relative_drift, weighted_drift
-from onnx_pointwise.numerics.factorize import Factors, Method, compose, error_curve, error_curves, factorize, is_exact
+from onnx_pointwise.numerics.factorize import (
+    SWEEPS,
+    TRIAL_SWEEPS,
+    Factors,
+    Method,
+    compose,
+    error_curve,
+    error_curves,
+    factorize,
+    is_exact,
+)
 from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, Rank, full_rank, has_form, view_of
 from onnx_pointwise.numerics.heldout import held_curves
 from onnx_pointwise.numerics.moments import (
@@ -23,6 +33,7 @@ from onnx_pointwise.numerics.moments import (
     Stationary,
     Window,
     blended,
+    channel_means,
     lattices,
     make_transposed_window,
     make_window,
@@ -42,6 +53,8 @@ __all__ = [
     "MOST_DECIBELS",
     "SPATIAL",
     "STEPS",
+    "SWEEPS",
+    "TRIAL_SWEEPS",
     "Activation",
     "Agreement",
     "Block",
@@ -68,6 +81,7 @@ __all__ = [
     "beside",
     "blended",
     "centred",
+    "channel_means",
     "compose",
     "cores",
     "energy",

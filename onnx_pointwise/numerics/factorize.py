@@ -28,9 +28,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -39,9 +38,9 @@ from numpy.typing import NDArray
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.numerics.basis import GRAIN, cosines, quiet_basis
 from onnx_pointwise.numerics.forms import FORMS, AnyArray, Form, Rank, View, full_rank, has_form, view_of
-from onnx_pointwise.numerics.norm import Norm
+from onnx_pointwise.numerics.norm import Norm, Working, regular_inverse
 from onnx_pointwise.numerics.outputs import OutputNorm
-from onnx_pointwise.numerics.triangular import cho_solve
+from onnx_pointwise.numerics.triangular import cho_solve, cholesky
 
 Method = Literal["svd", "whitened", "als"]
 Array = NDArray[np.float64]
@@ -51,6 +50,10 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 # Alternating sweeps stop below this relative gain in squared error; further ones cost more than they bring.
 SWEEP_GAIN = 2e-3
+#: The most alternating sweeps.
+SWEEPS = 4
+#: Sweeps of factors that are only tried: about two hundredths of the squared error remain to be gained.
+TRIAL_SWEEPS = 2
 # ... or below this share of the squared output, which is the rounding of float32 weights.
 NEGLIGIBLE = 1e-12
 # Steps of the 1x1 in front are made this much longer than the least-squares solution asks: plain alternation creeps
@@ -97,14 +100,15 @@ class Factors:
 
 @dataclass(frozen=True)
 class _Split:
-    """Float64 pieces in the view of a form: before [R_in, I], kernel [R_out, R_in, K], after [O, R_out].
+    """Pieces in the view of a form: before [R_in, I], kernel [R_out, R_in, K], after [O, R_out].
 
-    Until `_finish`, None stands for a side that is not cut, and the columns of `after` are orthonormal.
+    Until `_finish`, None stands for a side that is not cut, and the columns of `after` are orthonormal; from there on
+    all is float64.
     """
 
-    before: Array | None
-    kernel: Array
-    after: Array | None
+    before: Working | None
+    kernel: Working
+    after: Working | None
 
 
 def factorize(
@@ -115,7 +119,7 @@ def factorize(
     method: Method = "als",
     second_moment: AnyArray | Norm | None = None,
     outputs: OutputNorm | None = None,
-    sweeps: int = 4,
+    sweeps: int = SWEEPS,
     start: AnyArray | None = None,
 ) -> Factors:
     """Split a convolution kernel at a rank.
@@ -136,9 +140,10 @@ def factorize(
             the channels only, [I, I]; None stands for the identity. Scale does not matter. A `Norm` is made of it
             once for several calls.
         outputs: What errors of the outputs count, see `OutputNorm`; all alike if None. For `als` alone.
-        sweeps: The most alternating sweeps for the forms that have no closed form.
+        sweeps: The most alternating sweeps for the forms that have no closed form; `TRIAL_SWEEPS` come near the end.
         start: The piece in front, as `Factors.before`, to start the alternation of `als` from, such as that of a kernel
-            that differs little; the solutions for simpler moments if None. It makes no difference where there is a
+            that differs little; the solution for the channel moment if None, and the plain one where there are more
+            than `TRIAL_SWEEPS`. It makes no difference where there is a
             closed form or that piece is exact.
 
     Returns:
@@ -158,7 +163,6 @@ def factorize(
     turned = outputs is not None and method == "als"
     weights = outputs.turn(true) if outputs is not None and turned else true
     count, inputs, taps = weights.shape
-    weighted = norm.apply(weights)
     if view.first and count * taps <= min(r_in, inputs - 1):
         split = _exact_rows(weights)
     elif method == "svd":
@@ -166,17 +170,16 @@ def factorize(
     elif method == "whitened" or not norm.full or not weights.any():
         split = _split_by_channels(weights, r_in, r_out, norm.channels, sweeps)
     else:
-        split = _split_by_patches(weights, weighted + norm.jitter * weights, r_in, r_out, norm, sweeps, start)
+        split = _split_by_patches(weights, norm.apply_lifted(weights), r_in, r_out, norm, sweeps, start)
     split = _finish(split, weights, r_in, r_out, norm)
     if outputs is not None and turned:
         if split.after is None:
             split = replace(split, kernel=outputs.back(split.kernel))
         else:
             split = replace(split, after=outputs.back(split.after))
-        weighted = norm.apply(true)
     before, core, after = _store(split, scale, kernel.dtype)
     approximation = _merge(before, core, after)
-    error = math.sqrt(_relative_squared_error(true, weighted, approximation / scale, norm))
+    error = math.sqrt(_relative_squared_error(true, norm.apply(true), approximation / scale, norm))
     if before is not None and view.first:
         before = before.reshape(r_in, -1, *view.first_size)
     core = core.reshape(*core.shape[:2], *view.second_size)
@@ -263,7 +266,10 @@ def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | Norm | N
 
 
 def error_curves(
-    kernel: AnyArray, forms: Sequence[Form] = FORMS, second_moment: AnyArray | Norm | None = None
+    kernel: AnyArray,
+    forms: Sequence[Form] = FORMS,
+    second_moment: AnyArray | Norm | None = None,
+    nested: Mapping[View, Working] | None = None,
 ) -> dict[Form, Array]:
     """Give the `error_curve` of several forms, which share most of the work.
 
@@ -271,6 +277,8 @@ def error_curves(
         kernel: As in `factorize`.
         forms: The forms.
         second_moment: As in `factorize`.
+        nested: What `nested_channels` explains of the same kernel in a view, where that is known already; its scale
+            does not matter.
 
     Returns:
         The curves by form, in the order given, without the spatial forms of a kernel that has one axis to give.
@@ -284,7 +292,7 @@ def error_curves(
     plain, _ = _unfold(kernel)
     given = _norm(second_moment, plain)
     curves: dict[Form, Array] = {}
-    explained: dict[View, Array] = {}
+    explained: dict[View, Working] = dict(nested or {})
     for form in forms:
         if not has_form(form, plain.shape[2:]):
             continue
@@ -406,21 +414,21 @@ def _merge(before: AnyArray | None, kernel: AnyArray, after: AnyArray | None) ->
 # --- small algebra ---------------------------------------------------------------------------------------------------
 
 
-def _mix_inputs(weights: Array, matrix: Array) -> Array:
+def _mix_inputs(weights: Working, matrix: Working) -> Working:
     """[O, R, K] and [R, I] to [O, I, K]: the matrix acts on the input channels of every tap."""
     return cast(Array, np.matmul(matrix.T, weights))
 
 
-def _mix_outputs(matrix: Array, weights: Array) -> Array:
+def _mix_outputs(matrix: Working, weights: Working) -> Working:
     """[O, R] and [R, I, K] to [O, I, K]."""
     return (matrix @ weights.reshape(weights.shape[0], -1)).reshape(len(matrix), *weights.shape[1:])
 
 
-def _inner(a: Array, b: Array) -> float:
-    return float(np.vdot(a, b))
+def _inner(a: Working, b: Working) -> float:
+    return float(np.vdot(a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)))
 
 
-def _relative_squared_error(weights: Array, weighted: Array, approximation: Array, norm: Norm) -> float:
+def _relative_squared_error(weights: Array, weighted: Working, approximation: Array, norm: Norm) -> float:
     """tr(D S D^T) / tr(W S W^T), given W S."""
     total = _inner(weighted, weights)
     difference = weights - approximation
@@ -430,18 +438,19 @@ def _relative_squared_error(weights: Array, weighted: Array, approximation: Arra
     return 0.0 if lost == 0.0 else math.inf
 
 
-def _leading(symmetric: Array, rank: int) -> Array:
+def _leading(symmetric: Working, rank: int) -> Working:
     """Leading eigenvectors as columns, largest first."""
-    return cast(Array, np.linalg.eigh(symmetric)[1][:, ::-1][:, :rank])
+    vectors = np.linalg.eigh(symmetric.astype(np.float64, copy=False))[1]
+    return vectors[:, ::-1][:, :rank].astype(symmetric.dtype, copy=False)
 
 
-def _input_gram(weights: Array) -> Array:
+def _input_gram(weights: Working) -> Working:
     """[I, I]: inner products of the input channels' slices, without a decomposition of the long unfolding."""
     unfolded = weights.transpose(1, 0, 2).reshape(weights.shape[1], -1)
     return unfolded @ unfolded.T
 
 
-def _output_gram(weights: Array) -> Array:
+def _output_gram(weights: Working) -> Working:
     unfolded = weights.reshape(len(weights), -1)
     return unfolded @ unfolded.T
 
@@ -451,28 +460,28 @@ def _frame(rank: int, size: int) -> Array:
     return np.eye(size) if rank == size else cosines(rank, size)
 
 
-def _inverse_apply(symmetric: Array, right: Array) -> Array:
+def _inverse_apply(symmetric: Working, right: Working) -> Working:
     """symmetric^-1 right for a positive semidefinite matrix, by the lower factor."""
-    lower = _cholesky(symmetric)
-    return cho_solve((lower, True), right)
+    return cho_solve(_cholesky(symmetric), right)
 
 
-def _cholesky(symmetric: Array) -> Array:
-    """Lower factor of a positive semidefinite matrix.
+def _cholesky(symmetric: Working) -> Working:
+    """Lower factor of a positive semidefinite matrix, in its type.
 
     Moments summed from float32 products have eigenvalues that are zero but for rounding; what is below the rounding
     is lifted to it.
     """
-    identity = np.eye(len(symmetric))
+    identity = np.eye(len(symmetric), dtype=symmetric.dtype)
     level = max(float(np.trace(symmetric)) / len(symmetric), np.finfo(np.float64).tiny)
-    for jitter in (0.0, 1e-12, 1e-9):
+    coarse = symmetric.dtype == np.float32
+    for jitter in (0.0, 1e-5, 1e-4) if coarse else (0.0, 1e-12, 1e-9):
         try:
-            shifted = symmetric + (jitter * level) * identity
-            return cast(Array, np.linalg.cholesky(shifted))
+            shifted = symmetric if jitter == 0.0 else symmetric + (jitter * level) * identity
+            return cholesky(shifted)
         except np.linalg.LinAlgError:
             continue
     values, vectors = np.linalg.eigh(symmetric)
-    root = vectors * np.sqrt(np.maximum(values, 1e-7 * level))
+    root = vectors * np.sqrt(np.maximum(values, (1e-4 if coarse else 1e-7) * level))
     return np.asarray(np.linalg.qr(root.T, mode="r")).T
 
 
@@ -525,22 +534,23 @@ def _exact_rows(weights: Array) -> _Split:
 
 
 def _split_by_patches(
-    weights: Array, weighted: Array, r_in: int, r_out: int, norm: Norm, sweeps: int, start: AnyArray | None
+    weights: Array, weighted: Working, r_in: int, r_out: int, norm: Norm, sweeps: int, start: AnyArray | None
 ) -> _Split:
-    """Minimise (1) for a full second moment, given W S."""
+    """Minimise (1) for a full second moment S, given W S; in the type of S."""
     outputs, inputs, _ = weights.shape
     cut_in, cut_out = _cuts(r_in, r_out, inputs, outputs)
     if not cut_in:
         core, columns = weights, None
         if cut_out:
-            columns = _leading(weights.reshape(outputs, -1) @ weighted.reshape(outputs, -1).T, r_out)
+            flat = weights.reshape(outputs, -1).astype(norm.dtype, copy=False)
+            columns = _leading((flat @ weighted.reshape(outputs, -1).T).astype(np.float64), r_out)
             core = _mix_outputs(columns.T, core)
         return _Split(None, core, columns)
-    problem = _Patches(weights, weighted, norm, _inner(weighted, weights))
+    problem = _Patches(weights.astype(norm.dtype, copy=False), weighted, norm, _inner(weighted, weights))
     cut = r_out if cut_out else 0
     if start is None:
         # The plain solution, with both sides where both are cut, so that this one is never worse.
-        simple = ((norm.channels, 0), (None, cut))
+        simple = ((norm.channels, 0), (None, cut))[: 1 if sweeps <= TRIAL_SWEEPS else 2]
         first = [_split_by_channels(weights, r_in, behind, channels, sweeps).before for channels, behind in simple]
     else:
         rows = np.asarray(start, dtype=np.float64)
@@ -553,7 +563,7 @@ def _split_by_patches(
     stretch = STRETCH
     for _ in range(sweeps):
         step = problem.best_rows(best) - best.rows
-        trial = problem.best_kernel(best.rows + stretch * step, cut)
+        trial = problem.best_kernel(best.rows + np.asarray(stretch, step.dtype) * step, cut)
         if trial.kept < best.kept and stretch > 1.0:
             stretch = 1.0
             trial = problem.best_kernel(best.rows + step, cut)
@@ -569,9 +579,9 @@ def _split_by_patches(
 class _Solution:
     """Rows [R, I], the optimal kernel [R_out or O, R, K] for them, columns [O, R_out], and the energy they keep."""
 
-    rows: Array
-    core: Array
-    columns: Array | None
+    rows: Working
+    core: Working
+    columns: Working | None
     kept: float
 
 
@@ -586,30 +596,30 @@ class _Patches:
         total: tr(W S W^T).
     """
 
-    weights: Array
-    weighted: Array
+    weights: Working
+    weighted: Working
     norm: Norm
     total: float
 
-    def best_kernel(self, rows: Array, r_out: int) -> _Solution:
+    def best_kernel(self, rows: Working, r_out: int) -> _Solution:
         """Exact least squares for the kxk given the 1x1 in front; with `r_out` also for the 1x1 behind."""
-        rows = np.linalg.qr(rows.T)[0].T
+        rows = np.linalg.qr(rows.T)[0].T.astype(self.norm.dtype, copy=False)
         outputs, inputs, taps = self.weights.shape
         rank = len(rows)
         right = _mix_inputs(self.weighted, rows.T).reshape(outputs, rank * taps)
         half = (self.norm.blocks @ rows.T).reshape(taps * taps, inputs, rank)
         gram = np.matmul(rows, half).reshape(taps, taps, rank, rank)  # [u, t, s, r]
         gram = gram.transpose(2, 0, 3, 1).reshape(rank * taps, rank * taps)
-        core = _inverse_apply((gram + gram.T) * 0.5, right.T).T
+        core = _inverse_apply((gram + gram.T) * gram.dtype.type(0.5), right.T).T
         columns = None
         if r_out:
             outer = core @ right.T
-            columns = _leading((outer + outer.T) * 0.5, r_out)
+            columns = _leading((outer + outer.T) * outer.dtype.type(0.5), r_out)
             core, right = columns.T @ core, columns.T @ right
         kept = _inner(core, right)
         return _Solution(rows, core.reshape(len(core), rank, taps), columns, kept)
 
-    def best_rows(self, solution: _Solution) -> Array:
+    def best_rows(self, solution: _Solution) -> Working:
         """Least squares for the 1x1 in front given the kxk (and the 1x1 behind): preconditioned conjugate gradients."""
         core, rows = solution.core, solution.rows
         _, rank, taps = core.shape
@@ -619,10 +629,11 @@ class _Patches:
         gram = (flat.T @ flat).reshape(rank, taps, rank, taps)  # [r, t, s, u]
         spread = np.ascontiguousarray(gram.transpose(0, 3, 1, 2)).reshape(rank * taps * taps, rank)  # [(r, u, t), s]
 
-        def apply(x: Array) -> Array:
+        def apply(x: Working) -> Working:
             return (spread @ x).reshape(rank, taps * taps * inputs) @ self.norm.blocks
 
-        left, right = _regular_inverse(np.einsum("rtst->rs", gram)), self._channels_inverse
+        across = np.einsum("rtst->rs", gram, dtype=np.float64)
+        left, right = regular_inverse(across).astype(self.norm.dtype, copy=False), self.norm.channels_inverse
         target = np.tensordot(core, weighted, axes=([0, 2], [0, 2]))
         residual = target - apply(rows)
         step = left @ residual @ right
@@ -636,24 +647,12 @@ class _Patches:
             if curvature <= 0.0:
                 break
             length = slope / curvature
-            x = x + length * direction
-            residual = residual - length * image
+            x = x + np.asarray(length, x.dtype) * direction
+            residual = residual - np.asarray(length, x.dtype) * image
             step = left @ residual @ right
             slope, previous = _inner(residual, step), slope
-            direction = step + (slope / previous) * direction
+            direction = step + np.asarray(slope / previous, x.dtype) * direction
         return x
-
-    @cached_property
-    def _channels_inverse(self) -> Array:
-        assert self.norm.channels is not None
-        return _regular_inverse(self.norm.channels)
-
-
-def _regular_inverse(symmetric: Array) -> Array:
-    """Inverse of a positive semidefinite matrix with tiny eigenvalues lifted; only ever a preconditioner."""
-    values, vectors = np.linalg.eigh(symmetric)
-    values = np.maximum(values, max(float(values[-1]), np.finfo(np.float64).tiny) * 1e-8)
-    return cast(Array, (vectors / values) @ vectors.T)
 
 
 # --- the basis between the factors -----------------------------------------------------------------------------------
@@ -662,8 +661,8 @@ def _regular_inverse(symmetric: Array) -> Array:
 def _finish(split: _Split, weights: Array, r_in: int, r_out: int, norm: Norm) -> _Split:
     """Fix the free bases: the quiet one where a side is cut, a frame where it is exact."""
     outputs, inputs, _ = weights.shape
-    rows, core, columns = split.before, split.kernel, split.after
-    channels = norm.channels
+    rows, columns = (None if side is None else side.astype(np.float64) for side in (split.before, split.after))
+    core, channels = split.kernel.astype(np.float64), norm.channels
     if rows is not None:
         # Orthonormal first: the triangle may be badly conditioned, the basis made of it is not.
         basis, triangle = np.linalg.qr(rows.T)
@@ -682,7 +681,7 @@ def _finish(split: _Split, weights: Array, r_in: int, r_out: int, norm: Norm) ->
         core = _mix_inputs(core, rows.T)
     if columns is not None:
         whole = core if rows is None else _mix_inputs(core, rows)
-        crossing = whole.reshape(len(whole), -1) @ norm.apply_lifted(whole).reshape(len(whole), -1).T
+        crossing = output_crossing(whole, norm)
         entering = _level(channels if rows is None or channels is None else rows @ channels @ rows.T)
         there, back = quiet_basis(crossing + GRAIN * entering * _output_gram(core), columns.T @ columns)
         core, columns = _mix_outputs(there, core), columns @ back
@@ -694,6 +693,12 @@ def _finish(split: _Split, weights: Array, r_in: int, r_out: int, norm: Norm) ->
     return _Split(rows, core, columns)
 
 
+def output_crossing(weights: Array, norm: Norm) -> Array:
+    """W (S + jitter 1) W^T, [O, O], symmetric but for rounding."""
+    flat = weights.reshape(len(weights), -1)
+    return cast(Array, (flat.astype(norm.dtype) @ norm.apply_lifted(weights).reshape(flat.shape).T).astype(np.float64))
+
+
 def _level(moment: Array | None) -> float:
     """Mean square over feature maps."""
     return 1.0 if moment is None else float(np.trace(moment)) / len(moment)
@@ -701,19 +706,17 @@ def _level(moment: Array | None) -> float:
 
 def _output_gains(weights: Array, norm: Norm) -> Array:
     """Energy that each further rank of `expand` keeps, [O]; what the leading ranks keep is their sum."""
-    outputs = len(weights)
-    gram = weights.reshape(outputs, -1) @ norm.apply_lifted(weights).reshape(outputs, -1).T
-    return cast(Array, np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
+    return cast(Array, np.maximum(np.linalg.eigvalsh(output_crossing(weights, norm))[::-1], 0.0))
 
 
-def _explained(weights: Array, norm: Norm) -> Array:
+def _explained(weights: Array, norm: Norm) -> Working:
     """[O, I, K]: the outputs over orthogonal directions, the leading ones of which each further input channel adds."""
     if norm.moment is None:
         return _mix_inputs(weights, np.linalg.eigh(_input_gram(weights))[1][:, ::-1])
     return nested_channels(weights, norm)[2]
 
 
-def nested_channels(weights: Array, norm: Norm) -> tuple[Array, Array, Array]:
+def nested_channels(weights: Array, norm: Norm) -> tuple[Working, Working, Working]:
     """Directions of the input channels, the most telling first, and what each further one explains.
 
     The leading directions, made orthonormal one after the other, span the same nested spaces. In that basis W L by a
@@ -726,7 +729,7 @@ def nested_channels(weights: Array, norm: Norm) -> tuple[Array, Array, Array]:
 
     Returns:
         The directions [I, I], one a row; L of S in their basis, [I * K, I * K], or [I, I] for a moment of channels; and
-        W L, [O, I, K].
+        W L, [O, I, K]; in the type of S.
     """
     _, inputs, taps = weights.shape
     channels = norm.channels
@@ -738,18 +741,21 @@ def nested_channels(weights: Array, norm: Norm) -> tuple[Array, Array, Array]:
         # W R^-T V in the basis V^T R^-1: there S is the identity.
         return np.linalg.solve(root.T, vectors).T, np.eye(inputs), _mix_inputs(white, vectors)
     rows = np.linalg.solve(root.T, vectors)
-    rows = np.linalg.qr(rows)[0].T
+    rows = np.linalg.qr(rows)[0].T.astype(norm.dtype, copy=False)
     problem = norm.moment.reshape(inputs, taps * inputs * taps)
     turned = (rows @ problem).reshape(inputs, taps, inputs, taps)
     turned = np.einsum("sj,rtju->rtsu", rows, turned, optimize=True).reshape(inputs * taps, inputs * taps)
-    triangle = _cholesky((turned + turned.T) * 0.5 + norm.jitter * np.eye(len(turned)))
-    core = _mix_inputs(weights, rows.T)
+    turned = (turned + turned.T) * turned.dtype.type(0.5)
+    turned[np.diag_indices_from(turned)] += turned.dtype.type(norm.jitter)
+    triangle = _cholesky(turned)
+    core = _mix_inputs(weights.astype(norm.dtype, copy=False), rows.T)
     return rows, triangle, (core.reshape(len(core), -1) @ triangle).reshape(weights.shape)
 
 
-def _input_gains(explained: Array, form: Form) -> Array:
+def _input_gains(explained: Working, form: Form) -> Array:
     """Energy that each further rank of a form cut in front, [I], or pair of ranks of `reduce_expand`, [I, O], keeps."""
     if form != "reduce_expand":
-        return cast(Array, (explained**2).sum(axis=(0, 2)))
+        return cast(Array, np.einsum("oik,oik->i", explained, explained, dtype=np.float64))
     columns = _leading(_output_gram(explained), len(explained))
-    return cast(Array, (_mix_outputs(columns.T, explained) ** 2).sum(axis=2).T)
+    turned = _mix_outputs(columns.T, explained)
+    return cast(Array, np.einsum("oik,oik->io", turned, turned, dtype=np.float64))

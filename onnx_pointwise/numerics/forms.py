@@ -83,7 +83,7 @@ class View:
         sizes = (len(seen), seen.shape[1] // self.channels, *(self.size[axis] for axis in axes))
         return seen.reshape(sizes).transpose(back)
 
-    def of_moment(self, moment: NDArray[np.float64], inputs: int) -> NDArray[np.float64]:
+    def of_moment(self, moment: AnyArray, inputs: int) -> AnyArray:
         """A moment of patches, [I * K, I * K], or of the channels, [I, I], as one of the view's patches or channels.
 
         Where only the channels are known, what they hold at different places is taken to be independent.
@@ -91,12 +91,12 @@ class View:
         if not self.first:
             return moment
         if moment.shape == (inputs, inputs):
-            return cast("NDArray[np.float64]", np.kron(moment, np.eye(self.channels)))
+            return cast(AnyArray, np.kron(moment, np.eye(self.channels, dtype=moment.dtype)))
         rank = len(self.size)
         axes = (*self.first, *self.second)
         order = (0, *(1 + axis for axis in axes), 1 + rank, *(2 + rank + axis for axis in axes))
         turned = moment.reshape(inputs, *self.size, inputs, *self.size).transpose(order)
-        return cast("NDArray[np.float64]", turned.reshape(moment.shape))
+        return cast(AnyArray, turned.reshape(moment.shape))
 
 
 def has_form(form: Form, size: Sequence[int]) -> bool:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_pointwise.numerics.factorize import error_curves, nested_channels
+from onnx_pointwise.numerics.factorize import error_curves, nested_channels, output_crossing
 from onnx_pointwise.numerics.forms import FORMS, Form, View, full_rank, has_form, view_of
-from onnx_pointwise.numerics.norm import Norm
+from onnx_pointwise.numerics.norm import Norm, Working
 from onnx_pointwise.numerics.triangular import solve_lower
 
 Array = NDArray[np.float64]
@@ -41,28 +41,30 @@ def held_curves(
     """
     size = kernel.shape[2:]
     forms = [form for form in forms if has_form(form, size)]
-    promised = error_curves(kernel, list(dict.fromkeys([*forms, "reduce", "expand"])), norm)
+    wanted = list(dict.fromkeys([*forms, "reduce", "expand"]))
     if held.moment is None or norm.moment is None:
+        promised = error_curves(kernel, wanted, norm)
         return promised, promised
     plain = kernel.astype(np.float64)
     plain = plain / max(float(np.abs(plain).max()), np.finfo(np.float64).tiny)
     flat = View(size).of_kernel(plain)
+    views = list(dict.fromkeys(view_of(form, size) for form in wanted if form != "expand"))
+    nested, lost = {}, {}
+    for view in views:  # one after the other: each takes several matrices of the size of a moment
+        lost[view], nested[view] = _in_front(view.of_kernel(plain), norm.seen(view), held.seen(view))
+    promised = error_curves(kernel, wanted, norm, nested)
     total = float(np.vdot(flat, held.apply(flat)))
     if total <= 0.0:
         return promised, promised
-
-    def in_view(form: Form) -> Array:
-        view = view_of(form, size)
-        lost = _in_front(view.of_kernel(plain), norm.seen(view), held.seen(view))
-        return _falling(lost[: full_rank(form, kernel.shape[1], len(kernel), size)[0] + 1] / total)
-
-    curves: dict[Form, Array] = {"expand": _falling(_behind(flat, norm, held) / total), "reduce": in_view("reduce")}
-    for form in forms:
-        if form == "reduce_expand":
-            excess = {side: np.maximum(curves[side] - promised[side], 0.0) for side in ("reduce", "expand")}
-            curves[form] = _falling(promised[form] + excess["reduce"][:, None] + excess["expand"][None, :])
-        elif form not in curves:
-            curves[form] = in_view(form)
+    curves: dict[Form, Array] = {"expand": _falling(_behind(flat, norm, held) / total)}
+    for form in wanted:
+        if form not in ("expand", "reduce_expand"):
+            full = full_rank(form, kernel.shape[1], len(kernel), size)[0]
+            curves[form] = _falling(lost[view_of(form, size)][: full + 1] / total)
+    if "reduce_expand" in forms:
+        excess = {side: np.maximum(curves[side] - promised[side], 0.0) for side in ("reduce", "expand")}
+        whole = promised["reduce_expand"] + excess["reduce"][:, None] + excess["expand"][None, :]
+        curves["reduce_expand"] = _falling(whole)
     return promised, curves
 
 
@@ -77,15 +79,15 @@ def _falling(curve: Array) -> Array:
 def _behind(weights: Array, norm: Norm, held: Norm) -> Array:
     """Squared error in T of the leading output directions of S, [O + 1]."""
     flat = weights.reshape(len(weights), -1)
-    gram = flat @ norm.apply_lifted(weights).reshape(len(weights), -1).T
+    gram = output_crossing(weights, norm)
     vectors = np.linalg.eigh((gram + gram.T) * 0.5)[1][:, ::-1]
     turned = vectors.T @ flat
     kept = np.einsum("oi,oi->o", turned, held.apply(turned.reshape(weights.shape)).reshape(turned.shape))
     return _tails(np.maximum(kept, 0.0))
 
 
-def _in_front(weights: Array, norm: Norm, held: Norm) -> Array:
-    """Squared error in T of the best kernels in S behind its leading channel directions, [I + 1].
+def _in_front(weights: Array, norm: Norm, held: Norm) -> tuple[Array, Working]:
+    """Squared error in T of the best kernels in S behind its leading channel directions, [I + 1]; and W L.
 
     In the basis of those directions, S = L L^T. What the kernel for the leading R leaves of W p is the trailing part of
     W L applied to L^-1 p, so its energy in T is a sum over the trailing block of (W L)^T (W L) times L^-1 T L^-T.
@@ -103,16 +105,16 @@ def _in_front(weights: Array, norm: Norm, held: Norm) -> Array:
     else:
         channels = held.channels
         assert channels is not None
-        turned = rows @ channels @ rows.T
+        turned = (rows @ channels.astype(rows.dtype, copy=False) @ rows.T).astype(rows.dtype, copy=False)
         inner = np.einsum("oit,ojt->ij", explained, explained)
         if norm.full:  # T knows channels alone: its taps are taken to be apart
-            turned = np.kron(turned, np.eye(taps))
+            turned = np.kron(turned, np.eye(taps, dtype=turned.dtype))
             inner = flat.T @ flat
     left = solve_lower(triangle, turned)
     seen = solve_lower(triangle, left.T)
-    blocks = (inner * seen).reshape(inputs, len(seen) // inputs, inputs, -1).sum(axis=(1, 3))
+    blocks = (inner * seen).reshape(inputs, len(seen) // inputs, inputs, -1).sum(axis=(1, 3), dtype=np.float64)
     below = np.flip(np.cumsum(np.cumsum(np.flip(blocks), axis=0), axis=1))
-    return np.append(np.maximum(np.diagonal(below), 0.0), 0.0)
+    return np.append(np.maximum(np.diagonal(below), 0.0), 0.0), explained
 
 
 def _tails(values: Array) -> Array:

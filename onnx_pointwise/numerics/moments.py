@@ -22,8 +22,11 @@ from onnx_pointwise.errors import InputError
 Array32 = NDArray[np.float32]
 Array64 = NDArray[np.float64]
 
-#: Bytes of one block of patches.
+#: Bytes of one block of patches, at most and at least.
 BLOCK_BYTES = 16 * 2**20
+_LEAST_BLOCK = 2**20
+# Examples whose means are taken off all of them.
+_FEW = 16
 
 
 # Numbers that tie one tap to another and that a patch tells, and the patches for each number that tell all of them.
@@ -190,7 +193,7 @@ def lattices(
     limit: int,
     seed: int,
     spacing: Sequence[int] = (),
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
 ) -> list[Lattice]:
     """Cut examples and output positions into blocks, leaving positions out where there are too many.
 
@@ -201,11 +204,14 @@ def lattices(
         limit: Patches to take in all, about; every example contributes at least one.
         seed: Seed of the offsets.
         spacing: As that of the `Window`: every block then sees all phases alike.
-        block_bytes: Most bytes of a block of float32 patches, unless one example alone has more.
+        block_bytes: Most bytes of a block of float32 patches, unless one example alone has more; if None, small enough
+            that a block stays near the processor, and twice as long as wide, so that its products are worth adding.
 
     Returns:
         Blocks in the order of the examples; the same arguments give the same blocks.
     """
+    if block_bytes is None:
+        block_bytes = min(BLOCK_BYTES, max(_LEAST_BLOCK, 8 * patch**2))
     count, steps = len(examples), [1] * len(out_size)
     while True:
         taken = count * math.prod(math.ceil(n / s) for n, s in zip(out_size, steps, strict=True))
@@ -229,13 +235,16 @@ def lattices(
     return blocks
 
 
-def patches(inputs: NDArray[Any], window: Window, lattice: Lattice | None = None) -> Array32:
+def patches(
+    inputs: NDArray[Any], window: Window, lattice: Lattice | None = None, shift: Array32 | None = None
+) -> Array32:
     """Unfold inputs into patches.
 
     Args:
         inputs: [N, I, *size], any floating-point type.
         window: How the convolution slides.
         lattice: Which examples and output positions; all if None.
+        shift: [I], taken off every channel, also where it is padding: the patches are less the same at every tap.
 
     Returns:
         float32 [I * K, n]; columns are ordered by example, then by position.
@@ -246,6 +255,8 @@ def patches(inputs: NDArray[Any], window: Window, lattice: Lattice | None = None
     x = inputs if lattice.examples is None else inputs[lattice.examples]
     counts = lattice.counts(window.out_size(x.shape[2:]))
     x = _laid_out(np.swapaxes(x, 0, 1), window)
+    if shift is not None:
+        x = x.astype(np.float32, copy=False) - shift.reshape(-1, *[1] * (rank + 1))
     unfolded = np.empty((x.shape[0], window.taps, x.shape[1], *counts), np.float32)
     for tap, place in enumerate(itertools.product(*(range(k) for k in window.kernel))):
         where: list[slice] = [slice(None), slice(None)]
@@ -273,6 +284,14 @@ def _laid_out(maps: NDArray[Any], window: Window) -> NDArray[Any]:
     laid = np.zeros((*maps.shape[:2], *total), maps.dtype)
     laid[tuple(to)] = maps[tuple(taken)]
     return laid
+
+
+def channel_means(inputs: NDArray[Any], window: Window) -> Array32:
+    """Mean of each channel in patches of maps [N, I, *size], as a shift for them: about, since any will do."""
+    few = inputs[:_FEW].astype(np.float32, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found in the products
+        means = few.mean(axis=(0, *range(2, few.ndim)), dtype=np.float64)
+    return np.asarray(means / window.phases, np.float32)
 
 
 def sample(outputs: NDArray[Any], lattice: Lattice) -> Array32:
@@ -395,41 +414,43 @@ class Moments:
         """Empty sums of the same size and shift."""
         return Moments(len(self._sum), len(self._target_sum), shift=self._shift)
 
-    def add(self, block: Array32, targets: Array32 | None = None) -> None:
-        """Add a block of patches [I*K, n] and, where there are any, their targets [O, n].
+    def add(self, block: Array32, targets: Array32 | None = None, *, shifted: bool = False) -> None:
+        """Add a block of patches [I*K, n] and, where there are any, their targets [O, n]; `shifted` as in `sums`.
 
         Raises:
             InputError: A patch is not finite.
         """
-        self.include(self.sums(block, targets))
+        self.include(self.sums(block, targets, shifted=shifted))
 
-    def sums(self, block: Array32, targets: Array32 | None = None, *, anew: bool = True) -> Sums:
+    def sums(self, block: Array32, targets: Array32 | None = None, *, anew: bool = True, shifted: bool = False) -> Sums:
         """Compute what a block adds, without adding it.
 
         Args:
             block: Patches, [I*K, n].
             targets: Their targets, [O, n].
             anew: Whether the patches count; not where they were added before and only the targets are new.
+            shifted: Whether the shift is taken off the patches already.
 
         Raises:
             InputError: A patch is not finite.
         """
-        shifted = block - self._shift[:, None]
+        if not shifted:
+            block = block - self._shift[:, None]
         products = None
         if anew:
             with np.errstate(invalid="ignore", over="ignore"):
-                products = shifted @ shifted.T
-            if not np.isfinite(products).all():
+                products = block @ block.T
+            if not np.isfinite(np.diagonal(products)).all():
                 raise InputError(
                     "An activation is not finite or overflows: check the calibration inputs and their range."
                 )
         return Sums(
-            shifted.shape[1],
-            shifted.sum(axis=1, dtype=np.float64) if anew else None,
+            block.shape[1],
+            block.sum(axis=1, dtype=np.float64) if anew else None,
             products,
             None if targets is None else targets.sum(axis=1, dtype=np.float64),
             None if targets is None else np.einsum("on,on->o", targets, targets, dtype=np.float64),
-            None if targets is None else targets @ shifted.T,
+            None if targets is None else targets @ block.T,
         )
 
     def include(self, sums: Sums) -> None:

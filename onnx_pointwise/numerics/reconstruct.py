@@ -31,7 +31,7 @@ from onnx_pointwise.numerics.moments import Moments, Sums, blended, shrinkage, t
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.parallel import in_order
-from onnx_pointwise.numerics.triangular import cho_factor, cho_solve
+from onnx_pointwise.numerics.triangular import cho_solve, cholesky
 
 Array32 = NDArray[np.float32]
 Array64 = NDArray[np.float64]
@@ -51,7 +51,7 @@ class Block:
     """Patches and what should come out for them.
 
     Attributes:
-        patches: float32 [I*K, n].
+        patches: float32 [I*K, n], less the shift that `reconstruct` is told.
         targets: float32 [O, n], the site's output in the untouched network, corrected for what is added to it.
         added: float32 [O, n], what the network adds to the output before the activation; None for nothing.
         held: Whether the block is held back for the choice of the ridge.
@@ -87,11 +87,12 @@ def reconstruct(
     rank: Rank,
     blocks: Sequence[Callable[[], Block]],
     *,
+    shift: Array32 | None = None,
     method: Method = "als",
     norm: OutputNorm | None = None,
     activation: Activation = LINEAR,
+    start: Factors | None = None,
     rounds: int = 2,
-    sweeps: int = 4,
     threads: int = 1,
 ) -> Reconstruction:
     """Compute the weights of one rewritten site.
@@ -103,11 +104,12 @@ def reconstruct(
         rank: Channels between the pieces.
         blocks: Each gives patches and targets, the same ones at each call, in any thread. They are asked for once and
             again for each round.
+        shift: [I*K], what was taken off all patches, so that means do not eat the digits; nothing if None.
         method: See `factorize`.
         norm: Which errors of the outputs count, `outputs` of `factorize`.
         activation: What follows the site.
+        start: Factors of the same form and rank for a kernel that differs little, to start from.
         rounds: Rounds through the activation, where there is one.
-        sweeps: See `factorize`.
         threads: Blocks to work on at a time; the result does not depend on it.
 
     Returns:
@@ -120,28 +122,37 @@ def reconstruct(
     outputs = len(kernel)
     flat = kernel.astype(np.float64).reshape(outputs, -1)
     offset = np.zeros(outputs) if bias is None else bias
-    fit, held, residuals = _accumulate(flat, offset, blocks, threads)
-    problem = _Problem(kernel, offset, form, rank, blocks, residuals, method, norm, activation, sweeps, threads)
+    shift = np.zeros(flat.shape[1], np.float32) if shift is None else shift
+    fit, held, residuals = _accumulate(flat, offset, blocks, shift, threads)
+    problem = _Problem(kernel, offset, form, rank, blocks, residuals, shift, method, norm, activation, threads)
     both = fit.merged(held) if held is not None else fit
     ridge = RIDGES[2] if held is None else _pick_ridge(fit, held, threads)
     if activation.linear:
         rounds = 0
     if held is not None and both.count < _PLENTY * flat.shape[1]:
-        ridge, rounds = _proven(problem, fit, ridge, rounds)
-    solved = problem.solved(both, ridge, rounds)
+        ridge, rounds, start = _proven(problem, fit, ridge, rounds, start)
+    solved = problem.solved(both, ridge, rounds, start=start)[-1]
     return Reconstruction(solved.factors, solved.bias, solved.error, solved.ridge)
 
 
-def _proven(problem: _Problem, fit: Moments, ridge: float, rounds: int) -> tuple[float, int]:
+def _proven(
+    problem: _Problem, fit: Moments, ridge: float, rounds: int, start: Factors | None
+) -> tuple[float, int, Factors]:
     """Of few patches a refit may learn what does not hold: what it promises has to show on the blocks held back.
 
     Returns:
-        The ridge, infinite where the trained kernel is the better target; and the rounds through the activation, 0
-        where they do harm.
+        The ridge, infinite where the trained kernel is the better target; the rounds through the activation, 0 where
+        they do harm; and the factors that showed it.
     """
-    options = dict.fromkeys([(math.inf, 0), (math.inf, rounds), (ridge, 0), (ridge, rounds)])
-    losses = {option: problem.held_loss(problem.solved(fit, *option, fit_only=True)) for option in options}
-    return min(losses, key=lambda option: losses[option])
+    options: list[tuple[float, int, Factors]] = []
+    losses: list[float] = []
+    for strength in dict.fromkeys([math.inf, ridge]):
+        solutions = problem.solved(fit, strength, rounds, fit_only=True, start=start)
+        # Without rounds, and with all of them.
+        for count, solved in {0: solutions[0], rounds: solutions[-1]}.items():
+            options.append((strength, count, solved.factors))
+            losses.append(problem.held_loss(solved))
+    return options[losses.index(min(losses))]
 
 
 @dataclass(frozen=True)
@@ -166,13 +177,15 @@ class _Problem:
     rank: Rank
     blocks: Sequence[Callable[[], Block]]
     residuals: Sequence[Array32]
+    shift: Array32
     method: Method
     outputs: OutputNorm | None
     activation: Activation
-    sweeps: int
     threads: int
 
-    def solved(self, moments: Moments, ridge: float, rounds: int, *, fit_only: bool = False) -> _Solved:
+    def solved(
+        self, moments: Moments, ridge: float, rounds: int, *, fit_only: bool = False, start: Factors | None = None
+    ) -> list[_Solved]:
         """Solve for the moments of some blocks.
 
         Args:
@@ -180,6 +193,10 @@ class _Problem:
             ridge: Strength of the ridge relative to the mean eigenvalue of S.
             rounds: Rounds through the activation.
             fit_only: Whether the blocks held back are left out.
+            start: Factors for a target that differs little.
+
+        Returns:
+            The solutions before the first round and after each.
         """
         kernel, flat = self.kernel, self.kernel.astype(np.float64).reshape(len(self.kernel), -1)
         taps = math.prod(kernel.shape[2:])
@@ -203,30 +220,33 @@ class _Problem:
                 method=self.method,
                 second_moment=norm,
                 outputs=self.outputs,
-                sweeps=self.sweeps,
                 start=None if start is None else start.before,
             )
             composed = compose(factors).reshape(len(flat), -1)
             return factors, self.offset + moments.target_mean() + (flat - composed) @ mean, composed
 
-        factors, constant, composed = solve()
+        factors, constant, composed = solve(start)
         error = _relative_error(moments, flat, composed, covariance)
+        solutions = [_Solved(factors, constant, error, ridge, composed - flat, constant - self.offset)]
         for _ in range(rounds):
             used = [
                 (block, residual)
                 for block, residual in zip(self.blocks, self.residuals, strict=True)
                 if not (fit_only and block().held)
             ]
-            change, moved = composed - flat, constant - self.offset
+            change = composed - flat
+            moved = constant - self.offset + change @ self.shift
             _retarget(moments, change, moved, self.activation, used, self.threads)
             factors, constant, composed = solve(factors)
+            solutions.append(_Solved(factors, constant, error, ridge, composed - flat, constant - self.offset))
         if fit_only and rounds:  # whoever solves next starts from the residuals again
             _retarget(moments, None, None, LINEAR, used, self.threads)
-        return _Solved(factors, constant, error, ridge, composed - flat, constant - self.offset)
+        return solutions
 
     def held_loss(self, solved: _Solved) -> float:
         """Squared error behind the activation on the blocks held back."""
-        narrow, shift = solved.change.astype(np.float32), solved.moved.astype(np.float32)[:, None]
+        narrow = solved.change.astype(np.float32)
+        shift = (solved.moved + solved.change @ self.shift).astype(np.float32)[:, None]
         lost = 0.0
         for make, residual in zip(self.blocks, self.residuals, strict=True):
             block = make()
@@ -242,22 +262,22 @@ def _solver(covariance: Array64, ridge: float, identity: Array64) -> tuple[float
     """Factor S with a ridge, the next stronger one where rounding has left S with negative values beyond it."""
     for strength in (strength for strength in RIDGES if ridge <= strength < math.inf):
         with contextlib.suppress(np.linalg.LinAlgError):
-            return strength, cho_factor(covariance + strength * identity)
+            return strength, cholesky(covariance + strength * identity)
     return math.inf, None
 
 
 def _accumulate(
-    flat: Array64, offset: Array64, blocks: Sequence[Callable[[], Block]], threads: int
+    flat: Array64, offset: Array64, blocks: Sequence[Callable[[], Block]], shift: Array32, threads: int
 ) -> tuple[Moments, Moments | None, list[Array32]]:
     """Moments of the patches and of the residuals e, of the blocks to fit and of those held back; and all residuals."""
-    narrow, constant = flat.astype(np.float32), offset.astype(np.float32)[:, None]
-    fit = Moments(flat.shape[1], len(flat), shift=blocks[0]().patches.mean(axis=1))
+    narrow, constant = flat.astype(np.float32), (offset + flat @ shift).astype(np.float32)[:, None]
+    fit = Moments(flat.shape[1], len(flat), shift=shift)
     held = fit.sibling()
 
     def part(make: Callable[[], Block]) -> tuple[bool, Array32, Sums]:
         block = make()
         residual = block.targets - narrow @ block.patches - constant
-        return block.held, residual, fit.sums(block.patches, residual)
+        return block.held, residual, fit.sums(block.patches, residual, shifted=True)
 
     residuals = []
     for back, residual, sums in in_order(part, blocks, threads):
@@ -298,9 +318,8 @@ def _changes(fit: Moments) -> tuple[Sequence[float], Callable[[float], Array64]]
     if len(covariance) > _EIGEN_LIMIT:
 
         def solved(ridge: float) -> Array64:
-            # Not by Cholesky: SciPy's keeps all other threads from running.
             regular = covariance + ridge * level * np.eye(len(covariance))
-            return cast(Array64, np.linalg.solve(regular, cross.T).T)
+            return cast(Array64, cho_solve(cholesky(regular), cross.T).T)
 
         return RIDGES[2:-1:2], solved
     values, vectors = np.linalg.eigh(covariance)
@@ -321,7 +340,7 @@ def _retarget(
     Args:
         moments: Moments of the patches and residuals.
         change: What the factors have changed of the kernel, [O, I*K]; None puts the residuals themselves back.
-        moved: What they have changed of the bias, [O].
+        moved: What they have changed of the bias, [O], and by the shift of the patches.
         activation: The activation.
         used: The blocks of the moments, as for `reconstruct`, each with its residuals before any change, [O, n].
         threads: As for `reconstruct`.
@@ -332,14 +351,14 @@ def _retarget(
     def part(given: tuple[Callable[[], Block], Array32]) -> Sums:
         block, residual = given[0](), given[1]
         if narrow is None:
-            return moments.sums(block.patches, residual, anew=False)
+            return moments.sums(block.patches, residual, anew=False, shifted=True)
         trained = block.targets - residual  # what the trained kernel makes of these patches
         now = trained + narrow[0] @ block.patches + narrow[1]
         if block.added is None:
             targets = activation.targets(block.targets, now)
         else:
             targets = activation.targets(block.targets + block.added, now + block.added) - block.added
-        return moments.sums(block.patches, targets - trained, anew=False)
+        return moments.sums(block.patches, targets - trained, anew=False, shifted=True)
 
     for sums in in_order(part, used, threads):
         moments.include(sums)

@@ -1,38 +1,61 @@
-"""Triangular and Cholesky solves of SciPy, which is imported with the first of them, not with the package."""
+"""Cholesky factors and triangular solves, block by block.
+
+Those of SciPy keep the interpreter's lock, so that all other threads wait; products of NumPy do not, and most of the
+work is in them. NumPy's own factor copies across rows, and takes as long in float32 as in float64. SciPy is imported
+with the first Hadamard matrix, not with the package.
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_pointwise.numerics.forms import AnyArray
+
 Array = NDArray[np.float64]
 
+# Rows that are solved for at once.
+_BLOCK = 64
 
-def cho_factor(matrix: Array) -> Any:
-    """Lower Cholesky factor of a positive definite matrix, as `cho_solve` takes it.
+
+def cholesky(symmetric: AnyArray) -> AnyArray:
+    """Lower factor of a positive definite matrix, in its type.
 
     Raises:
-        LinAlgError: It is not positive definite.
+        LinAlgError: It is not positive definite, as far as rounding shows.
     """
-    import scipy.linalg
-
-    return scipy.linalg.cho_factor(matrix, lower=True, check_finite=False)
-
-
-def cho_solve(factor: Any, right: Array) -> Array:
-    """Solve for what `cho_factor` gave, or for a lower triangle and True."""
-    import scipy.linalg
-
-    return cast(Array, scipy.linalg.cho_solve(factor, right, check_finite=False))
+    lower = np.zeros_like(symmetric)
+    for start in range(0, len(symmetric), _BLOCK):
+        stop = min(start + _BLOCK, len(symmetric))
+        panel = symmetric[start:, start:stop] - lower[start:, :start] @ lower[start:stop, :start].T
+        corner = np.linalg.cholesky(panel[: stop - start])
+        lower[start:stop, start:stop] = corner
+        lower[stop:, start:stop] = panel[stop - start :] @ np.linalg.inv(corner).T
+    return lower
 
 
-def solve_lower(triangle: Array, right: NDArray[Any]) -> Array:
-    """Solve for a lower triangle."""
-    import scipy.linalg
+def cho_solve(lower: AnyArray, right: AnyArray) -> AnyArray:
+    """Solve L L^T x = right for a lower triangle L[n, n] and right [n, m], in their type."""
+    half = solve_lower(lower, right)
+    for start in range((len(lower) - 1) // _BLOCK * _BLOCK, -1, -_BLOCK):
+        stop = min(start + _BLOCK, len(lower))
+        if stop < len(lower):
+            half[start:stop] -= lower[stop:, start:stop].T @ half[stop:]
+        half[start:stop] = np.linalg.inv(lower[start:stop, start:stop]).T @ half[start:stop]
+    return half
 
-    return cast(Array, scipy.linalg.solve_triangular(triangle, right, lower=True, check_finite=False))
+
+def solve_lower(triangle: AnyArray, right: AnyArray) -> AnyArray:
+    """Solve L x = right for a lower triangle L[n, n] and right [n, m], in their type."""
+    solved = np.array(right, dtype=np.result_type(triangle, right), order="C")
+    for start in range(0, len(triangle), _BLOCK):
+        stop = min(start + _BLOCK, len(triangle))
+        if start:
+            solved[start:stop] -= triangle[start:stop, :start] @ solved[:start]
+        solved[start:stop] = np.linalg.inv(triangle[start:stop, start:stop]) @ solved[start:stop]
+    return solved
 
 
 def hadamard(size: int) -> Array:

@@ -18,6 +18,7 @@ from onnx_pointwise.numerics import (
     Stationary,
     Window,
     blended,
+    channel_means,
     in_order,
     lattices,
     patches,
@@ -26,7 +27,7 @@ from onnx_pointwise.numerics import (
     workers,
 )
 from onnx_pointwise.progress import Within, unheard
-from onnx_pointwise.runtime import Piece, without_shapes
+from onnx_pointwise.runtime import MEMORY, Piece, without_shapes
 
 Array = NDArray[Any]
 _View = tuple[str, tuple[str, Shape, Shape, Shape, Shape | str, Shape, Shape]]
@@ -36,15 +37,15 @@ MomentKind = Literal["exact", "stationary", "channels"]
 PATCHES = 60_000
 # Of wide patches fewer are looked at, about as many as take this many multiplications, but no fewer than this many and
 # so many for each number in a patch.
-_PRODUCTS = 2e10
+_PRODUCTS = 2e9
 _FEWEST_PATCHES = 24_000
 _PATCHES_PER_NUMBER = 10
 #: Widest patch, I * K, whose second moment is summed exactly; wider ones are taken to be stationary.
 EXACT = 2304
 #: Widest patch whose taps are told apart at all; of wider ones only the channels are looked at.
 STATIONARY = 4608
-# Bytes of the largest activation of one batch.
-_BATCH_BYTES = 2**28
+# Activations of one batch take this share of the memory, and about as much again in the runtime.
+_BATCH_SHARE = 0.125
 _LARGEST_BATCH = 64
 
 
@@ -107,22 +108,23 @@ def declared_batch(model: ir.Model) -> int | None:
     return None
 
 
-def fitting_batch(model: ir.Model, shapes: ResolvedShapes) -> int:
+def fitting_batch(model: ir.Model, shapes: ResolvedShapes, memory: int = MEMORY) -> int:
     """Choose how many examples to run at once.
 
     Args:
         model: The model as it declares its inputs.
         shapes: Its shapes.
+        memory: Bytes of activations or moments to hold in memory.
 
     Returns:
-        The batch size that the inputs declare, if they do; else one at which the largest activation stays small.
+        The batch size that the inputs declare, if they do; else one of which all activations fit well.
     """
     declared = declared_batch(model)
     if declared is not None:
         return declared
     base = max((shape[0] for shape in shapes.inputs.values() if shape), default=1)
-    largest = max((4 * math.prod(shape) / base for shape in shapes.shapes.values()), default=1.0)
-    return int(max(1, min(_LARGEST_BATCH, _BATCH_BYTES // largest)))
+    each = sum(4 * math.prod(shape) / base for shape in shapes.shapes.values())
+    return int(max(1, min(_LARGEST_BATCH, _BATCH_SHARE * memory // max(1.0, each))))
 
 
 def site_moments(
@@ -204,7 +206,8 @@ def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
             group.append(site)
             continue
         kind = moment_kind(site)
-        size = 8 * (site.in_channels * (site.taps if kind != "channels" else 1)) ** 2
+        # Sums of products in float64, of examples that are tried on and of the others, and a copy while they are ended.
+        size = 24 * (site.in_channels * (site.taps if kind != "channels" else 1)) ** 2
         if group and held + size > memory:
             yield group
             group, views, held = [], set(), 0
@@ -226,6 +229,7 @@ class _Collector:
         self._site, self._seed, self._limit = site, seed, limit
         self.sites: list[Site] = []
         self._kind = moment_kind(site)
+        self._shift: NDArray[np.float32] | None = None
         self._sums: list[Moments] | list[Stationary] = []
 
     def _window(self, size: Sequence[int]) -> Window:
@@ -257,13 +261,13 @@ class _Collector:
             for lattice in lattices(
                 examples, window.out_size(inputs.shape[2:]), width, limit=most, seed=seed, spacing=window.spacing
             ):
-                block = patches(inputs, window, lattice)
-                if not self._sums:
-                    self._sums = [Moments(width, shift=block.mean(axis=1))]
+                if self._shift is None:
+                    self._shift = channel_means(inputs, window)
+                    self._sums = [Moments(width, shift=np.repeat(self._shift, window.taps))]
                     self._sums.append(self._sums[0].sibling())
                 sums = self._sums[back]
                 assert isinstance(sums, Moments)
-                sums.add(block)
+                sums.add(patches(inputs, window, lattice, self._shift), shifted=True)
 
     def _add_maps(self, inputs: Array, window: Window, here: NDArray[np.bool_]) -> None:
         if not self._sums:

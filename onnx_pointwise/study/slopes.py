@@ -10,17 +10,20 @@ measured on whole plans, see `planning`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import ResolvedShapes, Site
-from onnx_pointwise.numerics import OutputNorm, centred
+from onnx_pointwise.numerics import OutputNorm, centred, in_order, workers
 from onnx_pointwise.progress import Within, unheard
-from onnx_pointwise.runtime import MEMORY, run_session, without_shapes
+from onnx_pointwise.runtime import MEMORY, Piece, run_session, without_shapes
 from onnx_pointwise.study.collect import named_seed
 from onnx_pointwise.study.gradients import Backward, Forward, Unsupported, site_outputs
 from onnx_pointwise.study.heads import Heads
@@ -34,6 +37,8 @@ Array = NDArray[Any]
 _PROBES = 192
 _MOST_PROBES = 8
 _LARGEST_BATCH = 16
+# Bytes of the errors of a site's trials at a time.
+_ERROR_BYTES = 2**24
 
 
 class Slopes:
@@ -70,7 +75,8 @@ class Slopes:
     ) -> None:
         count = len(next(iter(inputs.values())))
         # Whatever sites are asked for: what comes out must not depend on how the examples are cut.
-        size = batch or _affordable(shapes, count, memory)
+        self._probes = max(1, min(_MOST_PROBES, -(-_PROBES // count)))
+        size = batch or _affordable(shapes, sites, count, self._probes, memory)
         self._parts = [{name: array[k : k + size] for name, array in inputs.items()} for k in range(0, count, size)]
         self._starts = range(0, count, size)
         keep = list(dict.fromkeys(name for site in sites for name in (site.source, str(site.output.name))))
@@ -80,8 +86,7 @@ class Slopes:
         self._sites, self._heads, self._seed, self._threads = list(sites), heads, seed, threads
         self.cut: Mapping[str, tuple[Unsupported, ...]] = self._backward.unsupported
         self._count = count
-        self._probes = max(1, min(_MOST_PROBES, -(-_PROBES // count)))
-        self._scales = self._deviations()
+        self._scales = self._deviations(model)
 
     def norms(self) -> dict[str, OutputNorm]:
         """Which errors of a site's outputs count, by its name; sites that are cut off or reach no head are left out."""
@@ -89,8 +94,7 @@ class Slopes:
         for start, part in zip(self._starts, self._parts, strict=True):
             forward = self._backward.forward(part)
             for name, gradient in forward.gradients(self._drawn(forward, start, 0)).items():
-                flat = np.swapaxes(gradient, 0, 1).reshape(gradient.shape[1], -1)
-                sums[name] = sums.get(name, 0.0) + (flat @ flat.T).astype(np.float64)
+                sums[name] = sums.get(name, 0.0) + _second_moment(gradient)
         made = {name: OutputNorm.of(gradients, self._count) for name, gradients in sums.items()}
         return {name: norm for name, norm in made.items() if norm is not None}
 
@@ -111,23 +115,30 @@ class Slopes:
             The measurements by site name, without the sites that are cut off.
         """
         known = [site for site in self._sites if site.name in outlooks and site.name not in self.cut]
-        tallies = {site.name: _Tally(site, outlooks[site.name], norms.get(site.name), self._threads) for site in known}
+        sessions = _Sessions()
+        tallies = {site.name: _Tally(site, outlooks[site.name], norms.get(site.name), sessions) for site in known}
         for start, part in zip(self._starts, self._parts, strict=True):
             progress("example inputs", start, self._count)
             forward = self._backward.forward(part)
             gradients = [forward.gradients(self._drawn(forward, start, probe)) for probe in range(self._probes)]
-            for site in known:
+
+            def add(site: Site, values: Mapping[str, Array], gradients: Sequence[Mapping[str, Array]]) -> None:
                 reached = [one[site.name] for one in gradients if site.name in one]
-                tallies[site.name].add(forward.values, reached)
+                tallies[site.name].add(values, reached)
+
+            work = functools.partial(add, values=forward.values, gradients=gradients)
+            for _ in in_order(work, known, workers(self._threads)):
+                pass
+            del forward, gradients, work  # before the next ones take as much
         return {name: tally.points(self._probes) for name, tally in tallies.items()}
 
-    def _deviations(self) -> dict[str, float]:
+    def _deviations(self, model: ir.Model) -> dict[str, float]:
         """What to scale the probe at each gauge by: the root of its weight over the energy of its deviation."""
-        values: dict[str, list[Array]] = {name: [] for name in self._heads.names}
-        for part in self._parts:
-            forward = self._backward.forward(part)
-            for name in values:
-                values[name].append(np.array(forward.values[name]))
+        if not self._heads.names:
+            return {}
+        piece = Piece(model, list(self._parts[0]), self._heads.names, threads=self._threads)
+        runs = [piece.run(part) for part in self._parts]
+        values = dict(zip(self._heads.names, zip(*runs, strict=True), strict=True))
         scales = {}
         for gauge in self._heads.gauges:
             spread = centred(np.concatenate(values[gauge.value]), gauge.axis)
@@ -151,62 +162,99 @@ class Slopes:
         return drawn
 
 
-def _affordable(shapes: ResolvedShapes, count: int, memory: int) -> int:
-    """Examples in one run: equal parts of all of them, few enough that all values of the network stay in memory."""
+def _affordable(shapes: ResolvedShapes, sites: Sequence[Site], count: int, probes: int, memory: int) -> int:
+    """Examples in one run: equal parts of all of them, few enough for the memory.
+
+    All values of the network are held, the runtime takes about as much again, and gradients of all probes at the sites.
+    """
     base = max((shape[0] for shape in shapes.inputs.values() if shape), default=1)
-    each = sum(4 * math.prod(shape) // base for shape in shapes.shapes.values())
-    most = max(1, min(_LARGEST_BATCH, count, memory // max(1, 4 * each)))
+    sizes = {name: 4 * math.prod(shape) // base for name, shape in shapes.shapes.items()}
+    held = sum(sizes.get(str(site.output.name), 0) for site in sites)
+    each = 3 * sum(sizes.values()) + probes * held
+    most = max(1, min(_LARGEST_BATCH, count, memory // max(1, each)))
     return -(-count // -(-count // most))
+
+
+def _second_moment(maps: Array) -> Array:
+    """Sum over examples and places of the products of channels of maps [N, O, ...], float64 [O, O]."""
+    total = np.zeros((maps.shape[1], maps.shape[1]))
+    for one in maps.reshape(*maps.shape[:2], -1):
+        total += one @ one.T
+    return total
+
+
+class _Sessions:
+    """Sessions that sites share which slide alike; what they compute is one site's work, so each has one thread."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[object, ...], ort.InferenceSession] = {}
+
+    def of(self, site: Site) -> ort.InferenceSession:
+        """The session of a site with its kernel and bias as inputs."""
+        alike = (site.sliding, site.dtype)
+        if alike not in self._open:
+            self._open[alike] = kernel_session(site, threads=1)
+        return self._open[alike]
 
 
 class _Tally:
     """Sums over the examples of one site."""
 
-    def __init__(self, site: Site, outlook: Outlook, norm: OutputNorm | None, threads: int | None) -> None:
+    def __init__(self, site: Site, outlook: Outlook, norm: OutputNorm | None, sessions: _Sessions) -> None:
         self._site, self._outlook = site, outlook
-        self._root = None if norm is None else norm.root.astype(np.float32)
-        self._session = kernel_session(site, threads)
+        self._weight = None if norm is None else norm.root @ norm.root
+        self._session = sessions.of(site)
+        # What all trials change, as one kernel of so many times the outputs: the runtime unfolds what comes in once.
         kernel, bias = site.weights()
-        self._kernel = kernel.astype(np.float64)
-        self._bias = np.zeros(len(kernel)) if bias is None else bias
+        trained = kernel.astype(np.float64), np.zeros(len(kernel)) if bias is None else bias
+        given = [trial.weights(site) for trial in outlook.trials]
+        change = {
+            key: np.concatenate([(one[key] - old).astype(site.dtype) for one in given]) if given else old
+            for key, old in zip("wb", trained, strict=True)
+        }
+        self._change = {"w": site.stored(change["w"]), "b": change["b"]}
         self._lost = np.zeros(len(outlook.trials))
         self._moved = np.zeros(len(outlook.trials))
         self._numbers = 0
         self._sum = np.zeros(site.out_channels)
-        self._squares = np.zeros(site.out_channels)
+        self._products = np.zeros((site.out_channels, site.out_channels))
 
     def add(self, values: Mapping[str, Array], gradients: Sequence[Array]) -> None:
         """Add a batch: what the site reads and puts out, and the gradients of each probe at its output."""
         source, output = values[self._site.source], values[str(self._site.output.name)]
-        flat = self._turned(output)
-        self._numbers += flat.shape[1]
-        self._sum += flat.sum(axis=1, dtype=np.float64)
-        self._squares += np.einsum("cn,cn->c", flat, flat, dtype=np.float64)
-        for index, trial in enumerate(self._outlook.trials):
-            weights = trial.weights(self._site)
-            change = {
-                "w": self._site.stored((weights["w"].astype(np.float64) - self._kernel).astype(source.dtype)),
-                "b": (weights["b"].astype(np.float64) - self._bias).astype(source.dtype),
-            }
-            (error,) = run_session(self._session, ["y"], {"x": source, **change})
-            errors = error.reshape(len(error), -1)
-            lost = self._turned(error)
-            self._lost[index] += float(np.einsum("cn,cn->", lost, lost, dtype=np.float64))
+        count, trials = len(output), len(self._outlook.trials)
+        maps = output.reshape(count, self._site.out_channels, -1).astype(np.float32, copy=False)
+        self._numbers += count * maps.shape[2]
+        self._sum += maps.sum(axis=(0, 2), dtype=np.float64)
+        self._products += _second_moment(maps)
+        if not trials:
+            return
+        each = max(1, _ERROR_BYTES // (4 * trials * maps[0].size))  # several times what a site puts out
+        for start in range(0, count, each):
+            part = slice(start, start + each)
+            (errors,) = run_session(self._session, ["y"], {"x": source[part], **self._change})
+            errors = errors.reshape(len(errors), trials, *maps.shape[1:]).astype(np.float32, copy=False)
+            products = np.matmul(errors, errors.swapaxes(2, 3)).sum(axis=0, dtype=np.float64)
+            self._lost += [self._energy(one) for one in products]
+            flat = errors.reshape(len(errors), trials, -1)
             for gradient in gradients:
-                along = np.einsum("ni,ni->n", gradient.reshape(errors.shape), errors, dtype=np.float64)
-                self._moved[index] += float(along @ along)
+                ways = gradient[part].reshape(len(flat), -1, 1).astype(np.float32, copy=False)
+                self._moved += (np.matmul(flat, ways)[:, :, 0].astype(np.float64) ** 2).sum(axis=0)
 
-    def _turned(self, output: Array) -> Array:
-        """Outputs as [O, n] in the norm of the outputs."""
-        flat = np.swapaxes(output, 0, 1).reshape(output.shape[1], -1)
-        return flat if self._root is None else self._root.astype(flat.dtype) @ flat
+    def _energy(self, products: Array) -> float:
+        """What sums of products of the outputs [O, O] amount to in the norm of the outputs."""
+        if self._weight is None:
+            return float(np.trace(products, dtype=np.float64))
+        return float(np.vdot(self._weight, products))
 
     def points(self, probes: int) -> list[Point]:
         """The measurements."""
-        whole = float((self._squares - self._sum**2 / self._numbers).sum())
+        if not self._numbers:
+            return []
+        whole = self._energy(self._products - np.outer(self._sum, self._sum) / self._numbers)
         if not whole > 0.0:
             return []
         return [
-            trial.point(lost / whole, moved / probes)
+            trial.point(float(lost) / whole, float(moved) / probes)
             for trial, lost, moved in zip(self._outlook.trials, self._lost, self._moved, strict=True)
         ]

@@ -12,7 +12,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import Choice, Replacement, ResolvedShapes, Site, corrected, find_sites
-from onnx_pointwise.numerics import FORMS, Form, Method, OutputNorm, factorize, in_order, workers
+from onnx_pointwise.numerics import (
+    FORMS,
+    SWEEPS,
+    TRIAL_SWEEPS,
+    Factors,
+    Form,
+    Method,
+    OutputNorm,
+    factorize,
+    in_order,
+    workers,
+)
 from onnx_pointwise.progress import Progress, silent, within
 from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, site_moments
 from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
@@ -97,13 +108,14 @@ class Study:
         fit = {name: array[kept] for name, array in self.fit.items()}
         return replace(self, fit=fit, tried=self.tried[kept])
 
-    def factors(self, site: Site, choice: Choice, *, part: bool = False) -> Replacement:
+    def factors(self, site: Site, choice: Choice, *, part: bool = False, start: Factors | None = None) -> Replacement:
         """Weights for the inputs that a site has in the untouched network, the bias taking up the mean.
 
         Args:
             site: The site.
             choice: Form and rank.
             part: Whether to leave out what was seen in the examples that plans are tried on.
+            start: Factors of the same choice to start from, such as those of a part.
         """
         seen = self.moments[site.name].part if part else self.moments[site.name].whole
         kernel, bias = site.weights()
@@ -114,6 +126,8 @@ class Study:
             method=self.method,
             second_moment=seen.covariance,
             outputs=self.norms.get(site.name),
+            sweeps=TRIAL_SWEEPS if part else SWEEPS,
+            start=None if start is None else start.before,
         )
         return corrected(site, Replacement(factors, bias), seen.mean)
 
@@ -147,6 +161,10 @@ class Rehearsal:
             found.shapes.model, found.sites, found.trial, found.heads, batch=found.batch, threads=found.effort.threads
         )
 
+    def factors(self, choices: Mapping[str, Choice]) -> dict[str, Factors]:
+        """The factors that were tried for these choices, by site name; of the sites that were studied."""
+        return {name: made.factors for name, made in self._replacements(choices).items()}
+
     def drift(self, choices: Mapping[str, Choice]) -> float:
         """Relative squared drift at the heads with these choices, before any refit.
 
@@ -157,6 +175,9 @@ class Rehearsal:
 
     def drifts(self, choices: Mapping[str, Choice]) -> list[float | None]:
         """The same at each gauge of the heads; None for one that does not vary over the examples."""
+        return self._network.drifts(self._replacements(choices))
+
+    def _replacements(self, choices: Mapping[str, Choice]) -> dict[str, Replacement]:
         wanted = [(name, replace(choice, error=None)) for name, choice in choices.items() if name in self._sites]
         new = [key for key in wanted if key not in self._made]
         made = in_order(
@@ -165,7 +186,7 @@ class Rehearsal:
             workers(self._found.effort.threads),
         )
         self._made.update(zip(new, made, strict=True))
-        return self._network.drifts({name: self._made[name, choice] for name, choice in wanted})
+        return {name: self._made[name, choice] for name, choice in wanted}
 
 
 def study(
@@ -202,7 +223,7 @@ def study(
         ModelError: The model does not run on the inputs.
         InputError: An activation is not finite.
     """
-    batch, fixed = fitting_batch(model, shapes), declared_batch(model) is not None
+    batch, fixed = fitting_batch(model, shapes, effort.memory), declared_batch(model) is not None
     fit, held = _split(inputs, batch, fixed=fixed)
     heads = heads or find_heads(shapes)
     tried = _tried(len(next(iter(fit.values()))), batch, fixed=fixed)

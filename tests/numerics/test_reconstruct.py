@@ -222,7 +222,9 @@ def test_of_few_patches_nothing_is_learned_that_does_not_hold(form, count, drift
 def test_the_proof_pays_where_patches_are_fewest(monkeypatch):
     with_proof = [against_plain(form, 16) for form in ("reduce", "expand")]
     monkeypatch.setattr(
-        sys.modules[reconstruct.__module__], "_proven", lambda problem, fit, ridge, rounds: (ridge, rounds)
+        sys.modules[reconstruct.__module__],
+        "_proven",
+        lambda problem, fit, ridge, rounds, start: (ridge, rounds, start),
     )
     without = [against_plain(form, 16) for form in ("reduce", "expand")]
     assert np.mean(with_proof) < 0.97 * np.mean(without)
@@ -256,8 +258,8 @@ def test_rounds_that_do_harm_are_dropped(monkeypatch):
         few.targets = few.targets - 8.0
         few.bias = few.bias - 8.0
         reconstruct(few.kernel, few.bias, "reduce", 3, few.blocks, activation=RELU)
-    assert {rounds for _, rounds in asked} == {0, 2}
-    assert any(math.isinf(ridge) for ridge, _ in asked)
+    assert {rounds for _, rounds, _ in asked} == {0, 2}
+    assert any(math.isinf(ridge) for ridge, _, _ in asked)
 
 
 def test_the_proof_leaves_no_traces():
