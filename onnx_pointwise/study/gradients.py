@@ -210,10 +210,15 @@ class _Pair:
 
     def forward(self, inputs: Mapping[str, Array]) -> Forward:
         """Run the network."""
-        fed = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C")) for name, array in inputs.items()}
+        arrays = {name: np.asarray(array, order="C") for name, array in inputs.items()}
+        fed = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
         results = _run(self._forward, self._computed, {name: fed[name] for name in self._fed})
         values = dict(zip(self._computed, results, strict=True)) | fed
-        shown = {name: values[name].numpy() for name in dict.fromkeys([*self._heads, *self._keep])}
+        # What was fed is shown as itself: a view of the runtime's value would not keep its memory.
+        shown = {
+            name: arrays[name] if name in arrays else values[name].numpy()
+            for name in dict.fromkeys([*self._heads, *self._keep])
+        }
         return Forward(self, shown, {place: values[name] for name, place in self._saved.items()})
 
     def backward(

@@ -210,6 +210,14 @@ def test_values_to_keep_come_along() -> None:
     np.testing.assert_allclose(values["scores"], graphs.run(proto, x=x)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_what_was_fed_is_kept_as_long_as_it_is_looked_at() -> None:
+    model, points = resolved(network())
+    backward = Backward(model, HEADS, points, {"x": (x := normal(2, 3, 8, 8))}, keep=["x"])
+    kept = backward.forward({"x": x.transpose(0, 1, 3, 2)}).values["x"]  # has to be laid out anew
+    assert kept.base is None or isinstance(kept.base, np.ndarray)  # nobody else's memory
+    np.testing.assert_array_equal(kept, x.transpose(0, 1, 3, 2))
+
+
 def test_what_a_batch_holds_grows_with_the_batch_and_the_points() -> None:
     model, points = resolved(network())
     x = normal(4, 3, 8, 12, seed=1)
