@@ -203,7 +203,7 @@ def lattices(
         patch: Numbers in a patch, I * K.
         limit: Patches to take in all, about; every example contributes at least one.
         seed: Seed of the offsets.
-        spacing: As that of the `Window`: every block then sees all phases alike.
+        spacing: As that of the `Window`: every block is then of one phase, and all phases are seen alike.
         block_bytes: Most bytes of a block of float32 patches, unless one example alone has more; if None, small enough
             that a block stays near the processor, and twice as long as wide, so that its products are worth adding.
 
@@ -212,6 +212,10 @@ def lattices(
     """
     if block_bytes is None:
         block_bytes = min(BLOCK_BYTES, max(_LEAST_BLOCK, 8 * patch**2))
+    spacing = spacing or (1,) * len(out_size)
+    phases = list(itertools.product(*(range(min(s, n)) for s, n in zip(spacing, out_size, strict=True))))
+    whole, limit = out_size, limit // len(phases)
+    out_size = [math.ceil(n / s) for n, s in zip(whole, spacing, strict=True)]
     count, steps = len(examples), [1] * len(out_size)
     while True:
         taken = count * math.prod(math.ceil(n / s) for n, s in zip(out_size, steps, strict=True))
@@ -221,17 +225,20 @@ def lattices(
         if taken <= limit or wider < 0.7 * limit or steps[axis] >= out_size[axis]:
             break
         steps[axis] += 1
-        while spacing and math.gcd(steps[axis], spacing[axis]) > 1:
-            steps[axis] += 1
     each = math.prod(math.ceil(n / s) for n, s in zip(out_size, steps, strict=True))
     # Every offset gets its share of the examples: one lattice alone would look at borders too often, or never.
     places = list(itertools.product(*(range(min(s, n)) for s, n in zip(steps, out_size, strict=True))))
     order = np.random.default_rng(seed).permutation(len(places))
     size = max(1, min(math.ceil(count / len(places)), block_bytes // (4 * patch * each)))
+    apart = tuple(step * s for step, s in zip(steps, spacing, strict=True))
     blocks = []
     for index, start in enumerate(range(0, count, size)):
-        offsets = places[order[index % len(places)]]
-        blocks.append(Lattice(examples[start : start + size], tuple(steps), offsets))
+        place = places[order[index % len(places)]]
+        for phase in phases:
+            offsets = tuple(s * o + p for s, o, p in zip(spacing, place, phase, strict=True))
+            # Where the output ends, the last places of some phases are missing.
+            inside = tuple(o if o < n else p for o, n, p in zip(offsets, whole, phase, strict=True))
+            blocks.append(Lattice(examples[start : start + size], apart, inside))
     return blocks
 
 
@@ -287,11 +294,14 @@ def _laid_out(maps: NDArray[Any], window: Window) -> NDArray[Any]:
 
 
 def channel_means(inputs: NDArray[Any], window: Window) -> Array32:
-    """Mean of each channel in patches of maps [N, I, *size], as a shift for them: about, since any will do."""
+    """Mean of each channel in patches of maps [N, I, *size], as a shift for them: about, since any will do.
+
+    None is taken where there are zeros in between: they stay zeros, and are not multiplied.
+    """
     few = inputs[:_FEW].astype(np.float32, copy=False)
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found in the products
         means = few.mean(axis=(0, *range(2, few.ndim)), dtype=np.float64)
-    return np.asarray(means / window.phases, np.float32)
+    return np.asarray(means if window.phases == 1 else 0.0 * means, np.float32)
 
 
 def sample(outputs: NDArray[Any], lattice: Lattice) -> Array32:
@@ -372,9 +382,14 @@ def shrunk(covariance: Array64, count: int) -> Array64:
 
 @dataclass(frozen=True)
 class Sums:
-    """What one block of patches adds to `Moments`; None where patches, or targets, are not added."""
+    """What one block of patches adds to `Moments`; None where patches, or targets, are not added.
+
+    Where numbers of the patches are zero in the whole block, those of another phase, `rows` says which are not, and the
+    others are left out; None for all.
+    """
 
     count: int
+    rows: NDArray[np.int64] | None
     patches: Array64 | None
     products: Array32 | None
     targets: Array64 | None
@@ -436,6 +451,10 @@ class Moments:
         """
         if not shifted:
             block = block - self._shift[:, None]
+        rows = None
+        if not (there := block.any(axis=1)).all() and 2 * there.sum() <= len(block):
+            rows = np.flatnonzero(there)
+            block = block[rows]
         products = None
         if anew:
             with np.errstate(invalid="ignore", over="ignore"):
@@ -446,6 +465,7 @@ class Moments:
                 )
         return Sums(
             block.shape[1],
+            rows,
             block.sum(axis=1, dtype=np.float64) if anew else None,
             products,
             None if targets is None else targets.sum(axis=1, dtype=np.float64),
@@ -457,13 +477,17 @@ class Moments:
         """Add what `sums` gave."""
         if sums.products is not None and sums.patches is not None:
             self.count += sums.count
-            self._sum += sums.patches
-            self._products += sums.products
+            if sums.rows is None:
+                self._sum += sums.patches
+                self._products += sums.products
+            else:
+                self._sum[sums.rows] += sums.patches
+                self._products[np.ix_(sums.rows, sums.rows)] += sums.products
         if sums.targets is not None and sums.squares is not None and sums.cross is not None:
             self._target_count += sums.count
             self._target_sum += sums.targets
             self._target_squares += sums.squares
-            self._cross_products += sums.cross
+            self._cross_products[:, slice(None) if sums.rows is None else sums.rows] += sums.cross
 
     def mean(self) -> Array64:
         """Mean patch, [I*K]."""
