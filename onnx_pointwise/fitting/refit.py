@@ -13,7 +13,7 @@ import functools
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ _HELD_BACK = 4
 # How far ahead in the graph to look for sites that can be refitted beside others, and the most under way.
 _AHEAD = 8
 _TOGETHER = 4
+# Float64 matrices as wide as a patch, I * K, that a refit holds at once, about.
+_MATRICES = 8
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class SiteRefit:
         replacement: Its weights.
         error: Relative L2 error of its output against its target, on the examples, means taken out.
         ridge: Strength of the ridge towards the trained kernel; infinite where the kernel itself was best.
-        target: `output`, or `sum` where a branch that is added to it is corrected too.
+        target: `output`; `sum` where a branch that is added to it is corrected too; `none` where it was not refitted.
         activation: `none`; `flat` where the target may move on flat parts of the activation that follows; `curve` where
             it moves as far as the activation is shallow.
     """
@@ -75,6 +77,28 @@ class SiteRefit:
     activation: str
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of sites before they are refitted, by their names.
+
+    Attributes:
+        norms: Which errors of a site's outputs count.
+        answers: Names of values that count as they are, whatever activation follows them.
+        starts: Factors of the same form and rank to start from.
+        fixed: Weights of sites that are not refitted.
+    """
+
+    norms: Mapping[str, OutputNorm] = field(default_factory=dict)
+    answers: Collection[str] = ()
+    starts: Mapping[str, Factors] = field(default_factory=dict)
+    fixed: Mapping[str, Replacement] = field(default_factory=dict)
+
+
+def too_wide(site: Site, memory: int) -> bool:
+    """Whether the moments that a refit of a site needs do not fit into the memory, in bytes."""
+    return _MATRICES * 8 * (site.in_channels * site.taps) ** 2 > memory
+
+
 def refit(
     model: ir.Model,
     sites: Sequence[Site],
@@ -82,9 +106,7 @@ def refit(
     inputs: Mapping[str, Array],
     *,
     method: Method = "als",
-    norms: Mapping[str, OutputNorm] | None = None,
-    answers: Collection[str] = (),
-    starts: Mapping[str, Factors] | None = None,
+    known: Known | None = None,
     batch: int = 64,
     effort: Effort,
     rounds: int = 2,
@@ -98,9 +120,7 @@ def refit(
         choices: Form and rank by site name; sites that lie in subgraphs are left out.
         inputs: Example inputs by name, [N, ...].
         method: How the factors are computed, see `factorize`.
-        norms: Which errors of a site's outputs count, by its name.
-        answers: Names of values that count as they are, whatever activation follows them.
-        starts: Factors of the same form and rank to start from, by site name.
+        known: What is known beforehand; nothing if None.
         batch: Examples in one run of the runtime.
         effort: How much may be spent; activations beyond the memory lie in a temporary folder.
         rounds: Rounds through activations, see `reconstruct`.
@@ -113,17 +133,21 @@ def refit(
         ModelError: The model does not run on the inputs.
         InputError: An activation is not finite, or the inputs lead to activations of different sizes.
     """
+    known = known or Known()
     names = {str(value.name) for node in model.graph for value in node.outputs}
     threads = effort.threads
     taken = [site for site in sites if site.name in choices and str(site.output.name) in names]
     done: dict[str, SiteRefit] = {}
-    left = _tasks(model, taken, choices, answers)
-    under_way: deque[tuple[_Problem, Callable[[], Reconstruction]]] = deque()
+    left = _tasks(model, taken, choices, known.answers)
+    under_way: deque[tuple[_Problem, Callable[[], SiteRefit]]] = deque()
 
-    def solve(problem: _Problem) -> Reconstruction:
+    def solve(problem: _Problem) -> SiteRefit:
         site, choice = problem.task.site, problem.task.choice
+        fixed = known.fixed.get(site.name)
+        if fixed is not None:
+            return SiteRefit(fixed, fixed.factors.error, math.inf, "none", "none")
         kernel, bias = site.weights()
-        return reconstruct(
+        solved = reconstruct(
             kernel.astype(site.dtype),
             bias,
             choice.form,
@@ -131,12 +155,13 @@ def refit(
             problem.blocks(),
             shift=problem.shift,
             method=method,
-            norm=(norms or {}).get(site.name),
+            norm=known.norms.get(site.name),
             activation=problem.task.activation,
-            start=(starts or {}).get(site.name),
+            start=known.starts.get(site.name),
             rounds=rounds,
             threads=workers(threads),
         )
+        return _report(solved, problem.task)
 
     # What is begun and taken when must not depend on who is quick: it decides how the network is cut into sessions.
     with (
@@ -150,10 +175,10 @@ def refit(
                 problem = _problem(run, task, effort.patch_limit, effort.seed, _KEPT_BYTES // workers(threads))
                 under_way.append((problem, begin(functools.partial(solve, problem))))
             problem, result = under_way.popleft()
-            solved = result()
-            site, replacement = problem.task.site, Replacement(solved.factors, solved.bias)
-            run.finish(site, problem.dense, site_session(model, site, problem.task.choice, replacement, threads))
-            done[site.name] = _report(solved, replacement, problem.task)
+            site = problem.task.site
+            done[site.name] = made = result()
+            session = site_session(model, site, problem.task.choice, made.replacement, threads)
+            run.finish(site, problem.dense, session)
     return {site.name: done[site.name] for site in taken}
 
 
@@ -327,9 +352,9 @@ def site_session(
         return open_waiting(data, threads)
 
 
-def _report(result: Reconstruction, replacement: Replacement, task: _Task) -> SiteRefit:
+def _report(result: Reconstruction, task: _Task) -> SiteRefit:
     return SiteRefit(
-        replacement,
+        Replacement(result.factors, result.bias),
         result.error,
         result.ridge,
         "output" if task.branch is None else "sum",

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.fitting.refit import SiteRefit
+from onnx_pointwise.fitting.refit import Known, SiteRefit, too_wide
 from onnx_pointwise.fitting.refit import refit as sequential_refit
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement
 from onnx_pointwise.numerics import beside, in_order, workers
@@ -82,6 +82,8 @@ def make_weights(
         plain = without_refit(threads)
         drift = None if measured is None else measured.drifts("held", [plain])[0]
         return Weights(plain, {}, drift, drift, predicted)
+    wide = [site for site in rewritten if too_wide(site, found.effort.memory)]
+    fixed = {site.name: found.factors(site, kept[site.name], start=starts[site.name]) for site in wide}
     with beside(threads) as begin:
         unfitted = begin(lambda: without_refit(1) if kept else {})
         refits = sequential_refit(
@@ -90,9 +92,7 @@ def make_weights(
             kept,
             found.fit,
             method=found.method,
-            norms=found.norms,
-            answers=found.heads.names,
-            starts=starts,
+            known=Known(found.norms, found.heads.names, starts, fixed),
             batch=found.batch,
             effort=found.effort,
             rounds=rounds,

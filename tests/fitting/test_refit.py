@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from tests.networks import (
     prepared,
     residual,
     run,
+    unet,
 )
 
 refitting = sys.modules[refit.__module__]
@@ -47,7 +49,17 @@ def test_refit_beats_factors_made_site_by_site(name):
     fresh = examples(64, seed=9)
     alone = {site.name: replacement(site, choices[site.name], "als") for site in sites}
     assert drift(model, choices, weights.replacements, fresh) < 0.7 * drift(model, choices, alone, fresh)
-    assert weights.drift == pytest.approx(drift_of(found, choices, weights.replacements, found.held))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_drift_is_that_of_the_rewritten_network(name):
+    """Relative to all examples that were not fitted to: where those held back are the same ones, to themselves."""
+    model = NETWORKS[name]()
+    shapes, sites = prepared(model)
+    found = look(model, shapes, sites, examples(48))
+    weights = make_weights(replace(found, held=found.trial), halved(sites), refit=False)
+    told = drift_of(found, halved(sites), weights.replacements, found.trial)
+    assert weights.drift == pytest.approx(told, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -130,6 +142,23 @@ def test_values_go_to_files_beyond_the_limit(tmp_path):
     store.drop(first)
     assert not isinstance(store.new((240,), np.dtype(np.float32)), np.memmap)
     store.close()
+
+
+def test_patches_too_wide_for_the_memory_are_not_refitted():
+    """The others are, and make up for what these lose."""
+    model = unet()
+    shapes, sites = prepared(model)
+    wide = [site for site in sites if site.in_channels * site.taps > 200]
+    assert 0 < len(wide) < len(sites)
+    whole = look(model, shapes, sites, examples(64))
+    found = replace(whole, effort=replace(whole.effort, memory=8 * 8 * 200**2))
+    weights = make_weights(found, halved(sites))
+    for site in sites:
+        done = weights.refits[site.name]
+        assert (done.target == "none") == (site in wide)
+        given = found.factors(site, halved(sites)[site.name], start=found.rehearsal.factors(halved(sites))[site.name])
+        assert (done.replacement.factors.kernel.tobytes() == given.factors.kernel.tobytes()) == (site in wide)
+    assert weights.drift < weights.unrefitted
 
 
 @pytest.mark.parametrize(("exact", "kind"), [(100, "stationary"), (10, "channels")])
