@@ -141,28 +141,6 @@ def refit(
     left = _tasks(model, taken, choices, known.answers)
     under_way: deque[tuple[_Problem, Callable[[], SiteRefit]]] = deque()
 
-    def solve(problem: _Problem) -> SiteRefit:
-        site, choice = problem.task.site, problem.task.choice
-        fixed = known.fixed.get(site.name)
-        if fixed is not None:
-            return SiteRefit(fixed, fixed.factors.error, math.inf, "none", "none")
-        kernel, bias = site.weights()
-        solved = reconstruct(
-            kernel.astype(site.dtype),
-            bias,
-            choice.form,
-            choice.rank,
-            problem.blocks(),
-            shift=problem.shift,
-            method=method,
-            norm=known.norms.get(site.name),
-            activation=problem.task.activation,
-            start=known.starts.get(site.name),
-            rounds=rounds,
-            threads=workers(threads),
-        )
-        return _report(solved, problem.task)
-
     # What is begun and taken when must not depend on who is quick: it decides how the network is cut into sessions.
     with (
         TwinRun(model, taken, inputs, batch=batch, memory=effort.memory, threads=threads) as run,
@@ -173,7 +151,9 @@ def refit(
                 progress(task.site.name, len(done), len(taken))
                 left.remove(task)
                 problem = _problem(run, task, effort.patch_limit, effort.seed, _KEPT_BYTES // workers(threads))
-                under_way.append((problem, begin(functools.partial(solve, problem))))
+                under_way.append(
+                    (problem, begin(functools.partial(_solve, problem, known, method, rounds, workers(threads))))
+                )
             problem, result = under_way.popleft()
             site = problem.task.site
             done[site.name] = made = result()
@@ -214,6 +194,30 @@ class _Problem:
     dense: Array
     shift: Array
     blocks: Callable[[], Sequence[Callable[[], Block]]]
+
+
+def _solve(problem: _Problem, known: Known, method: Method, rounds: int, threads: int) -> SiteRefit:
+    """Compute the weights of one site."""
+    site, choice = problem.task.site, problem.task.choice
+    fixed = known.fixed.get(site.name)
+    if fixed is not None:
+        return SiteRefit(fixed, fixed.factors.error, math.inf, "none", "none")
+    kernel, bias = site.weights()
+    solved = reconstruct(
+        kernel.astype(site.dtype),
+        bias,
+        choice.form,
+        choice.rank,
+        problem.blocks(),
+        shift=problem.shift,
+        method=method,
+        norm=known.norms.get(site.name),
+        activation=problem.task.activation,
+        start=known.starts.get(site.name),
+        rounds=rounds,
+        threads=threads,
+    )
+    return _report(solved, problem.task)
 
 
 def _tasks(

