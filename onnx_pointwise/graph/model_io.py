@@ -253,12 +253,14 @@ def _require_positive(node: ir.Node, where: str) -> None:
     """A window of no size, or that does not move: older versions of onnx divide by it, and the process dies of that."""
     for name in ("dilations", "kernel_shape", "strides"):
         attribute = node.attributes.get(name)
-        if attribute is not None and attribute.type == ir.AttributeType.INTS and not attribute.is_ref():
-            if any(size < 1 for size in attribute.as_ints()):
-                raise ModelError(
-                    f"{where}: the {name} of the node '{node.name}' ({node.op_type}) are {list(attribute.as_ints())}, "
-                    "which must be above 0; export the model again."
-                )
+        if attribute is None or attribute.type != ir.AttributeType.INTS or attribute.is_ref():
+            continue
+        given = list(attribute.as_ints())
+        if min(given, default=1) < 1:
+            raise ModelError(
+                f"{where}: the {name} of the node '{node.name}' ({node.op_type}) are {given}, which must be above 0; "
+                "export the model again."
+            )
 
 
 def _require_no_recursion(model: ir.Model, where: str) -> None:
