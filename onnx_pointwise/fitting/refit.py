@@ -105,6 +105,7 @@ def refit(
     choices: Mapping[str, Choice],
     inputs: Mapping[str, Array],
     *,
+    copies: Mapping[str, Array] | None = None,
     method: Method = "als",
     known: Known | None = None,
     batch: int = 64,
@@ -119,6 +120,7 @@ def refit(
         sites: The model's sites in graph order.
         choices: Form and rank by site name; sites that lie in subgraphs are left out.
         inputs: Example inputs by name, [N, ...].
+        copies: Copies of them by name, [n * N, ...]; what is held back for the choice of a ridge is, with its copies.
         method: How the factors are computed, see `factorize`.
         known: What is known beforehand; nothing if None.
         batch: Examples in one run of the runtime.
@@ -133,7 +135,8 @@ def refit(
         ModelError: The model does not run on the inputs.
         InputError: An activation is not finite, or the inputs lead to activations of different sizes.
     """
-    known = known or Known()
+    count, known = len(next(iter(inputs.values()))), known or Known()
+    inputs = _together(inputs, copies)
     names = {str(value.name) for node in model.graph for value in node.outputs}
     threads = effort.threads
     taken = [site for site in sites if site.name in choices and str(site.output.name) in names]
@@ -150,7 +153,7 @@ def refit(
             for task in _ready(run, left, _TOGETHER - len(under_way)):
                 progress(task.site.name, len(done), len(taken))
                 left.remove(task)
-                problem = _problem(run, task, effort.patch_limit, effort.seed, _KEPT_BYTES // workers(threads))
+                problem = _problem(run, task, count, effort, _KEPT_BYTES // workers(threads))
                 under_way.append(
                     (problem, begin(functools.partial(_solve, problem, known, method, rounds, workers(threads))))
                 )
@@ -160,6 +163,12 @@ def refit(
             session = site_session(model, site, problem.task.choice, made.replacement, threads)
             run.finish(site, problem.dense, session)
     return {site.name: done[site.name] for site in taken}
+
+
+def _together(inputs: Mapping[str, Array], copies: Mapping[str, Array] | None) -> Mapping[str, Array]:
+    if copies is None or not len(next(iter(copies.values()))):
+        return inputs
+    return {name: np.concatenate([array, copies[name]]) for name, array in inputs.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,14 +263,16 @@ def _ready(run: TwinRun, left: Sequence[_Task], most: int) -> list[_Task]:
     ][:most]
 
 
-def _problem(run: TwinRun, task: _Task, limit: int, seed: int, kept: int) -> _Problem:
+def _problem(run: TwinRun, task: _Task, originals: int, effort: Effort, kept: int) -> _Problem:
     branch = task.branch
     run.advance([task.site.source] if branch is None else [task.site.source, branch])
     dense = run.dense_output(task.site)
     added = None if branch is None else (run.dense[branch], run.rewritten[branch])
     source = run.rewritten[task.site.source]
     means = channel_means(source, task.site.window(source.shape[2:]))
-    blocks = functools.partial(_blocks, task, source, means, dense, added, limit=limit, seed=seed, kept=kept)
+    blocks = functools.partial(
+        _blocks, task, source, means, dense, added, originals=originals, effort=effort, kept=kept
+    )
     return _Problem(task, dense, np.repeat(means, task.site.taps), blocks)
 
 
@@ -272,8 +283,8 @@ def _blocks(
     dense: Array,
     branch: tuple[Array, Array] | None,
     *,
-    limit: int,
-    seed: int,
+    originals: int,
+    effort: Effort,
     kept: int,
 ) -> list[Callable[[], Block]]:
     """Give patches of the rewritten network and targets of the untouched one; one example in four is held back.
@@ -284,20 +295,20 @@ def _blocks(
         means: What to take off their channels.
         dense: Its outputs in the untouched network.
         branch: What is added to them, in the untouched network and as rewritten so far; None for nothing.
-        limit: Patches to look at, about.
-        seed: Seed of the positions that are left out.
+        originals: Examples that are no copies; the others are copies of all of them, one after the other.
+        effort: How many patches to look at, and the seed of the positions that are left out.
         kept: Bytes of patches to keep from one call of a block to the next.
     """
     site, count = task.site, len(drifted)
     window = site.window(drifted.shape[2:])
     examples = np.arange(count)
-    back = examples % _HELD_BACK == _HELD_BACK - 1
+    back = examples % originals % _HELD_BACK == _HELD_BACK - 1
     width = site.in_channels * site.taps
     plan: list[tuple[Lattice, bool]] = []
-    for held, chosen in ((False, examples[~back]), (True, examples[back])):
+    for held, chosen in ((False, examples[~back]), (True, examples[back & (examples < originals)])):
         if len(chosen):
-            share = max(1, patch_count(limit, width) * len(chosen) // count)
-            drawn = named_seed(seed, task.site.source, held)
+            share = max(1, patch_count(effort.patch_limit, width) * len(chosen) // count)
+            drawn = named_seed(effort.seed, task.site.source, held)
             part = lattices(chosen, dense.shape[2:], width, limit=share, seed=drawn, spacing=window.spacing)
             plan.extend((lattice, held) for lattice in part)
 

@@ -91,6 +91,7 @@ def make_weights(
             found.sites,
             kept,
             found.fit,
+            copies=found.copies,
             method=found.method,
             known=Known(found.norms, found.heads.names, starts, fixed),
             batch=found.batch,

@@ -26,7 +26,7 @@ from onnx_pointwise.numerics.factorize import (
     is_exact,
 )
 from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, Rank, full_rank, has_form, view_of
-from onnx_pointwise.numerics.heldout import held_curves
+from onnx_pointwise.numerics.heldout import expand_curve, held_curves
 from onnx_pointwise.numerics.moments import (
     Lattice,
     Moments,
@@ -88,6 +88,7 @@ __all__ = [
     "error_curve",
     "error_curves",
     "exchange",
+    "expand_curve",
     "factorize",
     "fit_response",
     "full_rank",

@@ -68,6 +68,19 @@ def held_curves(
     return promised, curves
 
 
+def expand_curve(kernel: NDArray[Any], norm: Norm, held: Norm) -> Array:
+    """The curve of `expand` alone that holds in T, see `held_curves`, [O + 1].
+
+    Args:
+        kernel: W, [O, I, *k].
+        norm: S, which the factors are made for.
+        held: T, which they are judged by.
+    """
+    flat = View(kernel.shape[2:]).of_kernel(kernel.astype(np.float64))
+    total = float(np.vdot(flat, held.apply(flat)))
+    return _falling(_behind(flat, norm, held) / total) if total > 0.0 else np.zeros(len(kernel) + 1)
+
+
 def _falling(curve: Array) -> Array:
     """A curve over ranks that never rises, nowhere below the one given; nothing is lost at full rank."""
     for axis in range(curve.ndim):

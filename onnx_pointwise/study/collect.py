@@ -134,6 +134,7 @@ def site_moments(
     *,
     batch: int,
     tried: NDArray[np.bool_] | None = None,
+    copies: Mapping[str, Array] | None = None,
     patch_limit: int = PATCHES,
     memory: int = 2**30,
     seed: int = 0,
@@ -148,6 +149,8 @@ def site_moments(
         inputs: Example inputs by name, [N, ...].
         batch: Examples in one run.
         tried: Whether trials are run on each example, [N]; on none if None.
+        copies: Copies of the examples by name, [n * N, ...], for what weights are made from, trial factors too; nothing
+            is judged by them.
         patch_limit: Patches of a site to look at, about.
         memory: Bytes of moments to hold at once; more sites than fit take further passes.
         seed: Seed of the positions that are left out.
@@ -166,6 +169,8 @@ def site_moments(
     known = inside | {str(value.name) for value in model.graph.inputs}
     # What lies in a subgraph may read a value from around it, but runs when the subgraph does.
     reachable = [site for site in sites if site.source in known and str(site.output.name) in inside]
+    inputs, folds = _with_copies(inputs, tried, copies)
+    count = len(folds)
     found: dict[str, Seen] = {}
     for number, group in enumerate(groups := list(_groups(reachable, memory))):
         # Sites that read one value in the same way see the same.
@@ -175,20 +180,37 @@ def site_moments(
         names = list(dict.fromkeys(site.source for site in group))
         made = [name for name in names if name not in inputs]
         piece = Piece(model, list(inputs), made, threads=threads) if made else None
-        count = len(next(iter(inputs.values())))
         for start in range(0, count, batch):
             progress("example inputs", number * count + start, len(groups) * count)
             feeds = {name: array[start : start + batch] for name, array in inputs.items()}
             values = dict(feeds)
             if piece is not None:
                 values.update(zip(made, piece.run(feeds), strict=True))
-            chosen = np.zeros(count, np.bool_) if tried is None else tried
-            work = [(one, values[view[0]], chosen, start) for view, one in shared.items()]
+            work = [(one, values[view[0]], folds, start) for view, one in shared.items()]
             for _ in in_order(_add, work, workers(threads)):
                 pass
         for seen in in_order(lambda one: one.moments(), list(shared.values()), workers(threads)):
             found.update(seen)
     return {site.name: found[site.name] for site in reachable}
+
+
+# What becomes of an example: trial factors are made from it, or judged by it; or it is a copy of one of the latter,
+# which only the weights may know.
+_PART, _REST, _COPIED = range(3)
+
+
+def _with_copies(
+    inputs: Mapping[str, Array], tried: NDArray[np.bool_] | None, copies: Mapping[str, Array] | None
+) -> tuple[Mapping[str, Array], NDArray[np.intp]]:
+    """All examples, copies behind, and what becomes of each."""
+    count = len(next(iter(inputs.values())))
+    folds = np.full(count, _PART) if tried is None else np.where(tried, _REST, _PART)
+    more = 0 if copies is None else len(next(iter(copies.values())))
+    if copies is None or not more:
+        return inputs, folds
+    known = np.where(folds == _REST, _COPIED, _PART)
+    both = {name: np.concatenate([array, copies[name]]) for name, array in inputs.items()}
+    return both, np.concatenate([folds, *[known] * (more // count)])
 
 
 def _view(site: Site) -> _View:
@@ -240,56 +262,55 @@ class _Collector:
             return Window(once, once, once, (0,) * (2 * len(once)), spacing)
         return site.window(size)
 
-    def add(self, inputs: Array, tried: NDArray[np.bool_], start: int) -> None:
+    def add(self, inputs: Array, folds: NDArray[np.intp], start: int) -> None:
         """Add a batch, the examples from `start` on."""
-        here = tried[start : start + len(inputs)]
+        here = folds[start : start + len(inputs)]
         if len(here) != len(inputs):  # what does not depend on the examples
-            here = np.zeros(len(inputs), np.bool_)
+            here = np.full(len(inputs), _PART)
         window = self._window(inputs.shape[2:])
         if self._kind == "stationary":
             self._add_maps(inputs, window, here)
             return
         width = inputs.shape[1] * window.taps
-        share = len(inputs) / len(tried)
+        share = len(inputs) / len(folds)
         limit = max(1, round(patch_count(self._limit, width) * share))
-        for back in (False, True):
-            examples = np.flatnonzero(here == back)
+        for fold in (_PART, _REST, _COPIED):
+            examples = np.flatnonzero(here == fold)
             if not len(examples):
                 continue
             most = max(1, limit * len(examples) // len(inputs))
-            seed = named_seed(self._seed, self._site.source, start, back)
+            seed = named_seed(self._seed, self._site.source, start, fold)
             for lattice in lattices(
                 examples, window.out_size(inputs.shape[2:]), width, limit=most, seed=seed, spacing=window.spacing
             ):
                 if self._shift is None:
                     self._shift = channel_means(inputs, window)
                     self._sums = [Moments(width, shift=np.repeat(self._shift, window.taps))]
-                    self._sums.append(self._sums[0].sibling())
-                sums = self._sums[back]
+                    self._sums += [self._sums[0].sibling(), self._sums[0].sibling()]
+                sums = self._sums[fold]
                 assert isinstance(sums, Moments)
                 sums.add(patches(inputs, window, lattice, self._shift), shifted=True)
 
-    def _add_maps(self, inputs: Array, window: Window, here: NDArray[np.bool_]) -> None:
+    def _add_maps(self, inputs: Array, window: Window, here: NDArray[np.intp]) -> None:
         if not self._sums:
-            self._sums = [
-                Stationary(inputs.shape[1], window, shift=inputs),
-                Stationary(inputs.shape[1], window, shift=inputs),
-            ]
-        for back in (False, True):
-            if (here == back).any():
-                sums = self._sums[back]
+            self._sums = [Stationary(inputs.shape[1], window, shift=inputs) for _ in range(3)]
+        for fold in (_PART, _REST, _COPIED):
+            if (here == fold).any():
+                sums = self._sums[fold]
                 assert isinstance(sums, Stationary)
-                sums.add(inputs[here == back])
+                sums.add(inputs[here == fold])
 
     def moments(self) -> dict[str, Seen]:
         """What was collected, by site name; of the tried examples nothing may be known."""
         assert self._sums, "there are no examples"
-        part, rest = self._sums
+        part, rest, copied = self._sums
         if not rest.count or not part.count:
             whole = self._finished(part if part.count else rest)
             return dict.fromkeys((site.name for site in self.sites), Seen(whole, whole, None))
         told = rest.covariance().astype(np.float32)
-        seen = Seen(self._finished(_merged(part, rest)), self._finished(part), told)
+        both = _merged(part, rest)
+        whole = self._finished(_merged(both, copied) if copied.count else both)
+        seen = Seen(whole, self._finished(part), told)
         self._sums = []
         return dict.fromkeys((site.name for site in self.sites), seen)
 
@@ -313,6 +334,6 @@ def _merged(one: Moments | Stationary, other: Moments | Stationary) -> Moments |
     return one.merged(other)
 
 
-def _add(work: tuple[_Collector, Array, NDArray[np.bool_], int]) -> None:
-    collector, values, tried, start = work
-    collector.add(values, tried, start)
+def _add(work: tuple[_Collector, Array, NDArray[np.intp], int]) -> None:
+    collector, values, folds, start = work
+    collector.add(values, folds, start)

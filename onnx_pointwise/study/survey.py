@@ -26,6 +26,7 @@ from onnx_pointwise.numerics import (
 )
 from onnx_pointwise.progress import Progress, silent, within
 from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, site_moments
+from onnx_pointwise.study.copies import copies
 from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
 from onnx_pointwise.study.heads import Heads, find_heads
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
@@ -56,6 +57,7 @@ class Study:
         fit: Example inputs that plans and weights are made from, by name.
         tried: Which of them plans are tried on, with factors made from the others, [N].
         held: Example inputs held back from all that; empty where there were too few.
+        copies: Shifted and mirrored copies of those that weights are made from, by name, [n * N, ...], see `copies`.
         heads: Where the network answers.
         moments: What each site sees.
         norms: Which errors of a site's outputs count, by its name.
@@ -71,6 +73,7 @@ class Study:
     fit: Mapping[str, Array]
     tried: NDArray[np.bool_]
     held: Mapping[str, Array]
+    copies: Mapping[str, Array]
     heads: Heads
     moments: Mapping[str, Seen]
     norms: Mapping[str, OutputNorm]
@@ -227,12 +230,14 @@ def study(
     fit, held = _split(inputs, batch, fixed=fixed)
     heads = heads or find_heads(shapes)
     tried = _tried(len(next(iter(fit.values()))), batch, fixed=fixed)
+    more = copies(shapes, sites, fit, tried, batch=batch, seed=effort.seed, threads=effort.threads)
     moments = site_moments(
         shapes,
         sites,
         fit,
         batch=batch,
         tried=tried,
+        copies=more,
         patch_limit=effort.patch_limit,
         memory=effort.memory // 2,
         seed=effort.seed,
@@ -265,7 +270,9 @@ def study(
             effort=effort,
             progress=within(progress, "sensitivity"),
         )
-    return Study(model, shapes, tuple(seen), fit, tried, held, heads, moments, norms, found, batch, method, effort)
+    return Study(
+        model, shapes, tuple(seen), fit, tried, held, more, heads, moments, norms, found, batch, method, effort
+    )
 
 
 def _slopes(

@@ -1,0 +1,207 @@
+"""Shifted and mirrored copies of a few examples, for what a site sees.
+
+From fewer patches than there are numbers in one, second moments are singular: most of what other examples will show is
+in none of them. A picture moved by some pixels shows the same things at other places of the lattice, and a mirrored one
+often what another picture would. Whether it does is asked of the examples: factors made with the copies of some of them
+have to lose less on the others, along every axis by itself. So faces are mirrored from left to right and not upside
+down, and a spectrogram is moved in time if that helps.
+
+Copies go where their original goes, and are never among those that anything is judged by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_pointwise.graph import ResolvedShapes, Site, dense_cost
+from onnx_pointwise.numerics import Norm, blended, expand_curve, patches, shrunk, tap_blend
+from onnx_pointwise.runtime import Piece, without_shapes
+from onnx_pointwise.study.collect import EXACT
+
+Array = NDArray[Any]
+
+#: How a copy is made: the axes along which it is mirrored, and those along which it is shifted.
+Move = tuple[tuple[int, ...], tuple[int, ...]]
+
+# Copies of each example where they may be shifted and not mirrored, each by distances of its own.
+_TWICE = 2
+# Sites of fewer patches than numbers in one have to make up this share of the arithmetic for copies to be worth a run.
+_SHARE = 0.05
+# Sites that are asked, those of the most arithmetic.
+_ASKED = 3
+# An axis shorter than this is not one of places.
+_SHORTEST = 16
+# Shifts reach this share of an axis.
+_REACH = 1 / 16
+# A kind of copies has to lower the error on other examples by this share.
+_GAIN = 0.01
+# Errors of ranks that plans may ask for.
+_LEVELS = (0.01, 0.4)
+
+
+def copies(
+    shapes: ResolvedShapes,
+    sites: Sequence[Site],
+    inputs: Mapping[str, Array],
+    tried: NDArray[np.bool_],
+    *,
+    batch: int,
+    seed: int = 0,
+    threads: int | None = None,
+) -> dict[str, Array]:
+    """Copy examples where there are few and where that helps.
+
+    Args:
+        shapes: The model's shapes.
+        sites: The sites to be looked at.
+        inputs: Example inputs by name, [N, ...].
+        tried: Which of them trials are run on, [N]: copies of the others are judged by them.
+        batch: Examples in one run.
+        seed: Seed of the shifts.
+        threads: Threads of the runtime; its own choice if None.
+
+    Returns:
+        As many copies of each example as there are kinds, by name, [kinds * N, ...], all of the first kind first; with
+        no kind, of no examples.
+
+    Raises:
+        ModelError: The model does not run on the inputs.
+    """
+    moves = _moves(shapes, sites, inputs, tried, batch, seed, threads)
+    return {
+        name: np.concatenate([array[:0], *(moved(array, move, seed + number) for number, move in enumerate(moves))])
+        for name, array in inputs.items()
+    }
+
+
+def moved(inputs: Array, move: Move, seed: int) -> Array:
+    """Mirror and shift examples, each by its own distance; what comes in at the border continues the border.
+
+    Args:
+        inputs: [N, ...].
+        move: How.
+        seed: Seed of the distances.
+    """
+    mirrored, shifted = move
+    found = np.flip(inputs, mirrored) if mirrored else inputs
+    for axis in shifted:
+        length = inputs.shape[axis]
+        reach = max(1, int(length * _REACH))
+        steps = np.random.default_rng([seed, axis]).integers(1, reach + 1, len(inputs))
+        steps *= np.where(np.arange(len(inputs)) % 2, -1, 1)
+        places = np.clip(np.arange(length) + steps[:, None], 0, length - 1)
+        shape = [len(inputs), *(length if other == axis else 1 for other in range(1, inputs.ndim))]
+        found = np.take_along_axis(found, places.reshape(shape), axis)
+    return np.ascontiguousarray(found)
+
+
+def _moves(
+    shapes: ResolvedShapes,
+    sites: Sequence[Site],
+    inputs: Mapping[str, Array],
+    tried: NDArray[np.bool_],
+    batch: int,
+    seed: int,
+    threads: int | None,
+) -> list[Move]:
+    """The kinds of copies that help."""
+    if len(inputs) != 1 or not tried.any() or tried.all():
+        return []
+    ((name, array),) = inputs.items()
+    asked = _short(shapes, sites, len(array))
+    axes = [axis for axis in range(1, array.ndim) if array.shape[axis] >= _SHORTEST]
+    if not asked or not axes:
+        return []
+    sources = list(dict.fromkeys(site.source for site in asked))
+    made = [source for source in sources if source != name]
+    piece = Piece(without_shapes(shapes.model), [name], made, threads=threads) if made else None
+
+    def seen(examples: Array) -> list[_Sample]:
+        parts: list[list[Array]] = []
+        for start in range(0, len(examples), batch):
+            part = examples[start : start + batch]
+            parts.append([] if piece is None else piece.run({name: part}))
+        values = {source: np.concatenate(column) for source, column in zip(made, zip(*parts, strict=True), strict=True)}
+        values[name] = examples
+        return [_Sample.of(site, values[site.source]) for site in asked]
+
+    fit = array[~tried]
+    alone, held = seen(fit), seen(array[tried])
+    before = [_lost(site, one, other) for site, one, other in zip(asked, alone, held, strict=True)]
+
+    def change(move: Move) -> float:
+        """Mean logarithm of what the error on other examples is multiplied with."""
+        changes = []
+        for site, one, more, other, lost in zip(asked, alone, seen(moved(fit, move, seed)), held, before, strict=True):
+            after = _lost(site, one.with_copies(more), other)
+            told = (lost > _LEVELS[0]) & (lost < _LEVELS[1]) & (after > 0.0)
+            if told.any():
+                changes.append(float(np.log(after[told] / lost[told]).mean()))
+        return sum(changes) / len(changes) if changes else 0.0
+
+    good = math.log(1.0 - _GAIN)
+    mirrors = sorted((change(((axis,), ())), axis) for axis in axes)
+    shifts = tuple(axis for axis in axes if change(((), (axis,))) < good)
+    return _kinds(tuple(axis for found, axis in mirrors if found < good), shifts)
+
+
+def _kinds(mirrors: tuple[int, ...], shifts: tuple[int, ...]) -> list[Move]:
+    """Kinds of copies along axes that help, of the axes to mirror the most helpful first."""
+    if not mirrors:
+        return [((), shifts)] * _TWICE if shifts else []
+    best = mirrors[:1]
+    if shifts:
+        return [(best, ()), ((), shifts), (best, shifts)]
+    return [(best, ()), *([(mirrors[1:2], ()), (mirrors[:2], ())] if len(mirrors) > 1 else [])]
+
+
+def _short(shapes: ResolvedShapes, sites: Sequence[Site], count: int) -> list[Site]:
+    """The largest of the sites whose moments so many examples leave singular, where these matter; else none."""
+    known = {str(value.name) for value in shapes.model.graph.inputs}
+    known |= {str(value.name) for node in shapes.model.graph for value in node.outputs}
+    reachable = [site for site in sites if site.source in known and site.out_size]
+    costs = {site.name: dense_cost(site).macs for site in reachable}
+    short = [
+        site
+        for site in reachable
+        if site.in_channels * site.taps <= EXACT and count * math.prod(site.out_size) < site.in_channels * site.taps
+    ]
+    if sum(costs[site.name] for site in short) < _SHARE * sum(costs.values()) or not short:
+        return []
+    return sorted(short, key=lambda site: -costs[site.name])[:_ASKED]
+
+
+class _Sample:
+    """Mean, covariance and number of patches."""
+
+    def __init__(self, mean: Array, covariance: Array, count: int) -> None:
+        self.mean, self.covariance, self.count = mean, covariance, count
+
+    @staticmethod
+    def of(site: Site, values: Array) -> _Sample:
+        """What a site sees of its inputs; short sites see few patches."""
+        seen = patches(values, site.window(values.shape[2:]))
+        mean = seen.mean(axis=1, dtype=np.float64)
+        centred = seen - mean.astype(np.float32)[:, None]
+        return _Sample(mean, (centred @ centred.T).astype(np.float64) / seen.shape[1], seen.shape[1])
+
+    def with_copies(self, more: _Sample) -> _Sample:
+        """The two together."""
+        count = self.count + more.count
+        share = more.count / count
+        gap = more.mean - self.mean
+        covariance = (1.0 - share) * self.covariance + share * more.covariance
+        return _Sample(self.mean + share * gap, covariance + share * (1.0 - share) * np.outer(gap, gap), count)
+
+
+def _lost(site: Site, fit: _Sample, held: _Sample) -> Array:
+    """Relative squared error that each rank of `expand` leaves in other examples."""
+    inputs, taps = site.in_channels, site.taps
+    moment = shrunk(blended(fit.covariance, taps, tap_blend(fit.count, len(fit.covariance), taps)), fit.count)
+    kernel, _ = site.weights()
+    return expand_curve(kernel, Norm.of(moment, inputs, taps), Norm.of(held.covariance, inputs, taps))
