@@ -496,7 +496,10 @@ class Moments:
     def covariance(self) -> Array64:
         """Covariance of the patches, [I*K, I*K]."""
         mean = self._sum / self.count
-        return self._products / self.count - np.outer(mean, mean)
+        covariance = self._products / self.count - np.outer(mean, mean)
+        # What is the same in all patches, such as the padding of small maps, varies by rounding: never by less than 0.
+        np.fill_diagonal(covariance, np.maximum(np.diagonal(covariance), 0.0))
+        return covariance
 
     def target_mean(self) -> Array64:
         """Mean target, [O]."""

@@ -228,8 +228,9 @@ def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
             group.append(site)
             continue
         kind = moment_kind(site)
-        # Sums of products in float64, of examples that are tried on and of the others, and a copy while they are ended.
-        size = 24 * (site.in_channels * (site.taps if kind != "channels" else 1)) ** 2
+        # Sums of products in float64, of examples that are tried on, of the others, of copies where there are any, and
+        # once more while they are ended.
+        size = 32 * (site.in_channels * (site.taps if kind != "channels" else 1)) ** 2
         if group and held + size > memory:
             yield group
             group, views, held = [], set(), 0

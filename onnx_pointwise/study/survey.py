@@ -252,9 +252,8 @@ def study(
     if seen and (measure or method == "als"):
         progress("sensitivity", "gradients")
         slopes = _slopes(model, shapes, trial, heads, effort)
-        names = {site.name for site in seen}
         told = slopes.norms() if method == "als" else {}
-        norms = {name: norm for name, norm in told.items() if name in names}
+        norms = {site.name: told[site.name] for site in seen if site.name in told}
     if measure and slopes is not None:
         found = sensitivities(
             shapes,

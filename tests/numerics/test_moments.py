@@ -20,6 +20,7 @@ from onnx_pointwise.numerics.moments import (
     Stationary,
     Window,
     blended,
+    channel_means,
     lattices,
     make_transposed_window,
     make_window,
@@ -28,6 +29,7 @@ from onnx_pointwise.numerics.moments import (
     shrunk,
     tap_blend,
 )
+from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.runtime.providers import open_session
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=40)
@@ -329,3 +331,16 @@ def test_numbers_that_are_zero_in_a_block_are_left_out(seed, step, kernel):
     np.testing.assert_allclose(found.mean(), every.mean(axis=1), atol=1e-4)
     np.testing.assert_allclose(found.covariance(), np.cov(every, bias=True), atol=1e-4)
     np.testing.assert_allclose(found.cross_covariance(), weights @ np.cov(every, bias=True), atol=1e-3)
+
+
+def test_what_never_varies_has_no_negative_variance():
+    """Padding around maps of 2 by 2 is the same in all patches, far from the mean that is taken off."""
+    x = (3.0 + np.random.default_rng(0).standard_normal((40, 6, 2, 2)) * 1e-2).astype(np.float32)
+    window = make_window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), (2, 2))
+    corner = Lattice(None, (2, 2), (0, 0))
+    means = channel_means(x, window)
+    sums = Moments(6 * 9, shift=np.repeat(means, 9))
+    sums.add(patches(x, window, corner, means), shifted=True)
+    covariance = sums.covariance()
+    assert np.diagonal(covariance).min() == 0.0
+    assert Norm.of(covariance, 6, 9).moment is not None
