@@ -293,7 +293,7 @@ def _describe(name: str, node: ir.Node, in_function: bool, shapes: Mapping[str, 
     rank = len(kernel_shape)
     group = _int(node, "group", 1)
     if node.op_type == "ConvTranspose":
-        out_channels, in_channels = in_channels * group, out_channels // group
+        out_channels, in_channels = in_channels * group, out_channels // max(1, group)
     in_shape, out_shape = (
         shapes.get(str(value.name), ()) if value is not None else () for value in (node.inputs[0], node.outputs[0])
     )

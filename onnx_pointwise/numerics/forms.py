@@ -10,6 +10,10 @@ and G taps; the second moment of the patches is the same matrix, in the index or
 * The columns do: the same with 1xk first.
 
 So a spatial form is `reduce` in another view. (`expand` would be nothing new: a full kernel and a 1x1 behind it.)
+
+A transposed convolution is one over its inputs with zeros in between, see `make_transposed_window`, whose patches hold
+what an output depends on in its phase and zeros elsewhere. With their moment the errors of all phases add up, and all
+that is said here of kernels holds for it: the forms share P and U between the phases, and are optimal for all of them.
 """
 
 from __future__ import annotations

@@ -269,6 +269,14 @@ def test_what_cannot_be_rewritten_says_why() -> None:
     assert site.refusal.code == "other_convolution"
 
 
+def test_groups_that_are_none_break_nothing() -> None:
+    """The runtime refuses such a node; reading the model has to come as far as that."""
+    model = conv_model(normal(8, 3, 3, 3), [5, 5], transposed=True)
+    model.graph.node[0].attribute.append(helper.make_attribute("group", 0))
+    (site,) = find_sites(load(model))
+    assert site.op_type == "ConvTranspose"
+
+
 def test_an_output_shape_of_all_axes_is_refused() -> None:
     model = upsampling(pads=[0] * 4, output_shape=[2, 24, 17, 15])
     (site,) = find_sites(load(model))
