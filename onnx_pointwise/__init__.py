@@ -47,6 +47,18 @@ from onnx_pointwise.settings import (
     SweepSettings,
 )
 
+
+def _repr_html_(result: object) -> str:
+    """Show a result in a notebook."""
+    from onnx_pointwise.reports import notebook  # what the package itself does not need
+
+    return notebook.html(result)
+
+
+# Results know nothing of reports, which lie above them: here both meet.
+for _kind in (Benchmark, CheckResult, Inspection, RewriteResult, Sweep):
+    _kind._repr_html_ = _repr_html_  # type: ignore[union-attr]
+
 __all__ = [
     "Batch",
     "BenchSettings",

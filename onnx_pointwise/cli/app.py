@@ -19,6 +19,7 @@ from onnx_pointwise.cli.interrupting import Interrupted, interruptible
 from onnx_pointwise.cli.output import BAD_INPUT, errors, remember
 from onnx_pointwise.cli.providers import providers
 from onnx_pointwise.cli.rewrite import rewrite
+from onnx_pointwise.cli.schema import schema
 from onnx_pointwise.cli.streams import make_patient
 from onnx_pointwise.cli.sweep import sweep
 from onnx_pointwise.errors import OnnxPointwiseError
@@ -53,7 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (inspect, rewrite, sweep, insert, check, bench, providers, cache):
+for command in (inspect, rewrite, sweep, insert, check, bench, providers, cache, schema):
     app.command(cls=Command)(command)
 
 

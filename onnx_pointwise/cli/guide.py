@@ -31,6 +31,7 @@ GUIDES: Mapping[str, Guide] = {
         (
             ("rewrite net.onnx out.onnx --calibration images.npz", "the fastest whose answers stay the same"),
             ("rewrite net.onnx out.onnx --target-macs 0.5 --provider none", "half of the arithmetic"),
+            ("rewrite net.onnx out.onnx --calibration images.npz --report out.html", "the same as a page to look at"),
             ("rewrite net.onnx out.onnx --target-latency 0.6 --threads 1", "0.6 of the time on one thread"),
             ("rewrite net.onnx out.onnx --config job.yaml --exclude conv1", "options from a file, one beside it"),
         ),
@@ -80,4 +81,5 @@ GUIDES: Mapping[str, Guide] = {
     ),
     "providers": Guide(MACHINE, (), (("providers", "what can run here, and why the rest cannot"),)),
     "cache": Guide(MACHINE, ("clear",), (("cache", "where measured latencies are kept"),)),
+    "schema": Guide(MACHINE, (), (("schema rewrite", "what the JSON of a rewrite holds, as JSON Schema"),)),
 }

@@ -188,20 +188,30 @@ class Front:
             raise self._none(f"none that keeps its limits costs {rule} or less")
         return min(found, key=lambda point: point.loss(self.answers))
 
+    @property
+    def picks(self) -> dict[str, float | None]:
+        """What each rule that is no share picks: the share that the network was made for; ``None`` for none."""
+        found: dict[str, float | None] = {}
+        for rule in (KNEE, *_VERDICTS):
+            try:
+                found[rule] = self.pick(rule).asked
+            except PlanError:
+                found[rule] = None
+        return found
+
     def _none(self, why: str) -> PlanError:
         return PlanError(f"No network for {self.provider} can be picked: {why}.")
 
     @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
-        at = self.knee
         return {
             "provider": self.provider,
             "cost": self.cost,
             "answers": self.answers,
             "points": [point.to_dict() for point in self.points],
             "unmade": [one.to_dict() for one in self.unmade],
-            "knee": None if at is None else at.asked,
+            "picks": self.picks,
             "unmeasured": self.unmeasured,
         }
 
@@ -257,6 +267,35 @@ class Sweep:
     rule: str | None = None
     picked: RewriteResult | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def points_table(self) -> list[dict[str, Any]]:
+        """Give a row for each network, provider by provider, for a table or a data frame.
+
+        Returns:
+            Rows with the same keys: ``provider``, ``asked``, ``macs``, ``params``, ``bytes``, ``macs_left``,
+            ``params_left``, ``size_left`` and ``latency_left`` (shares), ``drift``, ``verdict``, ``score``, ``passed``
+            and ``on_front``. What is not known is None.
+        """
+        return [
+            {
+                "provider": front.provider,
+                "asked": point.asked,
+                "macs": point.after.macs,
+                "params": point.after.params,
+                "bytes": point.after.bytes,
+                "macs_left": point.share("macs"),
+                "params_left": point.share("params"),
+                "size_left": point.share("size"),
+                "latency_left": point.latency,
+                "drift": point.drift,
+                "verdict": point.verdict,
+                "score": None if point.score is None else point.score.after,
+                "passed": point.passed,
+                "on_front": point.on_front,
+            }
+            for front in self.fronts
+            for point in front.points
+        ]
 
     @json_ready
     def to_dict(self) -> dict[str, Any]:

@@ -97,6 +97,33 @@ class Inspection:
     assumed_inputs: tuple[str, ...]
     origin: Origin
 
+    def sites_table(self) -> list[dict[str, Any]]:
+        """Give a row for each convolution, in graph order, for a table or a data frame.
+
+        Returns:
+            Rows with the same keys: ``name``, ``op_type``, ``kernel``, ``strides``, ``group``, ``in_channels``,
+            ``out_channels``, ``output``, ``macs``, ``share``, ``params``, ``refusal`` (its code) and ``reason``. What
+            is not known is None.
+        """
+        return [
+            {
+                "name": view.site.name,
+                "op_type": view.site.op_type,
+                "kernel": view.site.kernel_shape,
+                "strides": view.site.strides,
+                "group": view.site.group,
+                "in_channels": view.site.in_channels * view.site.group,
+                "out_channels": view.site.out_channels,
+                "output": view.site.out_size or None,
+                "macs": None if view.cost is None else view.cost.macs,
+                "share": view.share,
+                "params": view.site.stored_params,
+                "refusal": None if view.site.refusal is None else view.site.refusal.code,
+                "reason": None if view.site.refusal is None else view.site.refusal.reason,
+            }
+            for view in self.sites
+        ]
+
     @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""

@@ -55,6 +55,28 @@ class SiteResult:
     pieces: tuple[SitePiece, ...] = ()
     curves: tuple[Curve, ...] = ()
 
+    def row(self) -> dict[str, Any]:
+        """Give the same as one flat row, see `RewriteResult.sites_table`."""
+        before, after, shape = self.before, self.after, self.shape
+        known = before is not None and after is not None and before.macs > 0
+        return {
+            "name": self.name,
+            "kernel": None if shape is None else shape.kernel,
+            "in_channels": None if shape is None else shape.in_channels,
+            "out_channels": None if shape is None else shape.out_channels,
+            "form": self.form,
+            "rank": self.rank,
+            "macs_before": None if before is None else before.macs,
+            "macs_after": None if after is None else after.macs,
+            "macs_left": after.macs / before.macs if known and before and after else None,
+            "params_before": None if before is None else before.params,
+            "params_after": None if after is None else after.params,
+            "error": self.error,
+            "latency_left": self.latency,
+            "refusal": None if self.refusal is None else self.refusal.code,
+            "reason": None if self.refusal is None else self.refusal.reason,
+        }
+
     @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give a JSON-ready dict."""
@@ -210,6 +232,16 @@ class RewriteResult:
     def verdict(self) -> Likeness | None:
         """How alike the answers of both models are; ``None`` where they were not compared."""
         return None if self.check is None else self.check.verdict
+
+    def sites_table(self) -> list[dict[str, Any]]:
+        """Give a row for each convolution, in graph order, for a table or a data frame.
+
+        Returns:
+            Rows with the same keys: ``name``, ``kernel``, ``in_channels``, ``out_channels``, ``form``, ``rank``,
+            ``macs_before``, ``macs_after``, ``macs_left`` (a share), ``params_before``, ``params_after``, ``error``
+            (relative L2), ``latency_left`` (a share), ``refusal`` (its code) and ``reason``. What is not known is None.
+        """
+        return [site.row() for site in self.sites]
 
     def save(self, path: str | Path, *, use_external_data_format: bool | None = None) -> None:
         """Write the rewritten model; see ``model_io.save``."""

@@ -29,6 +29,7 @@ from onnx_pointwise.settings import Answers, Cost, Settings, SweepSettings
 # The networks of a sweep are fitted to so many examples, a share of all; the one that is handed over, to all of them.
 _PART = 4
 _LEAST = 128
+_LEAST_SHARE = 1e-6
 _TARGETS: Mapping[Cost, str] = {
     "macs": "target_macs",
     "params": "target_params",
@@ -188,12 +189,23 @@ def _front(work: _Work, shares: Sequence[float], answers: Answers, scheduler: st
 
 
 def _planned(work: _Work, share: float) -> Plan:
-    """The plan for a share, as `rewrite` makes it; a latency is asked for as the sites promise it."""
+    """The plan for a share, as `rewrite` makes it; a latency is asked for as the sites promise it, or the least."""
+    timed = work.question.seen.timed
+    wanted = Budget(work.question.wanted.ranks, **_target(work.cost, share))
+    if work.cost != "latency" or timed is None:
+        return _chosen(work, wanted, wanted)
+    try:
+        return _chosen(work, wanted, replace(wanted, target_latency=min(1.0, max(_LEAST_SHARE, timed.promised(share)))))
+    except TargetError as error:
+        if error.least >= 1.0:
+            raise
+        # What the network will take is known when it is timed: the most that can be done is worth seeing.
+        return _chosen(work, wanted, replace(wanted, target_latency=min(1.0, error.least * (1.0 + 1e-9))))
+
+
+def _chosen(work: _Work, wanted: Budget, ask: Budget) -> Plan:
+    """The plan for what is asked for, as one for what was wanted."""
     question, settings, timed = work.question, work.settings, work.question.seen.timed
-    wanted = Budget(question.wanted.ranks, **_target(work.cost, share))
-    ask = wanted
-    if work.cost == "latency" and timed is not None:
-        ask = replace(wanted, target_latency=min(1.0, max(1e-6, timed.promised(share))))
     # What rehearsals teach is learned anew for each share, so that a plan does not depend on the others.
     learned = None if question.learned is None else Corrected(question.learned.rehearsal)
     with one_thread_of_blas():

@@ -142,7 +142,7 @@ def front(one: Mapping[str, Any]) -> Markup:
             fill = _COLOURS["after"] if point["on_front"] else "none"
             axes.plot([share], [lost], "o", color=_COLOURS["after"], markerfacecolor=fill, markersize=7)
             axes.annotate(f"{point['asked']:g}", (share, lost), (6, 6), textcoords="offset points")
-            if point["asked"] == one["knee"]:
+            if point["asked"] == one["picks"]["knee"]:
                 axes.plot([share], [lost], "D", color=_COLOURS["accent"], markerfacecolor="none", markersize=14)
         axes.set_xlim(0.0, max(1.03, *(share for share, _, _ in known)) if known else 1.03)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -90,8 +90,9 @@ def _legend(front: Front) -> list[Text]:
     if any(not point.on_front for point in front.points):
         told += ", ○ another one is"
     if front.knee is not None:
-        told += ", ◆ the knee of the front (--pick knee)"
-    return [Text(told, style="dim")]
+        told += ", ◆ the knee"
+    picked = [f"{rule} {asked:g}" for rule, asked in front.picks.items() if asked is not None and rule != "changed"]
+    return [Text(told, style="dim"), Text(f"--pick takes of these: {', '.join(picked)}.")] if picked else [Text(told)]
 
 
 class _Plot:

@@ -1,0 +1,81 @@
+"""What several results hold."""
+
+from __future__ import annotations
+
+from onnx_pointwise.reports.schema.words import (
+    ANY,
+    NUMBER,
+    SHAPE,
+    TEXT,
+    TRUTH,
+    WHOLE,
+    Schema,
+    every,
+    maybe,
+    named,
+    one_of,
+    ref,
+    whole,
+)
+
+SHARED: dict[str, Schema] = {
+    "machine": whole(
+        "Where it ran.",
+        cpu=TEXT,
+        instruction_sets=every(TEXT),
+        cores=WHOLE,
+        memory=maybe(WHOLE),
+        system=TEXT,
+        versions=named(TEXT),
+    ),
+    "origin": whole(
+        "What was asked for, of which models, where; with the line that was typed where a command made it.",
+        optional=("command",),
+        job=one_of("rewrite", "check", "inspect", "sweep"),
+        models=every(TEXT),
+        asked=named(ANY),
+        machine=ref("machine"),
+        command=maybe(TEXT),
+    ),
+    "cost": whole(
+        "Cost of one run of a model.",
+        macs=WHOLE,
+        conv_macs=WHOLE,
+        params=WHOLE,
+        bytes=WHOLE,
+        activation_bytes=maybe(WHOLE),
+        unknown=WHOLE,
+    ),
+    "refusal": whole("Why a convolution stays as it is.", code=TEXT, reason=TEXT, numbers=named(maybe(NUMBER))),
+    "run": whole(
+        "Wall time of one run of a network, and of each that was timed.",
+        median=NUMBER,
+        p90=NUMBER,
+        throughput=NUMBER,
+        runs=WHOLE,
+        times=every(NUMBER),
+    ),
+    "comparison": whole(
+        "Two networks timed in turns.",
+        before=ref("run"),
+        after=ref("run"),
+        ratio=NUMBER,
+        interval=every(NUMBER),
+        noise=NUMBER,
+        verdict=one_of("faster", "slower", "no change"),
+        rounds=WHOLE,
+        provider=TEXT,
+        device=maybe(TEXT),
+        threads=maybe(WHOLE),
+        optimization=TEXT,
+        bound=TEXT,
+        input_shapes=named(SHAPE),
+    ),
+    "score": whole("The user's own score.", before=NUMBER, after=NUMBER, max_loss=maybe(NUMBER), passed=TRUTH),
+    "calibration": {
+        "description": "What the weights were computed from; more is told of some sources.",
+        "type": "object",
+        "required": ["source", "sentence"],
+        "properties": {"source": TEXT, "sentence": TEXT, "warnings": every(TEXT)},
+    },
+}
