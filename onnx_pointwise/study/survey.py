@@ -109,7 +109,9 @@ class Study:
             return self
         kept = np.isin(np.arange(count) // group, np.linspace(0, groups - 1, wanted).round().astype(int))
         fit = {name: array[kept] for name, array in self.fit.items()}
-        return replace(self, fit=fit, tried=self.tried[kept])
+        made = replace(self, fit=fit, tried=self.tried[kept])
+        vars(made)["rehearsal"] = self.rehearsal  # what was tried out already need not be tried again
+        return made
 
     def factors(self, site: Site, choice: Choice, *, part: bool = False, start: Factors | None = None) -> Replacement:
         """Weights for the inputs that a site has in the untouched network, the bias taking up the mean.

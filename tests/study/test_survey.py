@@ -257,3 +257,27 @@ def test_sequences_are_studied_by_their_parts() -> None:
     assert len(found.heads.gauges) == 2
     assert all(one.response.gain > 0.0 for one in found.sensitivities.values())
     assert found.rehearsal.drift({site.name: Choice("reduce", 2) for site in found.sites}) > 0.0
+
+
+def test_a_thinned_study_knows_what_the_whole_one_learned() -> None:
+    shapes, sites = prepared(residual())
+    found = look(residual(), shapes, sites, examples(64))
+    thin = found.thinned(16)
+    assert thin.count == 16 and len(thin.tried) == 16 and found.count == 56
+    rows = {row.tobytes() for row in found.fit["x"]}
+    assert all(row.tobytes() in rows for row in thin.fit["x"])
+    assert thin.rehearsal is found.rehearsal and thin.moments is found.moments
+    assert (thin.held["x"] == found.held["x"]).all()
+    assert found.thinned(56) is found and found.thinned(100) is found
+    choices = halved(sites)
+    made = make_weights(thin, choices, predict=False)
+    assert made.predicted is None and made.drift is not None
+
+
+def test_batches_that_are_built_in_are_thinned_as_a_whole() -> None:
+    shapes, sites = prepared(residual(batch=4))
+    found = look(residual(batch=4), shapes, sites, examples(48))
+    thin = found.thinned(10)
+    assert thin.count % 4 == 0 and thin.count == 12
+    starts = [next(i for i, row in enumerate(found.fit["x"]) if (row == first).all()) for first in thin.fit["x"][::4]]
+    assert all(start % 4 == 0 for start in starts)
