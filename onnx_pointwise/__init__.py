@@ -9,6 +9,8 @@
 import onnx_pointwise.early  # noqa: F401 (first of all: what follows takes time to load)
 
 # isort: split
+from pathlib import Path
+
 from onnx_pointwise.check import CheckResult, check
 from onnx_pointwise.errors import (
     InputError,
@@ -20,7 +22,16 @@ from onnx_pointwise.errors import (
     SettingError,
     TargetError,
 )
-from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Refusal, Site, find_sites
+from onnx_pointwise.graph import (
+    BottleneckPass,
+    Choice,
+    Plan,
+    Refusal,
+    Site,
+    find_sites,
+    require_writable,
+    write_text,
+)
 from onnx_pointwise.jobs import (
     Batch,
     Benchmark,
@@ -53,6 +64,22 @@ def _repr_html_(result: object) -> str:
     from onnx_pointwise.reports import notebook  # what the package itself does not need
 
     return notebook.html(result)
+
+
+def save_report(result: CheckResult | Inspection | RewriteResult | Sweep, path: str | Path) -> None:
+    """Write a result as one HTML page, complete in itself; it takes the extra ``report``.
+
+    Args:
+        result: Of `rewrite`, `insert_pointwise`, `check`, `inspect` or `sweep`.
+        path: The file.
+
+    Raises:
+        OutputError: The file cannot be written, or a package is missing.
+    """
+    from onnx_pointwise.reports import html
+
+    require_writable(path)
+    write_text(path, html.html(result.to_dict()))
 
 
 # Results know nothing of reports, which lie above them: here both meet.

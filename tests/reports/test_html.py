@@ -17,6 +17,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+import onnx_pointwise
 from onnx_pointwise.check import Inputs
 from onnx_pointwise.cli.app import app
 from onnx_pointwise.errors import OutputError
@@ -205,3 +206,11 @@ def test_failed_checks_have_a_page(tmp_path: Path, small_folder: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 1 and not (tmp_path / "out.onnx").exists()
     assert 'class="notice bad"' in page.read_text(encoding="utf-8")
+
+
+def test_from_python_a_result_is_saved_as_a_page(tmp_path: Path) -> None:
+    found = onnx_pointwise.inspect(small.network())
+    onnx_pointwise.save_report(found, tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == html(found.to_dict())
+    with pytest.raises(OutputError, match="folder"):
+        onnx_pointwise.save_report(found, tmp_path / "none" / "page.html")
