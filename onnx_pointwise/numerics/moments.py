@@ -373,11 +373,18 @@ def tap_blend(count: int, width: int, taps: int) -> float:
     return width / (width + _KNOWN * count)
 
 
+def raised(symmetric: Array64, value: float) -> Array64:
+    """A matrix plus a multiple of the identity."""
+    lifted = symmetric.copy()
+    lifted[np.diag_indices_from(lifted)] += value
+    return lifted
+
+
 def shrunk(covariance: Array64, count: int) -> Array64:
     """Sample covariance [d, d] of so many samples, shrunk towards its mean eigenvalue."""
     share = shrinkage(covariance, count)
     level = float(np.trace(covariance)) / len(covariance)
-    return (1.0 - share) * covariance + share * level * np.eye(len(covariance))
+    return raised((1.0 - share) * covariance, share * level)
 
 
 @dataclass(frozen=True)
@@ -395,6 +402,16 @@ class Sums:
     targets: Array64 | None
     squares: Array64 | None
     cross: Array32 | None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Sums of targets in `Moments`: how many, their sum, their squares, and their products with patches."""
+
+    count: int
+    sum: Array64
+    squares: Array64
+    cross: Array64
 
 
 class Moments:
@@ -424,6 +441,15 @@ class Moments:
         self._target_sum = np.zeros(targets)
         self._target_squares = np.zeros(targets)
         self._cross_products = np.zeros((targets, len(self._sum)))
+
+    def targets(self) -> Targets:
+        """What was added of targets, to be put back by `put_back`."""
+        return Targets(self._target_count, self._target_sum, self._target_squares, self._cross_products)
+
+    def put_back(self, targets: Targets) -> None:
+        """Have the targets that were there when `targets` was asked, in place of those added since `clear_targets`."""
+        self._target_count, self._target_sum = targets.count, targets.sum
+        self._target_squares, self._cross_products = targets.squares, targets.cross
 
     def sibling(self) -> Moments:
         """Empty sums of the same size and shift."""

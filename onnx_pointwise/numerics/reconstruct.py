@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.numerics.activation import LINEAR, Activation
 from onnx_pointwise.numerics.factorize import Factors, Method, compose, factorize
 from onnx_pointwise.numerics.forms import Form, Rank
-from onnx_pointwise.numerics.moments import Moments, Sums, blended, shrinkage, tap_blend
+from onnx_pointwise.numerics.moments import Moments, Sums, blended, raised, shrinkage, tap_blend
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.parallel import in_order
@@ -123,8 +123,8 @@ def reconstruct(
     flat = kernel.astype(np.float64).reshape(outputs, -1)
     offset = np.zeros(outputs) if bias is None else bias
     shift = np.zeros(flat.shape[1], np.float32) if shift is None else shift
-    fit, held, residuals = _accumulate(flat, offset, blocks, shift, threads)
-    problem = _Problem(kernel, offset, form, rank, blocks, residuals, shift, method, norm, activation, threads)
+    fit, held, parts = _accumulate(flat, offset, blocks, shift, threads)
+    problem = _Problem(kernel, offset, form, rank, parts, shift, method, norm, activation, threads)
     both = fit.merged(held) if held is not None else fit
     ridge = RIDGES[2] if held is None else _pick_ridge(fit, held, threads)
     if activation.linear:
@@ -168,6 +168,15 @@ class _Solved:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """A block, made anew whenever it is asked for, with the residuals e of the trained kernel, [O, n]."""
+
+    make: Callable[[], Block]
+    held: bool
+    residual: Array32
+
+
+@dataclass(frozen=True)
 class _Problem:
     """What `reconstruct` was asked, with the residuals of the trained kernel."""
 
@@ -175,8 +184,7 @@ class _Problem:
     offset: Array64
     form: Form
     rank: Rank
-    blocks: Sequence[Callable[[], Block]]
-    residuals: Sequence[Array32]
+    parts: Sequence[_Part]
     shift: Array32
     method: Method
     outputs: OutputNorm | None
@@ -202,12 +210,11 @@ class _Problem:
         taps = math.prod(kernel.shape[2:])
         covariance, mean = moments.covariance(), moments.mean()
         level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
-        identity = level * np.eye(len(covariance))
         # The ridge is for the target alone. In the norm of the factorisation it would hide which directions matter.
         lifted = blended(covariance, taps, tap_blend(moments.count, len(covariance), taps))
-        lifted = lifted + max(shrinkage(lifted, moments.count), _LEAST) * identity
+        lifted = raised(lifted, max(shrinkage(lifted, moments.count), _LEAST) * level)
         norm = Norm.of(lifted, kernel.shape[1], taps)
-        ridge, solver = _solver(covariance, ridge, identity)
+        ridge, solver = _solver(covariance, ridge, level)
 
         def solve(start: Factors | None = None) -> tuple[Factors, Array64, Array64]:
             target = flat
@@ -228,19 +235,15 @@ class _Problem:
         factors, constant, composed = solve(start)
         error = _relative_error(moments, flat, composed, covariance)
         solutions = [_Solved(factors, constant, error, ridge, composed - flat, constant - self.offset)]
+        first = moments.targets()
+        used = [part for part in self.parts if not (fit_only and part.held)]
         for _ in range(rounds):
-            used = [
-                (block, residual)
-                for block, residual in zip(self.blocks, self.residuals, strict=True)
-                if not (fit_only and block().held)
-            ]
             change = composed - flat
             moved = constant - self.offset + change @ self.shift
             _retarget(moments, change, moved, self.activation, used, self.threads)
             factors, constant, composed = solve(factors)
             solutions.append(_Solved(factors, constant, error, ridge, composed - flat, constant - self.offset))
-        if fit_only and rounds:  # whoever solves next starts from the residuals again
-            _retarget(moments, None, None, LINEAR, used, self.threads)
+        moments.put_back(first)  # whoever solves next starts from the residuals again
         return solutions
 
     def held_loss(self, solved: _Solved) -> float:
@@ -248,27 +251,27 @@ class _Problem:
         narrow = solved.change.astype(np.float32)
         shift = (solved.moved + solved.change @ self.shift).astype(np.float32)[:, None]
         lost = 0.0
-        for make, residual in zip(self.blocks, self.residuals, strict=True):
-            block = make()
-            if not block.held:
+        for part in self.parts:
+            if not part.held:
                 continue
-            now = block.targets - residual + narrow @ block.patches + shift
+            block = part.make()
+            now = block.targets - part.residual + narrow @ block.patches + shift
             added = 0.0 if block.added is None else block.added
             lost += self.activation.lost(block.targets + added, now + added)
         return lost
 
 
-def _solver(covariance: Array64, ridge: float, identity: Array64) -> tuple[float, Any]:
+def _solver(covariance: Array64, ridge: float, level: float) -> tuple[float, Any]:
     """Factor S with a ridge, the next stronger one where rounding has left S with negative values beyond it."""
     for strength in (strength for strength in RIDGES if ridge <= strength < math.inf):
         with contextlib.suppress(np.linalg.LinAlgError):
-            return strength, cholesky(covariance + strength * identity)
+            return strength, cholesky(raised(covariance, strength * level))
     return math.inf, None
 
 
 def _accumulate(
     flat: Array64, offset: Array64, blocks: Sequence[Callable[[], Block]], shift: Array32, threads: int
-) -> tuple[Moments, Moments | None, list[Array32]]:
+) -> tuple[Moments, Moments | None, list[_Part]]:
     """Moments of the patches and of the residuals e, of the blocks to fit and of those held back; and all residuals."""
     narrow, constant = flat.astype(np.float32), (offset + flat @ shift).astype(np.float32)[:, None]
     fit = Moments(flat.shape[1], len(flat), shift=shift)
@@ -279,13 +282,13 @@ def _accumulate(
         residual = block.targets - narrow @ block.patches - constant
         return block.held, residual, fit.sums(block.patches, residual, shifted=True)
 
-    residuals = []
-    for back, residual, sums in in_order(part, blocks, threads):
+    parts = []
+    for make, (back, residual, sums) in zip(blocks, in_order(part, blocks, threads), strict=True):
         (held if back else fit).include(sums)
-        residuals.append(residual)
+        parts.append(_Part(make, back, residual))
     if not fit.count:
-        return held, None, residuals
-    return fit, held if held.count else None, residuals
+        return held, None, parts
+    return fit, held if held.count else None, parts
 
 
 def _pick_ridge(fit: Moments, held: Moments, threads: int) -> float:
@@ -318,8 +321,7 @@ def _changes(fit: Moments) -> tuple[Sequence[float], Callable[[float], Array64]]
     if len(covariance) > _EIGEN_LIMIT:
 
         def solved(ridge: float) -> Array64:
-            regular = covariance + ridge * level * np.eye(len(covariance))
-            return cast(Array64, cho_solve(cholesky(regular), cross.T).T)
+            return cast(Array64, cho_solve(cholesky(raised(covariance, ridge * level)), cross.T).T)
 
         return RIDGES[2:-1:2], solved
     values, vectors = np.linalg.eigh(covariance)
@@ -329,31 +331,29 @@ def _changes(fit: Moments) -> tuple[Sequence[float], Callable[[float], Array64]]
 
 def _retarget(
     moments: Moments,
-    change: Array64 | None,
-    moved: Array64 | None,
+    change: Array64,
+    moved: Array64,
     activation: Activation,
-    used: Sequence[tuple[Callable[[], Block], Array32]],
+    used: Sequence[_Part],
     threads: int,
 ) -> None:
     """Replace the residuals in the moments by those to the targets that the activation leaves free.
 
     Args:
         moments: Moments of the patches and residuals.
-        change: What the factors have changed of the kernel, [O, I*K]; None puts the residuals themselves back.
+        change: What the factors have changed of the kernel, [O, I*K].
         moved: What they have changed of the bias, [O], and by the shift of the patches.
         activation: The activation.
-        used: The blocks of the moments, as for `reconstruct`, each with its residuals before any change, [O, n].
+        used: The blocks of the moments.
         threads: As for `reconstruct`.
     """
     moments.clear_targets(moments.outputs)
-    narrow = None if change is None or moved is None else (change.astype(np.float32), moved.astype(np.float32)[:, None])
+    narrow, constant = change.astype(np.float32), moved.astype(np.float32)[:, None]
 
-    def part(given: tuple[Callable[[], Block], Array32]) -> Sums:
-        block, residual = given[0](), given[1]
-        if narrow is None:
-            return moments.sums(block.patches, residual, anew=False, shifted=True)
-        trained = block.targets - residual  # what the trained kernel makes of these patches
-        now = trained + narrow[0] @ block.patches + narrow[1]
+    def part(given: _Part) -> Sums:
+        block = given.make()
+        trained = block.targets - given.residual  # what the trained kernel makes of these patches
+        now = trained + narrow @ block.patches + constant
         if block.added is None:
             targets = activation.targets(block.targets, now)
         else:

@@ -171,10 +171,10 @@ def test_moments_with_negative_values_from_rounding_take_a_stronger_ridge() -> N
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.standard_normal((12, 12)))[0]
     covariance = (basis * np.array([-2e-4] + [1.0] * 11)) @ basis.T
-    ridge, solver = _solver(covariance, 1e-6, np.eye(12))
+    ridge, solver = _solver(covariance, 1e-6, 1.0)
     assert ridge == min(strength for strength in RIDGES if strength > 2e-4)
     assert solver is not None
-    assert _solver(covariance - 10.0 * np.eye(12), 1e-6, np.eye(12)) == (math.inf, None)
+    assert _solver(covariance - 10.0 * np.eye(12), 1e-6, 1.0) == (math.inf, None)
 
 
 # --- few patches ------------------------------------------------------------------------------------------------------
