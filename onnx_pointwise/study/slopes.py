@@ -33,9 +33,11 @@ from onnx_pointwise.study.trials import kernel_session
 
 Array = NDArray[Any]
 
-# Probes of each example: enough that all of them together tell a squared length to about a tenth.
+# Probes of all examples together that trial errors are multiplied with, enough to tell a squared length to about a
+# tenth; and the examples that take part, since a probe more of an example costs less than the errors of another one.
 _PROBES = 192
 _MOST_PROBES = 8
+_EXAMPLES = 32
 _LARGEST_BATCH = 16
 # Bytes of the errors of a site's trials at a time.
 _ERROR_BYTES = 2**24
@@ -75,7 +77,7 @@ class Slopes:
     ) -> None:
         count = len(next(iter(inputs.values())))
         # Whatever sites are asked for: what comes out must not depend on how the examples are cut.
-        self._probes = max(1, min(_MOST_PROBES, -(-_PROBES // count)))
+        self._probes = max(1, min(_MOST_PROBES, -(-_PROBES // min(count, _EXAMPLES))))
         size = batch or _affordable(shapes, sites, count, self._probes, memory)
         self._parts = [{name: array[k : k + size] for name, array in inputs.items()} for k in range(0, count, size)]
         self._starts = range(0, count, size)
@@ -117,7 +119,7 @@ class Slopes:
         known = [site for site in self._sites if site.name in outlooks and site.name not in self.cut]
         sessions = _Sessions()
         tallies = {site.name: _Tally(site, outlooks[site.name], norms.get(site.name), sessions) for site in known}
-        for start, part in zip(self._starts, self._parts, strict=True):
+        for start, part in self._some():
             progress("example inputs", start, self._count)
             forward = self._backward.forward(part)
             gradients = [forward.gradients(self._drawn(forward, start, probe)) for probe in range(self._probes)]
@@ -131,6 +133,12 @@ class Slopes:
                 pass
             del forward, gradients, work  # before the next ones take as much
         return {name: tally.points(self._probes) for name, tally in tallies.items()}
+
+    def _some(self) -> list[tuple[int, Mapping[str, Array]]]:
+        """Parts of about as many examples as trial errors are multiplied on, spread evenly, and where they start."""
+        parts = list(zip(self._starts, self._parts, strict=True))
+        wanted = -(-_EXAMPLES * len(parts) // max(self._count, _EXAMPLES))
+        return [parts[index] for index in np.linspace(0, len(parts) - 1, wanted).round().astype(int)]
 
     def _deviations(self, model: ir.Model) -> dict[str, float]:
         """What to scale the probe at each gauge by: the root of its weight over the energy of its deviation."""

@@ -92,6 +92,7 @@ def small_errors(shapes, sites, feeds) -> list[Outlook]:
 def test_gradients_tell_what_trials_tell_of_small_errors(network: Callable[[], ir.Model], monkeypatch):
     monkeypatch.setattr(sloping, "_PROBES", 1000)
     monkeypatch.setattr(sloping, "_MOST_PROBES", 40)
+    monkeypatch.setattr(sloping, "_EXAMPLES", 48)
     shapes, sites = prepared(network())
     feeds = examples(48)
     heads = find_heads(shapes)
