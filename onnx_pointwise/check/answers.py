@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_pointwise.check.limits import Likeness, Limits, likeness, severity
 from onnx_pointwise.graph import ResolvedShapes
 from onnx_pointwise.jsonable import json_ready
-from onnx_pointwise.numerics import Agreement, ClassMeter, PictureMeter, PresenceMeter, ValueMeter
+from onnx_pointwise.numerics import Agreement, ClassMeter, PictureMeter, PresenceMeter, ValueMeter, joined
 from onnx_pointwise.runtime import Array
 from onnx_pointwise.study import Head, Heads, Kind
 
@@ -42,6 +42,8 @@ class HeadCheck:
         judged_by: Which of both decided: too few answers leave the drift.
         severity: How far along the limits it is: below 1 the same, below 2 close, below 3 changed, below 4 broken.
         alone: Whether no other head goes into its outputs.
+        together: F1 of all heads of its kind that go into the same outputs: they give one answer, as the grids of a
+            detector do, and the agreement that decides is that of the answer. None where there is no other.
     """
 
     value: str
@@ -57,6 +59,17 @@ class HeadCheck:
     drift_bound: float | None = None
     agreement_bound: float | None = None
     alone: bool = True
+    together: float | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether what it is judged by is all that its outputs say."""
+        return self.alone or (self.together is not None and self.judged_by == "agreement")
+
+    @property
+    def decisive(self) -> float | None:
+        """The agreement that it is judged by, where it is not the drift: that of the answer it is a part of."""
+        return self.agreement if self.together is None else self.together
 
     @property
     def verdict(self) -> Likeness | None:
@@ -66,17 +79,17 @@ class HeadCheck:
     @property
     def figure(self) -> str:
         """What it was judged by, with its number: F1 0.962."""
-        if self.judged_by == "drift" or self.agreement is None:
+        if self.judged_by == "drift" or self.decisive is None:
             return "nothing compared" if self.drift is None else f"drift {self.drift:.3g}"
         if self.measure == "PSNR":
-            return f"PSNR {self.agreement:.1f} dB"
-        return f"{self.measure} {self.agreement:.3f}"
+            return f"PSNR {self.decisive:.1f} dB"
+        return f"{self.measure} {self.decisive:.3f}"
 
     @property
     def place(self) -> str:
         """Where it is, for a person: by its output, and by its own name where others go into that, too."""
         outputs = " and ".join(self.outputs) or self.value
-        return f"{outputs} ({self.kind})" if self.alone else f"{outputs} ({self.kind}, {shortened(self.value, 36)})"
+        return f"{outputs} ({self.kind})" if self.whole else f"{outputs} ({self.kind}, {shortened(self.value, 36)})"
 
     @json_ready
     def to_dict(self) -> dict[str, Any]:
@@ -86,6 +99,7 @@ class HeadCheck:
             "kind": self.kind,
             "outputs": list(self.outputs),
             "agreement": self.agreement,
+            "together": self.together,
             "measure": self.measure,
             "counted": self.counted,
             "drift": self.drift,
@@ -249,11 +263,17 @@ class AnswerMeter:
     def result(self, limits: Limits) -> tuple[HeadCheck, ...]:
         """Give what was found at each head."""
         beside = Counter(name for one, _, _ in self._rows for name in one.head.outputs)
+        agreements = [None if meter is None else meter.result() for _, meter, _ in self._rows]
+        answers: dict[tuple[Kind, tuple[str, ...]], list[Agreement]] = {}
+        for (one, _, _), agreement in zip(self._rows, agreements, strict=True):
+            if agreement is not None:
+                answers.setdefault((one.head.kind, one.head.outputs), []).append(agreement)
         found = []
-        for one, meter, drift in self._rows:
-            alone = all(beside[name] == 1 for name in one.head.outputs)
-            head = _judged(one.head, None if meter is None else meter.result(), drift, limits)
-            found.append(replace(head, alone=alone))
+        for (one, _, drift), agreement in zip(self._rows, agreements, strict=True):
+            parts = answers.get((one.head.kind, one.head.outputs), [])
+            whole = joined(parts) if len(parts) > 1 else None
+            head = _judged(one.head, agreement, whole, drift, limits)
+            found.append(replace(head, alone=all(beside[name] == 1 for name in one.head.outputs)))
         return tuple(found)
 
 
@@ -271,13 +291,17 @@ def _meter(reading: Reading) -> ClassMeter | PresenceMeter | PictureMeter | None
     return PictureMeter() if kind == "picture" else None
 
 
-def _judged(head: Head, agreement: Agreement | None, meter: ValueMeter, limits: Limits) -> HeadCheck:
+def _judged(
+    head: Head, agreement: Agreement | None, whole: Agreement | None, meter: ValueMeter, limits: Limits
+) -> HeadCheck:
+    """Judge a head by its agreement, or that of the whole answer that it is a part of; by its drift where that is few."""
     moved = meter.result()
-    enough = agreement is not None and (head.kind == "picture" or agreement.counted >= _ENOUGH)
+    by = agreement if whole is None or agreement is None else whole
+    enough = by is not None and (head.kind == "picture" or by.counted >= _ENOUGH)
     bad: float | None = None
     if moved is not None:
-        if enough and agreement is not None and math.isfinite(moved.relative):
-            bad = severity(head.kind, agreement.value, limits)
+        if enough and by is not None and math.isfinite(moved.relative):
+            bad = severity(head.kind, by.value, limits)
         else:
             enough, bad = False, severity("numbers", moved.relative, limits)
     return HeadCheck(
@@ -293,4 +317,5 @@ def _judged(head: Head, agreement: Agreement | None, meter: ValueMeter, limits: 
         severity=bad,
         drift_bound=None if moved is None else moved.bound,
         agreement_bound=None if agreement is None else agreement.bound,
+        together=None if whole is None or agreement is None else whole.value,
     )

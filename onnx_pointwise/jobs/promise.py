@@ -99,13 +99,13 @@ class Promise:
         """
         drift = head.drift if head.drift_bound is None else head.drift_bound
         shares = [] if drift is None else [_share(drift, self.limits["numbers"][0])]
-        if head.judged_by == "agreement" and head.agreement is not None:
+        if head.judged_by == "agreement" and head.decisive is not None:
             limit = self.limits[head.kind][0]
             if head.kind == "picture":
-                decibels = head.agreement if head.agreement_bound is None else head.agreement_bound
+                decibels = head.decisive if head.agreement_bound is None else head.agreement_bound
                 shares.append(10.0 ** ((limit - decibels) / 20.0))
             else:
-                shares.append(_share(1.0 - head.agreement, 1.0 - limit))
+                shares.append(_share(1.0 - head.decisive, 1.0 - limit))
         return shares
 
 

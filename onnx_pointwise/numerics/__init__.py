@@ -11,6 +11,7 @@ from onnx_pointwise.numerics.agreement import (
     PictureMeter,
     PresenceMeter,
     ValueMeter,
+    joined,
 )
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
 from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, energy, relative_drift, weighted_drift
@@ -95,6 +96,7 @@ __all__ = [
     "has_form",
     "held_curves",
     "in_order",
+    "joined",
     "is_exact",
     "knapsack",
     "knee",

@@ -61,6 +61,23 @@ class Agreement:
     bound: float | None = None
 
 
+def joined(parts: Sequence[Agreement]) -> Agreement | None:
+    """F1 of several parts as one: what both found and what either found are added up.
+
+    Args:
+        parts: The parts' agreements, each an F1.
+
+    Returns:
+        Their F1; None where something else is among them, or nothing.
+    """
+    if not parts or any(part.measure != "F1" for part in parts):
+        return None
+    either = sum(part.counted for part in parts)
+    # F1 = 2 both / (both + either), where `either` counts what at least one of two networks found.
+    both = sum(part.counted * part.value / (2.0 - part.value) for part in parts)
+    return Agreement(2.0 * both / (both + either), "F1", either) if either else None
+
+
 class ClassMeter:
     """Agreement on the largest of several classes.
 

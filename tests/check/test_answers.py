@@ -374,3 +374,35 @@ def test_long_names_lose_their_middle() -> None:
         row = next(line for line in lines if " presence " in line)
         assert row.startswith("model/")
         assert ("…" in row) == (columns == 80)
+
+
+def two_grids(wrong: float = 0.0) -> onnx.ModelProto:
+    """Scores of a fine and a coarse grid in one output; the coarse one is off by a share of its places."""
+    nodes = [
+        helper.make_node("Conv", ["x", "W1"], ["fine"], name="fine_head"),
+        helper.make_node("AveragePool", ["x"], ["p"], name="pool", kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Conv", ["p", "W2", "b2"], ["coarse"], name="coarse_head"),
+        helper.make_node("Flatten", ["fine"], ["f"], name="flat1"),
+        helper.make_node("Flatten", ["coarse"], ["c"], name="flat2"),
+        helper.make_node("Concat", ["f", "c"], ["z"], name="both", axis=1),
+        helper.make_node("Sigmoid", ["z"], ["y"], name="sigmoid"),
+    ]
+    weights = {
+        "W1": normal(1, 6, 1, 1, seed=1),
+        "W2": normal(1, 6, 1, 1, seed=2),
+        "b2": np.array([wrong], np.float32),
+    }
+    return make_model(nodes, [value("x", ["N", 6, 16, 16])], [value("y", None)], weights)
+
+
+def test_grids_that_give_one_answer_are_judged_by_all_of_it() -> None:
+    result = check(two_grids(), two_grids(wrong=0.4), inputs={"x": normal(8, 6, 16, 16, seed=5)}, latency=False)
+    fine, coarse = sorted(result.heads, key=lambda head: -head.counted)
+    assert (fine.agreement, fine.together) == (1.0, coarse.together)
+    assert coarse.agreement is not None
+    assert coarse.together is not None
+    assert coarse.agreement < 0.9 < 0.98 < coarse.together  # few of all places are the coarse grid's
+    assert coarse.verdict != "broken"
+    assert coarse.place == "y (presence)"
+    assert coarse.figure == f"F1 {coarse.together:.3f}"
+    assert "decides" in " ".join(printed(terminal.check(result)))

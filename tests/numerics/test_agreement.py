@@ -16,6 +16,7 @@ from onnx_pointwise.numerics.agreement import (
     PresenceMeter,
     ValueDrift,
     ValueMeter,
+    joined,
     margin,
 )
 from onnx_pointwise.numerics.drift import relative_drift
@@ -282,3 +283,22 @@ def test_the_bound_of_pictures_lies_below_their_mean_and_nears_it() -> None:
         return result.value - result.bound
 
     assert bound(3) > bound(60) > 0.0
+
+
+@pytest.mark.parametrize("kind", ["classes", "presence"])
+def test_parts_of_one_answer_are_joined_as_if_they_were_one(kind: str) -> None:
+    parts = [(normal(2, 3, 40, seed=seed) - 1.0, 0.5 * normal(2, 3, 40, seed=seed + 9)) for seed in (1, 2, 3)]
+    for reference, _ in parts:
+        reference[:, 0] += 2.0  # the commonest class is the same one in all of them
+    pairs = [(reference, reference + noise) for reference, noise in parts]
+    one = joined([found(METERS[kind](), *pair) for pair in pairs])
+    whole = found(METERS[kind](), *(np.concatenate(side, axis=2) for side in zip(*pairs, strict=True)))
+    assert one is not None
+    assert (one.measure, one.counted) == (whole.measure, whole.counted)
+    assert one.value == pytest.approx(whole.value, abs=1e-12)
+
+
+def test_what_is_no_f1_is_not_joined() -> None:
+    assert joined([]) is None
+    assert joined([Agreement(0.9, "F1", 10), Agreement(40.0, "PSNR", 3)]) is None
+    assert joined([Agreement(0.0, "F1", 10), Agreement(1.0, "F1", 30)]) == Agreement(30 / 35, "F1", 40)

@@ -72,7 +72,7 @@ def _name(head: HeadCheck, heads: Sequence[HeadCheck]) -> str:
 def _place(head: HeadCheck) -> str:
     """Where a head is: by its output, and by its own name where others go into that, too."""
     outputs = " and ".join(shortened(name, _NAME) for name in head.outputs) or shortened(head.value, _NAME)
-    return f"{outputs} ({head.kind})" if head.alone else f"{outputs} ({head.kind}, {shortened(head.value, _NAME)})"
+    return f"{outputs} ({head.kind})" if head.whole else f"{outputs} ({head.kind}, {shortened(head.value, _NAME)})"
 
 
 def _sentence(result: CheckResult) -> Text:
@@ -89,6 +89,7 @@ def _row(head: HeadCheck) -> list[Cell]:
     agreement = ""
     if head.agreement is not None:
         agreement = f"{head.agreement:.1f} dB" if head.measure == "PSNR" else f"{head.measure} {head.agreement:.3f}"
+        agreement += "" if head.together is None else f" of {head.together:.3f}"
         agreement = agreement if head.judged_by == "agreement" else f"({agreement})"
     drift, most = ("" if number is None else f"{number:.3g}" for number in (head.drift, head.worst_drift))
     word = "not compared" if head.verdict is None else WORDS[head.verdict]
@@ -108,6 +109,8 @@ def _limits(result: CheckResult) -> Text:
     few = ""
     if any(head.judged_by == "drift" and head.kind != "numbers" for head in result.heads):
         few = " Where too little was found to count, drift decides, as for numbers."
+    if any(head.together is not None for head in result.heads):
+        few += " F1 of: of all heads of one kind that go into the same output, which decides."
     return Text(f"The same, close, changed up to (--limit): {said}.{few}", style="dim")
 
 
