@@ -327,13 +327,25 @@ def _parts(source: Any, specs: list[InputSpec]) -> Iterator[Mapping[str, Array]]
     elif isinstance(source, Mapping):
         yield source
     elif isinstance(source, CalibrationDataReader):
-        while (batch := source.get_next()) is not None:
-            yield batch
+        yield from _read(source)
     elif isinstance(source, Iterable):
         for part in source:
             yield part if isinstance(part, Mapping) else {_only(specs): np.asarray(part)}
     else:
         raise InputError(f"Calibration inputs cannot come from an object of type {type(source).__name__}.")
+
+
+def _read(reader: CalibrationDataReader) -> Iterator[Mapping[str, Array]]:
+    """Read all batches; one that can be rewound is left as if nobody had read it, for the quantizer, say."""
+    rewind = getattr(reader, "rewind", None)
+    if callable(rewind):
+        rewind()
+    try:
+        while (batch := reader.get_next()) is not None:
+            yield batch
+    finally:
+        if callable(rewind):
+            rewind()
 
 
 def _gather(parts: Iterable[Mapping[str, Array]], limit: int) -> dict[str, Array]:
@@ -350,7 +362,9 @@ def _gather(parts: Iterable[Mapping[str, Array]], limit: int) -> dict[str, Array
         if count >= limit:
             break
     if not count:
-        raise InputError("There are no calibration inputs in what was given.")
+        raise InputError(
+            "There are no calibration inputs in what was given; a reader that was read before needs rewind()."
+        )
     for name, column in columns.items():
         if len({(item.dtype, item.shape[1:]) for item in column}) > 1:
             kinds = sorted({f"{item.dtype}{list(item.shape[1:])}" for item in column})
