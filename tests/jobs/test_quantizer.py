@@ -1,4 +1,4 @@
-"""One reader of calibration inputs, written for ONNX Runtime's quantizer, serves a rewrite and the quantizer as it is."""
+"""One reader of calibration inputs, written for ONNX Runtime's quantizer, serves a rewrite and the quantizer."""
 
 from __future__ import annotations
 
