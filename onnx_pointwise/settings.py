@@ -626,6 +626,9 @@ class BenchSettings(Opponent, Device, Optimising, Telling, Shapes, Freezing, Dra
     warmup: int = option(10, "Untimed runs before them.", line=Line(least=1))
     max_seconds: float = option(10.0, "Time that a row may take.", unit="seconds", line=Line(least=0.01))
     memory: bool = option(False, "Measure peak memory too, each network in a process of its own.")
+    advice: bool = option(
+        True, "Say what the figures advise, on the CPU.", line=Line(without="Only time; no kernels, no advice.")
+    )
 
 
 @checked

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "onnx_pointwise"
 #: From the top to the ground; what stands on one line may import only what stands below it.
 FLOORS = (
     "__main__",
+    "olive",
     "cli",
     "reports",
     "jobs",

@@ -3,6 +3,7 @@
 They call the wings below and decide nothing themselves.
 """
 
+from onnx_pointwise.jobs.advice import Advice
 from onnx_pointwise.jobs.benchmark import Benchmark, bench
 from onnx_pointwise.jobs.fronts import Front, Sweep, SweepPoint
 from onnx_pointwise.jobs.insertion import insert_pointwise
@@ -15,6 +16,7 @@ from onnx_pointwise.jobs.sweeping import sweep
 
 __all__ = [
     "ENERGIES",
+    "Advice",
     "Batch",
     "Benchmark",
     "Front",

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from onnx_pointwise.errors import InputError
-from onnx_pointwise.graph import ModelSource, as_model, frozen
+from onnx_pointwise.errors import InputError, ModelError
+from onnx_pointwise.graph import ModelCost, ModelSource, as_model, frozen, model_cost, overridable
+from onnx_pointwise.jobs.advice import Advice, of_latency
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import (
     Array,
@@ -28,6 +29,8 @@ from onnx_pointwise.runtime import (
     open_initializers,
     peak_memory,
     provider_info,
+    provider_name,
+    resolve,
 )
 from onnx_pointwise.schema import job
 from onnx_pointwise.settings import BenchSettings
@@ -44,6 +47,7 @@ class Benchmark:
         memory: Peak memory of each network by its role, ``model`` and ``other``, where it was asked for.
         machine: Where this was measured.
         warnings: What makes the numbers worth less, in sentences.
+        advice: What the figures advise; empty where that was not asked for, or elsewhere than on the CPU.
     """
 
     model: str
@@ -52,6 +56,7 @@ class Benchmark:
     memory: Mapping[str, PeakMemory]
     machine: Machine
     warnings: tuple[str, ...]
+    advice: tuple[Advice, ...] = ()
 
     @json_ready
     def to_dict(self) -> dict[str, Any]:
@@ -63,6 +68,7 @@ class Benchmark:
             "memory": {role: memory.to_dict() for role, memory in self.memory.items()},
             "machine": self.machine.to_dict(),
             "warnings": list(self.warnings),
+            "advice": [one.to_dict() for one in self.advice],
         }
 
 
@@ -150,7 +156,40 @@ def bench(model: ModelSource | bytes, settings: BenchSettings) -> Benchmark:
         memory=memory,
         machine=machine(),
         warnings=tuple(warnings),
+        advice=_advice(model, rows[0], next(iter(given.values())), settings),
     )
+
+
+def _advice(
+    model: ModelSource | bytes, row: BenchmarkRow, given: Mapping[str, Any], settings: BenchSettings
+) -> tuple[Advice, ...]:
+    """What the first row advises, where kernels can be timed."""
+    if not settings.advice or provider_name(settings.provider) != "cpu":
+        return ()
+    settings.tell("advice", "the kernels")
+    graph = as_model(model)
+    shapes = given.get("input_shapes") or {name: array.shape for name, array in given["inputs"].items()}
+    try:
+        cost: ModelCost | None = model_cost(graph, resolve(graph, shapes))
+    except ModelError:  # it runs all the same
+        cost = None
+    timing = _timing(given, row.threads, settings)
+    names = overridable(graph)
+    return of_latency(model_name(model), model, timing, row.latency.median, cost, machine(), names)
+
+
+def _timing(given: Mapping[str, Any], threads: int | None, settings: BenchSettings) -> dict[str, Any]:
+    """How networks are timed."""
+    return {
+        **given,
+        "threads": threads,
+        "provider": settings.provider,
+        "optimization": settings.optimization,
+        "runs": settings.runs,
+        "warmup": settings.warmup,
+        "max_seconds": settings.max_seconds,
+        "seed": settings.seed,
+    }
 
 
 def _row(
@@ -162,16 +201,7 @@ def _row(
     settings: BenchSettings,
 ) -> BenchmarkRow:
     """Time one batch size and thread count."""
-    timing: dict[str, Any] = {
-        **given,
-        "threads": threads,
-        "provider": settings.provider,
-        "optimization": settings.optimization,
-        "runs": settings.runs,
-        "warmup": settings.warmup,
-        "max_seconds": settings.max_seconds,
-        "seed": settings.seed,
-    }
+    timing = _timing(given, threads, settings)
     if other is None:
         return BenchmarkRow(batch, threads, measure(model, **timing), None)
     comparison = compare(model, other, **timing)

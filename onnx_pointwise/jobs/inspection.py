@@ -17,13 +17,15 @@ from onnx_pointwise.graph import (
     SiteCost,
     dense_cost,
     load,
+    overridable,
 )
+from onnx_pointwise.jobs.advice import Advice, of_convolutions
 from onnx_pointwise.jobs.loading import cost_of, onnx_of, opened
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency import LatencyCache, SiteLatency, site_latencies
 from onnx_pointwise.numerics import error_curve
 from onnx_pointwise.progress import within
-from onnx_pointwise.runtime import Origin, origin_of
+from onnx_pointwise.runtime import Origin, model_name, origin_of
 from onnx_pointwise.schema import job
 from onnx_pointwise.settings import InspectSettings
 
@@ -89,6 +91,7 @@ class Inspection:
         input_shapes: The concrete input shapes behind all costs.
         assumed_inputs: Inputs whose open dimensions had to be assumed.
         origin: What was asked for, of which model, where.
+        advice: What the figures advise.
     """
 
     cost: ModelCost
@@ -96,6 +99,7 @@ class Inspection:
     input_shapes: Mapping[str, Shape]
     assumed_inputs: tuple[str, ...]
     origin: Origin
+    advice: tuple[Advice, ...] = ()
 
     def sites_table(self) -> list[dict[str, Any]]:
         """Give a row for each convolution, in graph order, for a table or a data frame.
@@ -133,6 +137,7 @@ class Inspection:
             "sites": [site.to_dict() for site in self.sites],
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
             "assumed_inputs": list(self.assumed_inputs),
+            "advice": [one.to_dict() for one in self.advice],
         }
 
 
@@ -165,7 +170,10 @@ def inspect(model: ModelSource, settings: InspectSettings) -> Inspection:
     for number, site in enumerate(sites):
         settings.tell("spectrum", site.name, number, len(sites))
         views.append(replace(_view(site, cost), latency=timed.get(site.name)))
-    return Inspection(cost, tuple(views), shapes.inputs, shapes.assumed, origin_of("inspect", settings, model))
+    origin = origin_of("inspect", settings, model)
+    costs = [view.cost for view in views if view.cost is not None and view.site.refusal is None]
+    advice = of_convolutions(model_name(model), cost, costs, list(timed.values()), overridable(base))
+    return Inspection(cost, tuple(views), shapes.inputs, shapes.assumed, origin, advice)
 
 
 def _view(site: Site, total: ModelCost) -> SiteView:

@@ -9,7 +9,7 @@ from onnx_pointwise.jobs import ENERGIES, Inspection, SiteView
 from onnx_pointwise.numerics import FORMS
 from onnx_pointwise.reports.plain import Text
 from onnx_pointwise.reports.terminal.figures import count, milliseconds, percent, rank, size, sizes, sparkline
-from onnx_pointwise.reports.terminal.sentences import ALL, assumptions, reasons
+from onnx_pointwise.reports.terminal.sentences import ALL, advice, assumptions, reasons
 from onnx_pointwise.reports.terminal.tables import FEW, SHOWN, Cell, Column, Grid
 
 
@@ -54,6 +54,7 @@ def inspection(result: Inspection, *, whole: bool = False) -> RenderableType:
         *_treads(result, shown),
         total,
         *assumptions(result.assumed_inputs, dict(result.input_shapes)),
+        *advice(result.advice),
     )
 
 

@@ -10,7 +10,7 @@ from onnx_pointwise.jobs import Benchmark
 from onnx_pointwise.latency import CacheInfo
 from onnx_pointwise.reports.plain import Text
 from onnx_pointwise.reports.terminal.figures import milliseconds, percent, size
-from onnx_pointwise.reports.terminal.sentences import ALL
+from onnx_pointwise.reports.terminal.sentences import ALL, advice
 from onnx_pointwise.reports.terminal.tables import FEW, SHOWN, Column, Grid
 from onnx_pointwise.runtime import LatencyComparison, NodeTime, ProviderInfo
 
@@ -81,7 +81,7 @@ def bench(result: Benchmark, nodes: Sequence[NodeTime] = (), *, whole: bool = Tr
     lines += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
     machine = result.machine
     about = Text(f"{machine.cpu}, {machine.cores} cores, {', '.join(machine.instruction_sets)}", style="dim")
-    return Group(*_kernels(nodes, whole=whole), table, *verdicts, *lines, about)
+    return Group(*_kernels(nodes, whole=whole), table, *verdicts, *lines, about, *advice(result.advice))
 
 
 def _kernels(nodes: Sequence[NodeTime], *, whole: bool) -> list[RenderableType]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from onnx_pointwise.graph import Refusal, another_size
+from onnx_pointwise.jobs import Advice
 from onnx_pointwise.reports.plain import Text
 from onnx_pointwise.reports.terminal.figures import percent, sizes
 
@@ -21,6 +22,14 @@ def assumptions(assumed: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -
         )
         for name in assumed
     ]
+
+
+def advice(found: Sequence[Advice]) -> list[Text]:
+    """One paragraph of what to do, each sentence with the command that shows it."""
+    if not found:
+        return []
+    said = [f"{one.sentence.rstrip('.')}: {one.command}." if one.command else one.sentence for one in found]
+    return [Text(), Text(f"Advice: {' '.join(said)}", style="cyan")]
 
 
 def reasons(refused: Sequence[tuple[Refusal, float]]) -> list[Text]:
