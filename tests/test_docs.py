@@ -1,0 +1,93 @@
+"""Every command and every block of Python in the documentation runs, and the pictures are those that a script draws."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+
+from onnx_pointwise.cli.app import app
+from onnx_pointwise.jobs import checking
+from onnx_pointwise.schema import options
+from onnx_pointwise.settings import Settings
+from tests.commands import invoke
+from tests.small import examples, network
+from tests.staircase import install
+from tools.draw_forms import drawing
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(kind: str) -> list[Any]:
+    """All blocks of a kind, each named by its page."""
+    found = []
+    for page in PAGES:
+        for number, text in enumerate(re.findall(rf"^```{kind}\n(.*?)^```$", page.read_text(), re.M | re.S)):
+            found.append(pytest.param(text, id=f"{page.name}-{number}"))
+    return found
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the pages name, on a machine of known latencies."""
+    (tmp_path / "models").mkdir()
+    for name in ("model.onnx", "cheaper.onnx", "models/model.onnx"):
+        onnx.save(network(), tmp_path / name)
+    np.savez(tmp_path / "images.npz", image=examples(32))
+    (pages,) = [page for page in PAGES if page.name == "pipelines.md"]
+    (job,) = re.findall(r"^```yaml\n(.*?)^```$", pages.read_text(), re.M | re.S)
+    (tmp_path / "job.yaml").write_text(job)
+    monkeypatch.setenv("ONNX_POINTWISE_CACHE", str(tmp_path / "latencies"))
+    monkeypatch.setattr(checking, "_LATENCY_SECONDS", 0.2)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("text", blocks("console"))
+def test_commands_run(text: str, place: Path) -> None:
+    (place / "cheaper").mkdir()
+    lines = text.splitlines()
+    assert lines and all(line.startswith("$ onnx-pointwise ") for line in lines)
+    for line in lines:
+        result = invoke(app, *shlex.split(line)[2:])
+        assert result.exit_code == 0, f"{line}\n{result.stdout}{result.stderr}"
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_blocks_of_python_run(text: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 4)
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(text, "block", "exec"), {"images": examples(32), "__name__": "__main__"})
+
+
+def test_the_file_of_options_and_the_workflow_of_olive_name_options_that_there_are(place: Path) -> None:
+    known = {item.name for item in options(Settings)}
+    assert {"target_macs", "provider", "calibration", "ranks"} <= set(yaml.safe_load((place / "job.yaml").read_text()))
+    (document,) = [json.loads(block.values[0]) for block in blocks("json")]
+    assert set(document["passes"]["pointwise"]) - {"type"} <= known
+    assert yaml.safe_load((ROOT / "docs" / "check-model.yml").read_text())["jobs"]["check"]["steps"]
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_picture_is_what_the_script_draws() -> None:
+    assert (ROOT / "docs" / "forms.svg").read_text() == drawing()
+
+
+def test_the_first_screen_holds_what_a_newcomer_needs() -> None:
+    first = "\n".join((ROOT / "README.md").read_text().splitlines()[:45])
+    assert first.count("```") >= 4 and "--report report.html" in first and "| before | after |" in first
