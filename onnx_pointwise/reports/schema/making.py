@@ -171,5 +171,6 @@ MADE: dict[str, Schema] = {
         ),
         input_shapes=named(SHAPE),
         assumed_inputs=every(TEXT),
+        advice=every(ref("advice")),
     ),
 }

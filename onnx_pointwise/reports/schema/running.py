@@ -28,6 +28,7 @@ RUN: dict[str, Schema] = {
         memory=named(named(maybe(NUMBER))),
         machine=ref("machine"),
         warnings=every(TEXT),
+        advice=every(ref("advice")),
         nodes=every(named(ANY)),
     ),
     "providers": whole("Execution providers of a machine.", providers=every(named(ANY))),

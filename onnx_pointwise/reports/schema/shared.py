@@ -37,6 +37,13 @@ SHARED: dict[str, Schema] = {
         machine=ref("machine"),
         command=maybe(TEXT),
     ),
+    "advice": whole(
+        "One thing to do or to know, with its number and the command that shows it.",
+        code=TEXT,
+        sentence=TEXT,
+        numbers=named(NUMBER),
+        command=TEXT,
+    ),
     "cost": whole(
         "Cost of one run of a model.",
         macs=WHOLE,
