@@ -294,7 +294,7 @@ def _meter(reading: Reading) -> ClassMeter | PresenceMeter | PictureMeter | None
 def _judged(
     head: Head, agreement: Agreement | None, whole: Agreement | None, meter: ValueMeter, limits: Limits
 ) -> HeadCheck:
-    """Judge a head by its agreement, or that of the whole answer that it is a part of; by its drift where that is few."""
+    """Judge a head by its agreement, or that of the whole answer it is a part of; by its drift where that is few."""
     moved = meter.result()
     by = agreement if whole is None or agreement is None else whole
     enough = by is not None and (head.kind == "picture" or by.counted >= _ENOUGH)

@@ -151,7 +151,8 @@ def test_excluded_convolutions_stay_and_repair_is_done(model: Path) -> None:
 )
 @pytest.mark.parametrize("limits", [{}, {"max_drift": 0.1}])
 def test_without_examples_that_tell_anything_a_search_is_refused(model: Path, source: Any, limits: Any) -> None:
-    with pytest.raises(PlanError, match=r"only example inputs tell.*--calibration, or say how far to go: --target-latency"):
+    said = r"only example inputs tell.*--calibration, or say how far to go: --target-latency"
+    with pytest.raises(PlanError, match=said):
         onnx_pointwise.rewrite(model, calibration=source, **limits, **PLAIN)
 
 
