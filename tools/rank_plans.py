@@ -112,7 +112,7 @@ def weights_of(parts: Sequence[Part], share: Callable[[Part], tuple[object, floa
 WEIGHINGS: Mapping[str, tuple[Callable[[Part], tuple[object, float]], float]] = {
     f"{name}, {place}": (share, behind)
     for name, share in (("heads", _by_heads), ("places", _by_places), ("energy", _by_energy))
-    for place, behind in (("before", 0.0), ("both", 0.5), ("behind", 1.0))
+    for place, behind in (("before", 0.0), ("quarter", 0.25), ("half", 0.5), ("behind", 1.0))
 }
 _WORST = "worst head"
 

@@ -72,6 +72,10 @@ _CHANNELS_FIRST = {
 _SOFTMAX_OF_LAST = 13
 #: Normalisers that are measured behind, too, where an answer is given at so many places.
 _MANY_PLACES = 16
+# How much of a head's weight lies there. What is behind a Sigmoid knows the few places where something is there, but
+# only those that the examples show. Of two detectors (YOLOv8n, UltraFace) with weight by places, the rank correlation
+# with F1, mean over both, within budgets, is 0.59 without any, 0.56 with a quarter, 0.46 with half, 0.41 with all.
+_BEHIND = 0.25
 
 _RAW = ""  # stands for a graph input that is reached without anything learned
 
@@ -256,13 +260,13 @@ def _of_kind(head: Head, kind: Kind | None) -> Head:
 
 
 def _gauges(heads: Sequence[Head]) -> list[Gauge]:
-    """Share the weight of every head out: half of it behind its Sigmoid or Softmax where that is measured, too."""
+    """Share the weight of every head out: some of it behind its Sigmoid or Softmax where that is measured, too."""
     parts: dict[str, tuple[int, float]] = {}
     for head in heads:
-        share = head.weight if head.behind is None else head.weight / 2
-        places = [(head.value, head.axis, share)]
+        before = head.weight if head.behind is None else head.weight * (1.0 - _BEHIND)
+        places = [(head.value, head.axis, before)]
         if head.behind is not None:
-            places.append((head.behind, head.behind_axis, share))
+            places.append((head.behind, head.behind_axis, head.weight - before))
         for value, axis, weight in places:
             parts[value] = (axis, parts.get(value, (axis, 0.0))[1] + weight)
     total = sum(weight for _, weight in parts.values())

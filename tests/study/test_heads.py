@@ -546,4 +546,4 @@ def test_grids_of_a_detector_share_the_weight_of_one_answer_by_their_places() ->
     gauges = {gauge.value: gauge.weight for gauge in found.gauges}
     behind = next(head.behind for head in found.heads if head.value == fine)
     assert behind is not None
-    assert gauges == pytest.approx({fine: 0.2, coarse: 0.05, behind: 0.25, mask: 0.5})
+    assert gauges == pytest.approx({fine: 0.3, coarse: 0.075, behind: 0.125, mask: 0.5})

@@ -61,7 +61,7 @@ def test_heads_of_one_answer_share_its_weight() -> None:
         return weights_of(parts, *WEIGHINGS[name])
 
     assert weights("heads, before") == [1.0, 1.0, 1.0, 0.0]
-    assert weights("heads, both") == [0.5, 0.5, 1.0, 1.0]
+    assert weights("heads, half") == [0.5, 0.5, 1.0, 1.0]
     assert weights("places, before") == pytest.approx([0.75, 0.25, 1.0, 0.0])
     assert weights("places, behind") == pytest.approx([0.0, 0.0, 1.0, 1.0])
-    assert weights("energy, both") == pytest.approx([0.125, 0.375, 1.0, 0.5])
+    assert weights("energy, half") == pytest.approx([0.125, 0.375, 1.0, 0.5])
