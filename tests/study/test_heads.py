@@ -87,7 +87,7 @@ def test_boxes_and_scores_in_one_tensor_are_two_answers() -> None:
     producer = next(node for node in model.graph if node.op_type == "Sigmoid")
     assert scores.behind == producer.outputs[0].name
     weights = {gauge.value: gauge.weight for gauge in heads_of(model).gauges}
-    assert weights == {boxes.value: 0.5, scores.value: 0.25, scores.behind: 0.25}
+    assert weights == {boxes.value: 0.5, scores.value: 0.375, scores.behind: 0.125}
 
 
 def test_false_ways_are_dropped_where_boxes_and_scores_part_again() -> None:
