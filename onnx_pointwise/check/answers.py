@@ -188,9 +188,9 @@ def _reading(shapes: ResolvedShapes, head: Head) -> Reading:
         return at
     value, axis = found
     told, here = shapes.shapes.get(value), shapes.shapes.get(head.value)
-    if not told or not here or told[axis % len(told)] == here[head.axis % len(here)]:
+    if told and here and told[axis % len(told)] == here[head.axis % len(here)]:
         return at
-    return Reading(head, value, axis)  # its channels become classes by a Reshape only
+    return Reading(head, value, axis)  # its channels become classes by a Reshape only, or may do so
 
 
 def _chooser(shapes: ResolvedShapes, head: Head) -> tuple[str, int] | None:

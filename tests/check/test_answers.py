@@ -20,6 +20,7 @@ from onnx_pointwise.check import check as api
 from onnx_pointwise.check.answers import readings_of
 from onnx_pointwise.check.limits import LIKENESSES, LIMITS, likeness, limits_of, severity
 from onnx_pointwise.errors import InputError
+from onnx_pointwise.graph import load
 from onnx_pointwise.reports import terminal
 from onnx_pointwise.runtime import resolve
 from onnx_pointwise.study import Kind, find_heads
@@ -305,6 +306,32 @@ def test_random_inputs_are_warned_of_where_anything_moved() -> None:
     ruined = check(descriptor(), moved(descriptor(), 1.0), inputs=None)
     assert "on random numbers" in ruined.findings[0].sentence
     assert "on random numbers, not real" in printed(terminal.check(ruined))[0]
+
+
+def test_classes_of_several_boxes_at_a_place_are_compared_where_they_are_chosen() -> None:
+    """Their shape is not known where it is computed in the graph; channels of two boxes are not four classes."""
+    nodes = [
+        helper.make_node("Conv", ["x", "W"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "V"], ["logits"]),
+        helper.make_node("Transpose", ["logits"], ["last"], perm=[0, 2, 3, 1]),
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Slice", ["sizes", "zero", "one"], ["count"]),
+        helper.make_node("Concat", ["count", "rest"], ["target"], axis=0),
+        helper.make_node("Reshape", ["last", "target"], ["boxes"]),
+        helper.make_node("Softmax", ["boxes"], ["scores"], axis=2),
+    ]
+    weights = {
+        "W": normal(8, 6, 3, 3), "V": normal(4, 8, 1, 1, seed=1), "zero": np.array([0]), "one": np.array([1]),
+        "rest": np.array([-1, 2]),
+    }  # fmt: skip
+    model = make_model(nodes, [value("x", ["N", 6, 16, 16])], [value("scores", None)], weights)
+    shapes = resolve(load(model))
+    (reading,) = readings_of(shapes, find_heads(shapes))
+    assert (reading.head.value, reading.head.kind) == ("logits", "classes")
+    assert (reading.value, reading.axis % 3) == ("scores", 2)
+    (head,) = check(model, model).heads
+    assert head.agreement == 1.0
 
 
 def test_networks_that_take_images_are_compared_on_drawn_ones() -> None:
