@@ -90,9 +90,15 @@ def moment_kind(site: Site) -> MomentKind:
     return "exact" if width <= EXACT else "stationary" if width <= STATIONARY else "channels"
 
 
-def patch_count(limit: int, width: int) -> int:
-    """How many patches of a width, I * K, to look at: at most the limit, and fewer of wide ones."""
-    return min(limit, max(_FEWEST_PATCHES, _PATCHES_PER_NUMBER * width, int(_PRODUCTS / width**2)))
+def patch_count(limit: int, width: int, products: float = _PRODUCTS) -> int:
+    """How many patches of a width, I * K, to look at: at most the limit, and fewer of wide ones.
+
+    Args:
+        limit: The most patches.
+        width: Numbers in a patch.
+        products: Multiplications that may be spent on them, about; there is a least number of patches all the same.
+    """
+    return min(limit, max(_FEWEST_PATCHES, _PATCHES_PER_NUMBER * width, int(products / width**2)))
 
 
 def named_seed(seed: int, name: str, *parts: int) -> int:
