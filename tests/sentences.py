@@ -59,7 +59,7 @@ def places(package: Path = PACKAGE) -> list[Place]:
     names = error_names(package)
     found = []
     for path in sorted(package.rglob("*.py")):
-        if path.parent.name == "exporting":  # its tests run in a process of their own
+        if path.parent.name == "exporting" or path.name == "olive.py":  # tested by themselves, or not by CI
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
