@@ -30,6 +30,7 @@ CHECKED: dict[str, Schema] = {
         counted=WHOLE,
         drift=maybe(NUMBER),
         worst_drift=maybe(NUMBER),
+        together=maybe(NUMBER),
         drift_bound=maybe(NUMBER),
         agreement_bound=maybe(NUMBER),
         judged_by=one_of("agreement", "drift"),
