@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from onnx_pointwise.check import WORDS
+from onnx_pointwise.check import WORDS, shortened
 from onnx_pointwise.errors import OutputError
 from onnx_pointwise.reports.html import parts
 from onnx_pointwise.reports.needed import require_report
@@ -23,6 +23,8 @@ from onnx_pointwise.reports.terminal import figures
 
 #: Results that there is a page for, by the job that made them.
 KINDS = ("rewrite", "check", "inspect", "sweep")
+# A picture has room for so much of a name; the whole one is in its title and in the table.
+_NAME = 26
 
 
 def html(document: Mapping[str, Any]) -> str:
@@ -77,7 +79,7 @@ def _environment() -> Any:
         "data_uri": _data_uri,
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         "basename": lambda path: str(path).replace("\\", "/").rsplit("/", 1)[-1],
-        "plain": plain,
+        "short": lambda name: shortened(name, _NAME),
     }
     return made
 
