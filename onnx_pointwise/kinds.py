@@ -42,7 +42,8 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping) and all(fits(item, get_args(hint)[1]) for item in value.values())
     if isinstance(origin, type) and issubclass(origin, Sequence):
         listed = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
-        return listed and all(fits(item, get_args(hint)[0]) for item in value)
+        # What is told by text is told better by whoever reads the text.
+        return listed and (get_args(hint)[0] is str or all(fits(item, get_args(hint)[0]) for item in value))
     if origin is Callable:
         return callable(value)
     if not isinstance(hint, type) or issubclass(hint, np.ndarray) or getattr(hint, "_is_protocol", False):

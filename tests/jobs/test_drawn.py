@@ -15,7 +15,12 @@ from tests import small
 @pytest.fixture(scope="module")
 def result(small_folder: Path) -> onnx_pointwise.RewriteResult:
     return onnx_pointwise.rewrite(
-        small_folder / "small.onnx", calibration=small.examples(64), target_macs=0.5, provider="none", latency=False
+        small_folder / "small.onnx",
+        calibration=small.examples(64),
+        target_macs=0.5,
+        min_channels=4,
+        provider="none",
+        latency=False,
     )
 
 

@@ -36,7 +36,8 @@ def test_a_replay_gives_the_same_bytes(small_folder: Path, tmp_path: Path, count
         return
     assert first.calibrated is not None and again.calibrated is not None
     # Another number of kernels are inputs of the session that plans are rehearsed in, which rounds otherwise.
-    assert again.calibrated.predicted == pytest.approx(first.calibrated.predicted, rel=1e-3)
+    predicted = None if first.calibrated.predicted is None else pytest.approx(first.calibrated.predicted, rel=1e-3)
+    assert again.calibrated.predicted == predicted
     assert again.calibrated.drift == first.calibrated.drift
 
 
