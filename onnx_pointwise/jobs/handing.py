@@ -12,7 +12,7 @@ _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
 
 # Seconds to wait for a scheduler.
-_PATIENCE = 10.0
+_PATIENCE = 30.0
 
 
 def handed_out(
