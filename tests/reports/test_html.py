@@ -208,6 +208,14 @@ def test_failed_checks_have_a_page(tmp_path: Path, small_folder: Path) -> None:
     assert 'class="notice bad"' in page.read_text(encoding="utf-8")
 
 
+def test_an_inspection_gives_its_advice() -> None:
+    made = document("inspect")
+    shown = "".join(data for _, data in Page(page_of("inspect")).texts)
+    assert made["advice"]
+    for one in made["advice"]:
+        assert one["sentence"] in shown and f"onnx-pointwise {one['command']}" in shown
+
+
 def test_from_python_a_result_is_saved_as_a_page(tmp_path: Path) -> None:
     found = onnx_pointwise.inspect(small.network())
     onnx_pointwise.save_report(found, tmp_path / "page.html")
