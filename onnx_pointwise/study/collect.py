@@ -44,6 +44,9 @@ _PATCHES_PER_NUMBER = 10
 EXACT = 2304
 #: Widest patch whose taps are told apart at all; of wider ones only the channels are looked at.
 STATIONARY = 4608
+# Bytes for each number in the moments of a site: float64 sums of examples that are tried on and of the others, and a
+# copy when they are ended.
+_NUMBER_BYTES = 24
 # Activations of one batch take this share of the memory, and about as much again in the runtime.
 _BATCH_SHARE = 0.125
 _LARGEST_BATCH = 64
@@ -84,10 +87,18 @@ class Seen:
     rest: NDArray[np.float32] | None
 
 
-def moment_kind(site: Site) -> MomentKind:
-    """How closely the inputs of a site are looked at."""
+def moment_kind(site: Site, memory: int = MEMORY) -> MomentKind:
+    """How closely the inputs of a site are looked at, where moments may take so many bytes."""
     width = site.in_channels * site.taps
-    return "exact" if width <= EXACT else "stationary" if width <= STATIONARY else "channels"
+    if width > STATIONARY or _NUMBER_BYTES * width**2 > memory:
+        return "channels"
+    return "exact" if width <= EXACT else "stationary"
+
+
+def moment_bytes(site: Site, memory: int = MEMORY) -> int:
+    """Bytes that the moments of a site take while they are summed."""
+    taps = 1 if moment_kind(site, memory) == "channels" else site.taps
+    return _NUMBER_BYTES * (site.in_channels * taps) ** 2
 
 
 def patch_count(limit: int, width: int, products: float = _PRODUCTS) -> int:
@@ -158,7 +169,8 @@ def site_moments(
         copies: Copies of the examples by name, [n * N, ...], for what weights are made from, trial factors too; nothing
             is judged by them.
         patch_limit: Patches of a site to look at, about.
-        memory: Bytes of moments to hold at once; more sites than fit take further passes.
+        memory: Bytes of moments to hold at once; more sites than fit take further passes, and of a site whose own do
+            not fit only the channels are looked at.
         seed: Seed of the positions that are left out.
         threads: Threads of the runtime; its own choice if None.
         progress: Called before each batch with how many examples have run.
@@ -182,7 +194,7 @@ def site_moments(
         # Sites that read one value in the same way see the same.
         shared: dict[_View, _Collector] = {}
         for site in group:
-            shared.setdefault(_view(site), _Collector(site, seed, patch_limit)).sites.append(site)
+            shared.setdefault(_view(site), _Collector(site, seed, patch_limit, memory)).sites.append(site)
         names = list(dict.fromkeys(site.source for site in group))
         made = [name for name in names if name not in inputs]
         piece = Piece(model, list(inputs), made, threads=threads) if made else None
@@ -233,10 +245,7 @@ def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
         if _view(site) in views:
             group.append(site)
             continue
-        kind = moment_kind(site)
-        # Sums of products in float64, of examples that are tried on, of the others, of copies where there are any, and
-        # once more while they are ended.
-        size = 32 * (site.in_channels * (site.taps if kind != "channels" else 1)) ** 2
+        size = moment_bytes(site, memory)
         if group and held + size > memory:
             yield group
             group, views, held = [], set(), 0
@@ -254,10 +263,10 @@ class _Collector:
         sites: All these sites.
     """
 
-    def __init__(self, site: Site, seed: int, limit: int) -> None:
+    def __init__(self, site: Site, seed: int, limit: int, memory: int) -> None:
         self._site, self._seed, self._limit = site, seed, limit
         self.sites: list[Site] = []
-        self._kind = moment_kind(site)
+        self._kind = moment_kind(site, memory)
         self._shift: NDArray[np.float32] | None = None
         self._sums: list[Moments] | list[Stationary] = []
 

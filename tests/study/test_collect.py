@@ -9,6 +9,7 @@ from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.fitting.weights import make_weights
 from onnx_pointwise.numerics.moments import blended, patches, shrunk, tap_blend
 from onnx_pointwise.runtime.shape_inference import resolve
+from onnx_pointwise.study import collect
 from onnx_pointwise.study.collect import fitting_batch, site_moments
 from onnx_pointwise.study.survey import study
 from tests.networks import EFFORT, branching, examples, halved, look, prepared, residual, run, unet
@@ -51,7 +52,7 @@ def test_moments_in_several_passes_are_the_same():
     model = residual()
     shapes, sites = prepared(model)
     once = site_moments(shapes, sites, examples(8), batch=4, threads=1)
-    often = site_moments(shapes, sites, examples(8), batch=4, memory=1, threads=1)
+    often = site_moments(shapes, sites, examples(8), batch=4, memory=500_000, threads=1)
     for site in sites:
         np.testing.assert_array_equal(once[site.name].whole.covariance, often[site.name].whole.covariance)
 
@@ -99,6 +100,36 @@ def test_wide_sites_are_parted_too(monkeypatch, exact, stationary):
         assert seen.rest.shape == seen.part.covariance.shape == seen.whole.covariance.shape
         assert seen.part.count * 2 == seen.whole.count
         assert seen.whole.mean.shape == (site.in_channels * site.taps,)
+
+
+@pytest.mark.parametrize("memory", [10**4, 3 * 10**5, 10**7])
+def test_moments_keep_to_the_memory(memory, monkeypatch):
+    """Sites that do not fit together take further passes; of one that does not fit alone only channels are told."""
+    shapes, sites = prepared(residual(8), fewest_taps=2)
+    held: list[int] = []
+    passes: list[int] = []
+    groups = collect._groups
+
+    def noted(*given):
+        for group in groups(*given):
+            views = {collect._view(site): collect.moment_bytes(site, memory) for site in group}
+            held.append(sum(views.values()))
+            yield group
+
+    monkeypatch.setattr(collect, "_groups", noted)
+    found = site_moments(
+        shapes, sites, examples(8), batch=8, memory=memory, threads=1, progress=lambda *told: passes.append(told[1])
+    )
+    assert max(held) <= memory
+    assert len(held) == len(passes)
+    for site in sites:
+        width = site.in_channels * site.taps
+        fits = 24 * width**2 <= memory
+        seen = found[site.name].whole
+        assert seen.kind == ("exact" if fits else "channels")
+        assert len(seen.covariance) == (width if fits else site.in_channels)
+    kinds = {found[site.name].whole.kind for site in sites}
+    assert kinds == ({"channels"} if memory == 10**4 else {"exact"} if memory == 10**7 else {"exact", "channels"})
 
 
 @pytest.mark.parametrize("tried", [None, np.zeros(6, np.bool_), np.ones(6, np.bool_)])
