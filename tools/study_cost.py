@@ -63,7 +63,7 @@ class Row:
 
     Attributes:
         network: Its name.
-        sites: Convolutions that were looked at.
+        sites: Its convolutions.
         examples: Example inputs.
         target: Share of the MACs asked for.
         pass_seconds: Wall time of one pass of the examples through the untouched network.
@@ -169,8 +169,7 @@ def measured(name: str, path: str, examples: dict[str, NDArray[Any]], options: d
     except OnnxPointwiseError as error:
         return Row(name, 0, count, target, *taken, refused=str(error))
     stages.end()
-    looked = sum(site.moment is not None or site.form is not None for site in result.sites)
-    return Row(name, looked, count, target, *taken, stages.seconds, stages.processor, stages.peak)
+    return Row(name, len(result.sites), count, target, *taken, stages.seconds, stages.processor, stages.peak)
 
 
 def stack(sites: int, folder: Path) -> tuple[Path, dict[str, NDArray[Any]]]:
