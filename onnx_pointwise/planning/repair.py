@@ -39,14 +39,20 @@ def repaired(
     if not listed:
         return dict(chosen)
     names = {option.site.name for option in listed}
-    end = time.monotonic() + seconds
+    now = time.monotonic()
+    end = now + seconds
     runs = 0
     fixed = {name: choice for name, choice in chosen.items() if name not in names}
+
+    def over() -> bool:
+        nonlocal now
+        now = time.monotonic()
+        return now > end
 
     def measure(picked: Sequence[int]) -> float:
         nonlocal runs
         runs += 1
-        spent = int(100 * (1.0 - max(0.0, end - time.monotonic()) / seconds)) if seconds > 0 else 100
+        spent = int(100 * (1.0 - max(0.0, end - now) / seconds)) if seconds > 0 else 100
         progress("repair", f"plan {runs}", spent, 100)
         pairs = ((option.site.name, option.choices[index]) for option, index in zip(listed, picked, strict=True))
         return rehearsal.drift(fixed | {name: choice for name, choice in pairs if choice is not None})
@@ -58,7 +64,7 @@ def repaired(
         list(limits),
         start,
         measure,
-        stop=lambda: time.monotonic() > end,
+        stop=over,
     )
     changed = {option.site.name: option.choices[index] for option, index in zip(listed, picked, strict=True)}
     kept = {name: choice for name, choice in chosen.items() if name not in names}
