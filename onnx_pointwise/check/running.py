@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from onnx_pointwise.check.kept import Kept
 from onnx_pointwise.check.trials import Batch, Shapes, is_open
@@ -18,6 +17,7 @@ from onnx_pointwise.graph import (
     ResolvedShapes,
     as_model,
     file_bytes,
+    inlined,
     model_cost,
     named_after,
     random_nodes,
@@ -172,7 +172,7 @@ def exposed(source: ModelSource | bytes, names: Collection[str]) -> ModelSource 
     model = named_after(as_model(source).clone(), source)
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     if model.functions and any(name not in values for name in names):
-        model = InlinePass()(model).model
+        model = inlined(model)
         values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     for name in names:
         value = values.get(name)

@@ -25,6 +25,8 @@ from onnx_pointwise.cli.sweep import sweep
 from onnx_pointwise.errors import OnnxPointwiseError
 from onnx_pointwise.reports import console, plain
 
+_SMALLER = "take smaller inputs (--input-shape), fewer examples (--calibration-limit) or less --memory"
+
 
 class _Commands(TyperGroup):
     """Turns the library's own errors into one sentence and exit code 2, and remembers the line that was typed."""
@@ -41,6 +43,10 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except OnnxPointwiseError as error:
             errors().print(f"error: {plain(error)}", style="bold red", soft_wrap=True)
+            ctx.exit(BAD_INPUT)
+        except MemoryError as error:
+            said = f" ({plain(error)})" if str(error) else ""
+            errors().print(f"error: The memory does not suffice{said}; {_SMALLER}.", style="bold red", soft_wrap=True)
             ctx.exit(BAD_INPUT)
         except Interrupted as interrupt:  # typer knows one exit code for all
             ctx.exit(128 + interrupt.number)

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from onnx_pointwise.errors import InputError
-from onnx_pointwise.graph import require_writable, write_text
+from onnx_pointwise.graph import require_writable, staged_text
 from onnx_pointwise.jsonable import jsonable
 from onnx_pointwise.progress import Progress, silent
 from onnx_pointwise.reports import Steps, Text, console, require_report
@@ -109,20 +109,26 @@ class Output:
 
     def save(self, document: dict[str, Any]) -> None:
         """Write the JSON and the page where they were asked for, with the command that made them."""
+        with self.saving(document):
+            pass
+
+    @contextmanager
+    def saving(self, document: dict[str, Any]) -> Iterator[None]:
+        """Do the same if the block ends well; files are ready for that before it begins."""
         document = jsonable(document)
         if "origin" in document:
             document["origin"] |= {"command": _LINE.get()}
-        if self.report is not None:
-            from onnx_pointwise.reports import html  # plots and templates, which few commands need
-
-            write_text(self.report, html.html(document))
-        if self._target is None:
-            return
         text = json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
+        with ExitStack() as files:
+            if self.report is not None:
+                from onnx_pointwise.reports import html  # plots and templates, which few commands need
+
+                files.enter_context(staged_text(self.report, html.html(document)))
+            if self._target not in (None, "-"):
+                files.enter_context(staged_text(str(self._target), text))
+            yield
         if self._target == "-":
             sys.stdout.write(text)
-        else:
-            write_text(self._target, text)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:

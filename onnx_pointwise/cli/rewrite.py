@@ -13,7 +13,6 @@ from onnx_pointwise.cli.options import with_options
 from onnx_pointwise.cli.output import CHECK_FAILED, PANEL, External, Force, Output
 from onnx_pointwise.cli.writing import finish, prepare
 from onnx_pointwise.errors import OutputError, PlanError
-from onnx_pointwise.graph import write_text
 from onnx_pointwise.jobs import models_in
 from onnx_pointwise.reports import terminal as report
 from onnx_pointwise.schema import shared
@@ -56,9 +55,7 @@ def rewrite(
     prepare(source, target, save_plan)
     with output.progress() as progress:
         result = api.rewrite(source, replace(Settings(**shared(settings, Settings)), progress=progress))
-    if save_plan is not None:
-        write_text(save_plan, result.plan.to_json())
-    finish(output, result, target, force=force, external_data=external_data)
+    finish(output, result, target, force=force, external_data=external_data, save_plan=save_plan)
 
 
 def _many(source: Path, target: Path, settings: ManySettings, output: Output) -> None:

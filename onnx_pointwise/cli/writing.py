@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import typer
 
 import onnx_pointwise as api
 from onnx_pointwise.cli.output import CHECK_FAILED, Output, errors
-from onnx_pointwise.graph import require_writable
+from onnx_pointwise.graph import require_writable, staged_text
 from onnx_pointwise.jobs import require_other_file
 from onnx_pointwise.reports import Text
 from onnx_pointwise.reports import terminal as report
@@ -31,8 +32,11 @@ def finish(
     force: bool,
     external_data: bool | None,
     document: dict[str, Any] | None = None,
+    save_plan: Path | None = None,
 ) -> None:
     """Write the model if its check passed, say what happened, and exit accordingly.
+
+    Where one of the files cannot be written, none is.
 
     Args:
         output: Where tables and JSON go.
@@ -41,13 +45,15 @@ def finish(
         force: Write it even if the check failed.
         external_data: Keep weights outside the file, or inside; as the input if ``None``.
         document: The JSON, where it is more than the result's own.
+        save_plan: The file for the plan.
     """
     written = result.passed or force
-    if written:
-        result.save(target, use_external_data_format=external_data)
+    plan = contextlib.nullcontext() if save_plan is None else staged_text(save_plan, result.plan.to_json())
+    with plan, output.saving(document or result.to_dict()):
+        if written:
+            result.save(target, use_external_data_format=external_data)
     output.show(report.rewrite(result, whole=output.whole))
     _wrong(output, result)
-    output.save(document or result.to_dict())
     if written:
         output.show(Text(f"Wrote {target} in {result.seconds['total']:.1f} s."))
     else:

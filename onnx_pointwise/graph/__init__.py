@@ -5,8 +5,16 @@ It never runs a network.
 
 from onnx_pointwise.graph.constants import constant
 from onnx_pointwise.graph.cost import ModelCost, SiteCost, competing, dense_cost, model_cost, rewritten_cost
-from onnx_pointwise.graph.files import Named, atomic_folder, require_apart, require_writable, write_text
+from onnx_pointwise.graph.files import (
+    Named,
+    atomic_folder,
+    require_apart,
+    require_writable,
+    staged_text,
+    write_text,
+)
 from onnx_pointwise.graph.freeze import frozen, overridable
+from onnx_pointwise.graph.functions import inlined
 from onnx_pointwise.graph.map_types import holds_map
 from onnx_pointwise.graph.model_io import (
     ModelSource,
@@ -66,6 +74,7 @@ __all__ = [
     "frozen",
     "full_name",
     "holds_map",
+    "inlined",
     "load",
     "make_choice",
     "model_cost",
@@ -83,6 +92,7 @@ __all__ = [
     "runtime_inputs",
     "runtime_source",
     "save",
+    "staged_text",
     "still",
     "stilled",
     "takes",

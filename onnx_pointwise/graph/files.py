@@ -109,9 +109,21 @@ def _rename(places: Mapping[Path, Path]) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file in one step: beside the target, then renamed."""
+    with staged_text(path, text):
+        pass
+
+
+@contextlib.contextmanager
+def staged_text(path: str | Path, text: str) -> Iterator[None]:
+    """Write a text file beside the target, and rename it when the block ends well.
+
+    Raises:
+        OutputError: The file system refuses.
+    """
     with atomic_folder(path) as scratch:
         # Names from a model may hold halves of characters, which no encoding has.
         (scratch / Path(path).name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        yield
 
 
 def data_name(name: str, digest: str) -> str:

@@ -138,10 +138,17 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path) -> ir.Model:
     try:
         with quiet("onnx_ir.serde"), map_types.taken_out(proto) as types:
             model = ir.serde.deserialize_model(proto)
-    except Exception as error:  # onnx_ir raises whatever its readers raise
+        map_types.keep(model, types)
+        _require_sense(model, where, folder)
+    except ModelError:
+        raise
+    except Exception as error:  # onnx_ir raises whatever its readers raise, some of it late
         raise ModelError(f"{where}: the model cannot be read: {innermost(error)}.") from error
-    map_types.keep(model, types)
-    _keep_inputs_as_declared(model, proto)
+    return model
+
+
+def _require_sense(model: ir.Model, where: str, folder: Path) -> None:
+    """Refuse what cannot be worked with, and bring its nodes in order."""
     _require_whole(model, where)
     _require_no_recursion(model, where)
     _require_sizes(model, where)
@@ -149,15 +156,6 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path) -> ir.Model:
     for tensor in external_tensors(model):
         tensor.base_dir = folder.absolute()
         _require_external(tensor, where)
-    return model
-
-
-def _keep_inputs_as_declared(model: ir.Model, proto: onnx.ModelProto) -> None:
-    """An input that is an output, too, is one value to onnx_ir, which takes its shape from the output."""
-    declared = {info.name: info for info in proto.graph.input}
-    for value in model.graph.inputs:
-        if value.is_graph_output():
-            ir.serde.deserialize_value_info_proto(declared[str(value.name)], value)
 
 
 def _require_model(proto: onnx.ModelProto, where: str) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from onnx_pointwise.errors import OutputError, PlanError
 from onnx_pointwise.examples import Calibration, calibrate
@@ -24,9 +23,11 @@ from onnx_pointwise.graph import (
     find_sites,
     frozen,
     full_name,
+    inlined,
     load,
     model_cost,
     named_after,
+    origin,
     require_sites,
 )
 from onnx_pointwise.numerics import is_exact
@@ -77,7 +78,7 @@ def opened(model: ir.Model, settings: Opening) -> tuple[ir.Model, ResolvedShapes
     """
     base = model.clone()
     if settings.inline_functions and base.functions:
-        base = InlinePass()(base).model
+        base = inlined(base, where=origin(model) or "the model in memory")
     named_after(base, model)
     shapes = resolve(base, settings.input_shapes)
     least = MIN_CHANNELS if settings.min_channels is None else settings.min_channels

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInferencePass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import (
@@ -18,15 +18,17 @@ from onnx_pointwise.graph import (
     another_size,
     concrete_inputs,
     holds_map,
+    inlined,
     origin,
     quiet,
     runtime_inputs,
     runtime_source,
 )
+from onnx_pointwise.runtime.machine import machine
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.runtime_errors import sentence
 
-# More numbers in one value than any machine holds.
+# More numbers in one value than any machine holds; where it is known what this one holds, that counts.
 _MOST_NUMBERS = 2**44
 
 
@@ -73,9 +75,7 @@ def input_sizes(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | Non
 
 
 def _resolve_at(model: ir.Model, inputs: Mapping[str, Shape], assumed: tuple[str, ...]) -> ResolvedShapes:
-    copy = model.clone()
-    if copy.functions:
-        copy = InlinePass()(copy).model
+    copy = inlined(model.clone(), where=origin(model) or "the model in memory")
     _forget_shapes(copy, inputs)
     # What inference cannot do is left to the run, so its warnings would only alarm.
     with quiet("onnx_ir.passes.common.shape_inference"):
@@ -121,9 +121,10 @@ def _forget_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> None:
 
 
 def _require_bounded(shapes: Mapping[str, Shape], inputs: Mapping[str, Shape], model_name: str) -> None:
-    """Refuse sizes that no machine holds, and with which no cost can be counted."""
+    """Refuse sizes that this machine does not hold: more numbers than it has bytes."""
+    most = min(_MOST_NUMBERS, machine().memory or _MOST_NUMBERS)
     for name, shape in {**inputs, **shapes}.items():
-        if math.prod(shape) > _MOST_NUMBERS:
+        if math.prod(shape) > most:
             raise ModelError(
                 f"{model_name}: '{name}' would hold {'x'.join(map(str, shape))} numbers with input shapes "
                 f"{_written(inputs)}; name smaller ones with --input-shape."
