@@ -458,8 +458,8 @@ def _line(stream: IO[str]) -> str:
     """Read a line; nothing where the other side is gone, or takes too long."""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
-        text: str = stream.readline() if selector.select(_PATIENCE) else ""
-    return text
+        line: str = stream.readline() if selector.select(_PATIENCE) else ""
+    return line
 
 
 def fuzz(
