@@ -381,7 +381,7 @@ def _fault(result: Any, new: Sequence[str], outcome: Outcome) -> str:
     if result.exit_code not in (0, 1, 2):
         return f"exit code {result.exit_code}"
     if "Traceback" in result.output:
-        return result.output[-2000:]
+        return str(result.output)[-2000:]
     if result.exit_code == 2 and new:
         return f"exit code 2, but it left {', '.join(new)}"
     if result.exit_code == 2 and not result.stderr.strip():
