@@ -1,6 +1,11 @@
-"""Ctrl-C while the command is still being loaded: nothing has begun, so the process leaves without a word.
+"""What has to happen before anything else is imported.
 
-Imported first of all, and only in a process that is the command: a library leaves signals to the program it is in.
+ONNX Runtime from 1.29 on reports its use to its maker: on import it writes an identifier and a queue into the user's
+cache folder, and tries to upload. Nothing is asked of the network here, so that is turned off before it begins, unless
+the user has said otherwise in the environment.
+
+Ctrl-C while the command is still being loaded ends the process without a word: nothing has begun. This only in a
+process that is the command: a library leaves signals to the program it is in.
 """
 
 from __future__ import annotations
@@ -12,6 +17,8 @@ from types import FrameType
 from typing import NoReturn
 
 _NAME = "onnx-pointwise"
+# By these names, depending on its version.
+_NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
 
 
 def is_command() -> bool:
@@ -28,5 +35,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
+for _variable in _NO_TELEMETRY:
+    os.environ.setdefault(_variable, "1")
 if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _leave)
