@@ -37,7 +37,7 @@ SECONDS, BYTES = 10.0, 2**30
 # What a process may reserve, mapped libraries included.
 _ADDRESSES = 12 * 2**30
 # Seconds after which a case is given up, however busy the machine is.
-_PATIENCE = 120.0
+_PATIENCE = 600.0
 _QUICK = ("--provider", "none", "--no-latency", "--min-channels", "2")
 _INTERESTING = (0, 1, -1, 2, 127, 128, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, -(2**63))
 

@@ -73,7 +73,7 @@ def python(code: str, **streams: Any) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("module", ["onnx_pointwise.check", "onnxruntime"])
 def test_ctrl_c_while_the_command_is_loaded(module: str) -> None:
     process = python(LOADING)
-    out, error = process.communicate(f"{module}\n", timeout=120)
+    out, error = process.communicate(f"{module}\n", timeout=900)
     assert (process.returncode, out, error) == (130, "", "")
 
 
@@ -103,7 +103,7 @@ def test_what_does_not_listen_is_ended_and_leaves_nothing(number: signal.Signals
         folder = Path(process.stdout.readline().strip())
         assert folder.is_dir()
         process.send_signal(number)
-        process.communicate(timeout=120)
+        process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == code
@@ -117,14 +117,14 @@ def test_a_reader_that_goes_changes_no_exit_code() -> None:
     process.stdin.write("\n")
     process.stdin.close()
     assert process.stderr.read() == ""
-    assert process.wait(timeout=120) == 7
+    assert process.wait(timeout=900) == 7
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 def test_standard_output_without_room_is_an_error(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "onnx_pointwise", "cache"]
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, timeout=900)
     assert done.returncode == 2
     assert done.stderr == "error: Standard output cannot be written (No space left on device); send it elsewhere.\n"
 
