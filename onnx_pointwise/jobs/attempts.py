@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_pointwise.fitting import Weights, make_weights
 from onnx_pointwise.graph import BottleneckPass, Plan, Replacement, replacement
 from onnx_pointwise.jobs.loading import Network
-from onnx_pointwise.jobs.looking import one_thread_of_blas
+from onnx_pointwise.numerics import one_thread_of_blas
 from onnx_pointwise.settings import Settings
 from onnx_pointwise.study import Study
 

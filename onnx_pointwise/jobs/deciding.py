@@ -10,7 +10,8 @@ from onnx_pointwise.examples import Calibration
 from onnx_pointwise.graph import Plan
 from onnx_pointwise.jobs.clock import Clock
 from onnx_pointwise.jobs.loading import Network
-from onnx_pointwise.jobs.looking import Evidence, one_thread_of_blas, studied, timed
+from onnx_pointwise.jobs.looking import Evidence, studied, timed
+from onnx_pointwise.numerics import one_thread_of_blas
 from onnx_pointwise.planning import (
     Budget,
     Corrected,

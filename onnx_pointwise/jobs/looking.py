@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-
-from threadpoolctl import threadpool_limits
 
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.examples import Calibration
 from onnx_pointwise.jobs.loading import Network
 from onnx_pointwise.latency import LatencyCache, NetworkLatency, network_latency
+from onnx_pointwise.numerics import one_thread_of_blas
 from onnx_pointwise.planning import Split
 from onnx_pointwise.progress import within
 from onnx_pointwise.runtime import inputs_that_run, provider_info, require
@@ -34,18 +32,6 @@ class Evidence:
     timed: NetworkLatency | None = None
     unmeasured: str | None = None
     drawn: bool = False
-
-
-def one_thread_of_blas() -> AbstractContextManager[object]:
-    """Limit linear algebra to one thread; `parallel` does several independent pieces of it at a time.
-
-    Two pools of threads that wait by spinning, the runtime's and this one, slow each other down many times over as
-    soon as anything else runs; and the sums of one thread do not depend on the number of cores.
-    """
-    import scipy.linalg  # noqa: F401 (brings a pool of its own, which has to be there to be limited)
-
-    limits: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
-    return limits
 
 
 def not_measurable(settings: Settings) -> str | None:

@@ -11,9 +11,9 @@ from onnx_pointwise.jobs.attempts import Attempt, fitted
 from onnx_pointwise.jobs.checking import compared, scores_of
 from onnx_pointwise.jobs.deciding import Question
 from onnx_pointwise.jobs.loading import Network
-from onnx_pointwise.jobs.looking import one_thread_of_blas
 from onnx_pointwise.jobs.promise import Promise
 from onnx_pointwise.jobs.results import Search, SearchStep
+from onnx_pointwise.numerics import one_thread_of_blas
 from onnx_pointwise.planning import (
     COLUMNS,
     Ladder,

@@ -18,9 +18,10 @@ from onnx_pointwise.jobs.deciding import Question, asked
 from onnx_pointwise.jobs.fronts import Front, Sweep, SweepPoint, Unmade, front_of, is_share
 from onnx_pointwise.jobs.handing import handed_out
 from onnx_pointwise.jobs.loading import Network, examples_for, network, with_full_names
-from onnx_pointwise.jobs.looking import Evidence, not_measurable, one_thread_of_blas
+from onnx_pointwise.jobs.looking import Evidence, not_measurable
 from onnx_pointwise.jobs.results import RewriteResult
 from onnx_pointwise.latency import Timing
+from onnx_pointwise.numerics import one_thread_of_blas
 from onnx_pointwise.planning import Budget, Corrected, choose, timed_once
 from onnx_pointwise.runtime import Origin, origin_of, resolve
 from onnx_pointwise.schema import job, shared

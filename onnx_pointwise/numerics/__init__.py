@@ -14,6 +14,7 @@ from onnx_pointwise.numerics.agreement import (
     joined,
 )
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
+from onnx_pointwise.numerics.blas import one_thread_of_blas
 from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, energy, relative_drift, weighted_drift
 from onnx_pointwise.numerics.factorize import (
     SWEEPS,
@@ -103,6 +104,7 @@ __all__ = [
     "lattices",
     "make_transposed_window",
     "make_window",
+    "one_thread_of_blas",
     "pareto_front",
     "patches",
     "reconstruct",
