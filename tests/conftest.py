@@ -15,9 +15,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from onnx_pointwise.latency.cache import FOLDER_VARIABLE
-from tests.sentences import Reader, strings_of
 
-READ = pytest.StashKey[Reader]()
 KERAS = {"test_models.py", "test_export_keras.py", "test_digits.py"}
 
 
@@ -27,30 +25,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if not marks or collection_path.is_dir():
         return None
     return True if (collection_path.name in KERAS) != (marks == "keras") else None
-
-
-READER = Reader()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Note which sentences of errors the tests read, see `test_sentences.py`."""
-    config.stash[READ] = READER
-    READER.listen()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """A test that comes to its end has passed."""
-    READER.test_begins()
-    yield
-    if isinstance(item, pytest.Function):
-        callspec = getattr(item, "callspec", None)
-        READER.test_passed(strings_of(item.function, {} if callspec is None else callspec.params))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What looks back on all other tests runs behind them."""
-    items.sort(key=lambda item: item.path.name == "test_sentences.py")
 
 
 @pytest.fixture(scope="session")

@@ -560,7 +560,7 @@ def networks(draw: st.DrawFn, *, runs: bool = False) -> Network:
     made.fed[source.name] = made.normal(batch, channels, *size)
     last = made.body(source)
     if not made.convolutions or last.name == source.name:
-        last = made.convolution(last)
+        last = made.convolution(source)
     return _closed(made, source, last)
 
 
@@ -594,4 +594,6 @@ def _closed(made: _Maker, source: Value, last: Value) -> Network:
     if made.functions:
         opsets.append(helper.make_opsetid("local", 1))
     model = helper.make_model(graph, opset_imports=opsets, ir_version=made.ir_version, functions=made.functions)
+    if nodes is made.nodes and made.chance(25):  # what an exporter states of the values in between
+        model = onnx.shape_inference.infer_shapes(model)
     return Network(model, made.fed, made.dtype, made.convolutions, made.parts)

@@ -1,173 +1,247 @@
-"""Which sentences of the package's errors the tests have read.
+"""Which sentences the package's errors say, and which words of them the tests look for. All of it is read from source.
 
-Every place in the package that makes one of its errors is found in the source. While the tests run, each error that is
-made is noted with the place and the sentence, and when the test has passed, whether the test holds words of it: the
-string that it looks for, in its own code or in its parameters. So a place counts as read when a test made that very
-error there and knew what it would say.
+A sentence is what stands where one of the package's errors is made: text with gaps, where it depends on what happened.
+Words count as looked for where a test would fail without them: in an assertion, as the pattern of `pytest.raises`, in
+what a test is parametrised with or goes through, or in what it hands to a helper that asserts.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import CodeType
-from typing import Any
 
 from onnx_pointwise.errors import OnnxPointwiseError
 
-PACKAGE = Path(__file__).resolve().parents[1] / "onnx_pointwise"
+ROOT = Path(__file__).resolve().parents[1]
 # A name or a number alone says nothing of a sentence.
 _LEAST_WORDS = 2
+# ... and so many words in a row are no chance.
+_IN_A_ROW = 3
+_WORD = re.compile(r"[^\W\d_]{2,}")
+# How far text is followed from where an error is made to where its words are: through functions and names.
+_DEEPEST = 6
 
 
-@dataclass(frozen=True, order=True)
-class Place:
-    """Where an error is made.
+@dataclass(frozen=True)
+class Sentence:
+    """What an error says.
 
     Attributes:
-        file: File, in the package.
-        first: First line of the call that makes it.
-        last: Its last line.
+        place: File and line.
+        parts: Its words, without what is filled in.
     """
 
-    file: str
-    first: int = field(compare=True)
-    last: int
+    place: str
+    parts: tuple[str, ...]
+
+    def read_by(self, words: set[str]) -> bool:
+        """Whether a test looks for part of it.
+
+        Args:
+            words: What tests look for, see `looked_for`.
+        """
+        short = all(len(_WORD.findall(part)) < _LEAST_WORDS for part in self.parts)
+        return any(_shares(text, part, short) for part in self.parts for text in words)
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.first}"
+        return f"{self.place}: {'{}'.join(self.parts)}"
 
 
-def error_names(package: Path = PACKAGE) -> set[str]:
-    """Names of the package's errors, and of those that derive from them anywhere in it."""
+def _shares(text: str, part: str, short: bool) -> bool:
+    """Whether a text that a test looks for is in a part of a sentence, or has it, or three words of it in a row."""
+    part = " ".join(part.split()).strip(" .,:;()'")
+    if text in part or (part in text and (short or len(_WORD.findall(part)) >= _LEAST_WORDS)):
+        return True
+    words = part.split(" ")
+    return any(
+        " ".join(words[k : k + _IN_A_ROW]) in text
+        and len(_WORD.findall(" ".join(words[k : k + _IN_A_ROW]))) == _IN_A_ROW
+        for k in range(len(words) - _IN_A_ROW + 1)
+    )
+
+
+class Module:
+    """A module of the package.
+
+    Args:
+        path: Its file.
+        source: What stands in it.
+        errors: Names of the package's errors.
+    """
+
+    def __init__(self, path: str, source: str, errors: set[str]) -> None:
+        self.path, self.errors = path, errors
+        self.tree = ast.parse(source)
+
+    @cached_property
+    def functions(self) -> dict[str, ast.FunctionDef]:
+        """Functions and methods by name."""
+        return {node.name: node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef)}
+
+    def sentences(self) -> Iterator[Sentence]:
+        """What each error says that is made here."""
+        around: dict[ast.AST, ast.FunctionDef | None] = {}
+
+        def visit(node: ast.AST, function: ast.FunctionDef | None) -> None:
+            around[node] = function
+            for child in ast.iter_child_nodes(node):
+                visit(child, node if isinstance(node, ast.FunctionDef) else function)
+
+        visit(self.tree, None)
+        for node, function in around.items():
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self.errors:
+                texts = (text for value in node.args for text in self.texts(value, function, 0))
+                parts = tuple(text for text in texts if _WORD.search(text))
+                yield Sentence(f"{self.path}:{node.lineno}", parts)
+
+    def texts(self, value: ast.expr, function: ast.FunctionDef | None, depth: int) -> Iterator[str]:
+        """The pieces of text that an expression is put together from, wherever in the module they stand."""
+        if depth > _DEEPEST:
+            return
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield value.value
+        elif isinstance(value, ast.JoinedStr):
+            for part in value.values:
+                if isinstance(part, ast.FormattedValue):
+                    yield from self._filled(part.value, function, depth)
+                else:
+                    yield from self.texts(part, function, depth)
+        elif isinstance(value, ast.BinOp | ast.IfExp | ast.BoolOp | ast.Subscript | ast.Dict | ast.Call | ast.Name):
+            yield from self._followed(value, function, depth)
+
+    def _filled(self, value: ast.expr, function: ast.FunctionDef | None, depth: int) -> Iterator[str]:
+        """Text that fills a gap, where it is written out: one of two wordings, or what stands in front of several."""
+        if isinstance(value, ast.IfExp | ast.Name):
+            yield from self.texts(value, function, depth + 1)
+
+    def _followed(self, value: ast.expr, function: ast.FunctionDef | None, depth: int) -> Iterator[str]:
+        inner: list[tuple[ast.expr, ast.FunctionDef | None]] = []
+        match value:
+            case ast.BinOp():
+                inner = [(value.left, function), (value.right, function)]
+            case ast.IfExp():
+                inner = [(value.body, function), (value.orelse, function)]
+            case ast.BoolOp():
+                inner = [(part, function) for part in value.values]
+            case ast.Subscript():
+                inner = [(value.value, function)]
+            case ast.Dict():
+                inner = [(part, function) for part in value.values]
+            case ast.Call(func=ast.Attribute(attr="format" | "rstrip" | "join", value=text)):
+                inner = [(text, function)]
+            case ast.Call(func=ast.Name(id=name)) if name in self.functions:
+                called = self.functions[name]
+                returned = [node.value for node in ast.walk(called) if isinstance(node, ast.Return) and node.value]
+                inner = [(part, called) for part in returned] + [(part, function) for part in value.args]
+            case ast.Name(id=name):
+                inner = list(self._assigned(name, function))
+        for part, where in inner:
+            yield from self.texts(part, where, depth + 1)
+
+    def _assigned(
+        self, name: str, function: ast.FunctionDef | None
+    ) -> Iterator[tuple[ast.expr, ast.FunctionDef | None]]:
+        for scope in (function, self.tree):
+            nodes = () if scope is None else ast.walk(scope) if scope is function else self.tree.body
+            for node in nodes:
+                if isinstance(node, ast.NamedExpr) and node.target.id == name:
+                    yield node.value, function
+                elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                    if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                        yield node.value, function
+
+
+def error_names(sources: dict[str, str]) -> set[str]:
+    """Names of the package's errors, and of those that derive from them anywhere in it.
+
+    Args:
+        sources: Modules by path.
+    """
+    classes = [
+        node for text in sources.values() for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)
+    ]
     found, more = set(), {OnnxPointwiseError.__name__}
     while more - found:
         found |= more
-        for path in package.rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ClassDef) and any(ast.unparse(base) in found for base in node.bases):
-                    more.add(node.name)
+        more |= {node.name for node in classes if any(ast.unparse(base) in found for base in node.bases)}
     return found
 
 
-def places(package: Path = PACKAGE) -> list[Place]:
-    """Every place in the package that makes one of its errors."""
-    names = error_names(package)
-    found = []
-    for path in sorted(package.rglob("*.py")):
-        if path.parent.name == "exporting" or path.name == "olive.py":  # tested by themselves, or not by CI
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
-                found.append(Place(str(path.relative_to(package)), node.lineno, node.end_lineno or node.lineno))
-    return sorted(found)
+def said(package: Path = ROOT / "onnx_pointwise") -> list[Sentence]:
+    """What the package's errors say, in every place that makes one."""
+    sources = {
+        str(path.relative_to(package)): path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))
+    }
+    errors = error_names(sources)
+    return [sentence for path, text in sources.items() for sentence in Module(path, text, errors).sentences()]
 
 
-@dataclass
-class Reader:
-    """Notes errors as they are made, and which of them a test has read.
-
-    Attributes:
-        read: Places whose sentence a test has read.
-        made: Places whose error some test has made, and one of their sentences.
-    """
-
-    read: set[tuple[str, int]] = field(default_factory=set)
-    made: dict[tuple[str, int], str] = field(default_factory=dict)
-    _now: list[tuple[tuple[str, int], str]] = field(default_factory=list)
-
-    def listen(self) -> None:
-        """Note every error from now on."""
-        note = self._note
-
-        def remember(error: OnnxPointwiseError, *arguments: Any) -> None:
-            Exception.__init__(error, *arguments)
-            note(str(error))
-
-        OnnxPointwiseError.__init__ = remember  # type: ignore[method-assign,assignment]
-
-    def _note(self, sentence: str) -> None:
-        frame = sys._getframe(2)
-        while frame.f_back is not None and frame.f_code.co_filename.endswith("errors.py"):
-            frame = frame.f_back
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(PACKAGE):
-            key = (str(path.relative_to(PACKAGE)), frame.f_lineno)
-            self.made.setdefault(key, sentence)
-            self._now.append((key, sentence))
-
-    def test_begins(self) -> None:
-        """Forget what was made outside of a test."""
-        self._now.clear()
-
-    def test_passed(self, words: Iterable[str]) -> None:
-        """Look whether a test knew what the errors said that were made in it.
-
-        Args:
-            words: The strings that the test holds.
-        """
-        if self._now:
-            known = list(words)
-            self.read |= {key for key, sentence in self._now if any(_says(sentence, text) for text in known)}
-
-    def unread(self, among: Iterable[Place]) -> list[Place]:
-        """Places whose sentence no test has read."""
-        return [place for place in among if not any(_within(place, key) for key in self.read)]
-
-    def never_made(self, among: Iterable[Place]) -> list[Place]:
-        """Places whose error no test has made."""
-        return [place for place in among if not any(_within(place, key) for key in self.made)]
+def looked_for(tests: Path = ROOT / "tests") -> set[str]:
+    """Pieces of text, of two words or more, that the tests look for."""
+    return {words for path in sorted(tests.rglob("test_*.py")) for words in searched(path.read_text(encoding="utf-8"))}
 
 
-def _within(place: Place, key: tuple[str, int]) -> bool:
-    return place.file == key[0] and place.first <= key[1] <= place.last
-
-
-def _says(sentence: str, text: str) -> bool:
-    """Whether a test's string, plain or a pattern, is part of a sentence."""
-    if len(re.findall(r"[^\W\d_]{2,}", text)) < _LEAST_WORDS:
-        return False
-    flat = " ".join(sentence.split())
-    if " ".join(text.split()) in flat:
-        return True
-    try:
-        return re.search(text, sentence) is not None
-    except re.error:
-        return False
-
-
-def strings_of(function: Any, parameters: Mapping[str, Any]) -> Iterator[str]:
-    """The strings that a test holds: in its code, but for its docstring, and in its parameters.
+def searched(source: str) -> set[str]:
+    """Pieces of text that the tests of a file look for.
 
     Args:
-        function: The test.
-        parameters: What it was called with.
+        source: The file.
     """
-    function = (getattr(function, "hypothesis", None) and function.hypothesis.inner_test) or function
-    function = getattr(function, "__func__", function)
-    documented = function.__doc__
-    yield from (text for text in _constants(function.__code__) if text != documented)
-    yield from _within_value(list(parameters.values()))
+    tree = ast.parse(source)
+    tables = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    helpers = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and _looks(node)}
+    roots: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assert):
+            roots.append(node.test)
+        elif isinstance(node, ast.keyword) and node.arg == "match":
+            roots.append(node.value)
+        elif isinstance(node, ast.For) and _looks(node):
+            roots.append(node.iter)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in helpers:
+            roots += node.args
+        elif isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            for decorator in node.decorator_list:
+                roots.append(decorator)
+                names = {part.id for part in ast.walk(decorator) if isinstance(part, ast.Name)}
+                roots += [tables[name] for name in names if name in tables]
+    texts = (
+        part.value
+        for root in roots
+        for part in ast.walk(root)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    )
+    return {piece for text in texts for piece in _pieces(text)}
 
 
-def _constants(code: CodeType) -> Iterator[str]:
-    for item in code.co_consts:
-        if isinstance(item, CodeType):
-            yield from _constants(item)
-        else:
-            yield from _within_value(item)
+def _looks(node: ast.AST) -> bool:
+    """Whether something is asserted in a part of a test, or a pattern looked for."""
+    return any(
+        isinstance(part, ast.Assert) or (isinstance(part, ast.keyword) and part.arg == "match")
+        for part in ast.walk(node)
+    )
 
 
-def _within_value(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from _within_value(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _within_value(item)
+def _pieces(text: str) -> Iterator[str]:
+    """What of a text or pattern stands in a sentence as it is: parts between wildcards, without escapes."""
+    plain = " ".join(text.split())
+    parts = [plain] if not set(plain) & set("\\*+|^$[") else [plain, *_of_pattern(plain)]
+    for part in parts:
+        if len(_WORD.findall(part)) >= _LEAST_WORDS:
+            yield part
+
+
+def _of_pattern(pattern: str) -> list[str]:
+    parts = re.split(r"(?<!\\)(?:\.[*+]\??|[|^$]|\[[^\]]*\][*+?]?|\\[dwsDWS][*+?]?)", pattern)
+    return [re.sub(r"\\(.)", r"\1", part).strip() for part in parts]

@@ -18,10 +18,11 @@ from onnx import helper
 import onnx_pointwise
 from onnx_pointwise.check.limits import limits_of
 from onnx_pointwise.cli import parsing
+from onnx_pointwise.cli.app import app
 from onnx_pointwise.errors import InputError, ModelError, OnnxPointwiseError, OutputError, PlanError, ProviderError
 from onnx_pointwise.examples.calibration import calibrate, read_npz
 from onnx_pointwise.examples.preprocessing import Preprocessing, preprocessing_of
-from onnx_pointwise.graph import Choice, Plan, load
+from onnx_pointwise.graph import Choice, Plan, find_sites, load
 from onnx_pointwise.graph.files import atomic_folder
 from onnx_pointwise.graph.surgery import BottleneckPass
 from onnx_pointwise.graph.wire import lay_out
@@ -29,10 +30,11 @@ from onnx_pointwise.jobs.looking import not_measurable
 from onnx_pointwise.numerics.allocate import knapsack
 from onnx_pointwise.numerics.factorize import factorize
 from onnx_pointwise.planning.budget import Budget, choose, options_of, settle
-from onnx_pointwise.runtime import providers, resolve
+from onnx_pointwise.runtime import TwinRun, providers, resolve
 from onnx_pointwise.runtime.inputs import feedable
 from onnx_pointwise.settings import Settings
 from onnx_pointwise.study.heads import find_heads
+from tests.commands import invoke
 from tests.graphs import Array, conv_model, make_model, normal, value
 
 
@@ -439,12 +441,58 @@ def refused_folder_in(path: Path) -> None:
         pass
 
 
+def test_what_one_model_is_not_asked(tmp_path: Path) -> None:
+    onnx.save(network(), tmp_path / "in.onnx")
+    (tmp_path / "taken").touch()
+    (tmp_path / "models").mkdir()
+    onnx.save(network(), tmp_path / "models" / "a.onnx")
+    for line, said in (
+        (
+            ["in.onnx", "out.onnx", "--quiet", "--verbose"],
+            "--quiet and --verbose contradict each other; leave one out.",
+        ),
+        (["in.onnx", "out.onnx", "--scheduler", "tcp://127.0.0.1:1"], "--scheduler hands out models; one alone is"),
+        (["models", "taken"], "taken: is a file; name a folder for the rewritten models."),
+    ):
+        paths = [str(tmp_path / part) if not part.startswith(("-", "tcp")) else part for part in line]
+        result = invoke(app, "rewrite", *paths, "--target-macs", "0.5", "--provider", "none")
+        assert result.exit_code == 2
+        assert said in " ".join(result.stderr.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx", "models", "taken"]
+
+
+def test_a_value_that_hangs_on_a_site_that_is_not_done() -> None:
+    proto = make_model(
+        [
+            helper.make_node("Conv", ["x", "V"], ["a"], name="site"),
+            helper.make_node("Conv", ["a", "W"], ["y"], name="behind"),
+        ],
+        [value("x", ["n", 8, 6, 6])],
+        [value("y", None)],
+        {"V": normal(8, 8, 3, 3), "W": normal(8, 8, 3, 3)},
+    )
+    found = resolve(load(proto))
+    sites = [site for site in find_sites(found.model, found) if site.name == "site"]
+    with (
+        TwinRun(found.model, sites, {"x": normal(4, 8, 6, 6)}, batch=2, memory=2**20) as twin,
+        pytest.raises(ModelError, match="A value was asked for before the sites that it depends on were done"),
+    ):
+        twin.advance(["y"])
+
+
 # --- providers that cannot be had here --------------------------------------------------------------------------------
 
 
 def test_a_runtime_too_old_to_tell_what_runs_where() -> None:
     with pytest.raises(ProviderError, match=r"does not tell which provider runs a node; install 1\.24 or newer"):
         providers.nodes_off_provider(SimpleNamespace())  # type: ignore[arg-type]
+
+
+def test_a_provider_that_refuses_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "_require", lambda entry, options: None)
+    monkeypatch.setattr(providers, "_create", failing("no kernel for Conv"))
+    with pytest.raises(ProviderError, match="Provider cuda cannot run the model in memory: no kernel for Conv; try"):
+        providers.open_session(b"", "cuda")
 
 
 def test_a_runtime_without_plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ The same with many more examples than a test run has time for:
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 import traceback
@@ -19,6 +20,7 @@ import numpy as np
 import onnx
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from onnx_ir.passes.common import InlinePass
 
 import onnx_pointwise
 from onnx_pointwise.errors import OnnxPointwiseError
@@ -147,6 +149,45 @@ def below_it_is_valid_and_twice_is_stable(network: Network, draw: Callable[[int,
     require_alike(network, outputs, answers(network, more), exact=True)
 
 
+def inlined_it_computes_what_it_did(network: Network, draw: Callable[[int, int], int]) -> None:
+    """Local functions that are opened hold convolutions like others."""
+    if not network.model.functions or not network.runs:
+        return
+    base = InlinePass()(load(network.model).clone()).model
+    sites = find_sites(base, resolve(base, network.shapes), min_channels=1)
+    assert not any(site.refusal and site.refusal.code == "in_function" for site in sites)
+    chosen = choices(sites, draw, exact=True)
+    result = onnx_pointwise.rewrite(
+        network.model,
+        plan=Plan(chosen),
+        calibration=None,
+        provider="none",
+        check=False,
+        min_channels=1,
+        input_shapes=network.shapes,
+        inline_functions=True,
+    )
+    after = serialize(result.model)
+    assert not after.functions or not chosen
+    onnx.checker.check_model(after, full_check=True)
+    require_alike(network, answers(network, network.model), answers(network, after), exact=True)
+
+
+def judged_it_is_the_same(network: Network, draw: Callable[[int, int], int]) -> None:
+    """The check of a rewrite that changes nothing finds nothing; a look at the network comes to an end."""
+    options: dict[str, Any] = {"input_shapes": network.shapes, "min_channels": 1}
+    looked = onnx_pointwise.inspect(network.model, **options)
+    assert len(looked.sites) == network.convolutions
+    chosen = choices(found(network), draw, exact=True)
+    result = onnx_pointwise.rewrite(
+        network.model, plan=Plan(chosen), calibration=None, provider="none", latency=False, **options
+    )
+    assert result.check is not None
+    json.dumps(result.to_dict(), allow_nan=False)
+    if "qdq" not in network.parts and network.dtype == np.float32:
+        assert result.passed and result.verdict == "same", [finding.text for finding in result.check.findings]
+
+
 def planned_it_keeps_its_promises_or_says_why_not(network: Network, draw: Callable[[int, int], int]) -> None:
     """A whole job: examples, plan, weights, check; whatever it says is a result or a sentence."""
     rng = np.random.default_rng(draw(0, 99))
@@ -189,6 +230,8 @@ def planned_it_keeps_its_promises_or_says_why_not(network: Network, draw: Callab
 HOLDS: dict[str, tuple[Callable[[Network, Callable[[int, int], int]], None], bool]] = {
     "exact": (at_full_rank_it_computes_what_it_did, False),
     "low": (below_it_is_valid_and_twice_is_stable, False),
+    "inlined": (inlined_it_computes_what_it_did, True),
+    "judged": (judged_it_is_the_same, True),
     "planned": (planned_it_keeps_its_promises_or_says_why_not, True),
 }
 
@@ -207,6 +250,18 @@ def test_at_full_rank_a_network_computes_what_it_did(network: Network, data: st.
 @settings(derandomize=True, deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
 def test_below_full_rank_a_network_is_valid_and_twice_is_stable(network: Network, data: st.DataObject) -> None:
     below_it_is_valid_and_twice_is_stable(network, drawing(data))
+
+
+@given(networks(runs=True), st.data())
+@settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+def test_inlined_a_network_computes_what_it_did(network: Network, data: st.DataObject) -> None:
+    inlined_it_computes_what_it_did(network, drawing(data))
+
+
+@given(networks(runs=True), st.data())
+@settings(derandomize=True, deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+def test_a_rewrite_that_changes_nothing_is_judged_the_same(network: Network, data: st.DataObject) -> None:
+    judged_it_is_the_same(network, drawing(data))
 
 
 @given(networks(runs=True), st.data())

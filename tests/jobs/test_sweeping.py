@@ -146,7 +146,11 @@ def test_rules_pick_from_the_front(swept: Sweep) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "words"),
-    [("0.1", "costs 0.1 or less"), ("same", "answers of none are same"), ("elbow", "no rule 'elbow'")],
+    [
+        ("0.1", "No network for none can be picked: none that keeps its limits costs 0.1 or less"),
+        ("same", "answers of none are same"),
+        ("elbow", "no rule 'elbow'"),
+    ],
 )
 def test_what_cannot_be_picked_is_refused(swept: Sweep, rule: str, words: str) -> None:
     with pytest.raises(PlanError, match=words):
