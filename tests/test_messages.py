@@ -139,7 +139,7 @@ USAGE: list[tuple[Callable[[], Any], type[OnnxPointwiseError], str]] = [
         PlanError,
         "--max-drift: give one number for all outputs, or one for each named output, not both.",
     ),
-    (lambda: parsing.weights("--head", [""]), PlanError, "--head: name a value, as VALUE or VALUE:2."),
+    (lambda: parsing.heads("--head", [""]), PlanError, "--head: name a value, as VALUE or VALUE:2."),
     (
         lambda: parsing.limits("--limit", ["picture:high"]),
         PlanError,
@@ -170,16 +170,16 @@ USAGE: list[tuple[Callable[[], Any], type[OnnxPointwiseError], str]] = [
     (lambda: heads(ignored=["z"]), InputError, "The model has no output 'z' to ignore; its outputs are y."),
     (lambda: heads(ignored=["y"]), InputError, "Every output is ignored; name at least one that counts."),
     (
-        lambda: heads(weights={"y": -1.0}),
+        lambda: heads(named={"y": -1.0}),
         InputError,
-        "The weight of head 'y' must be a number of at least 0, not -1.",
+        "The weight of head 'y' must be a number of at least 0, not -1.0.",
     ),
     (
-        lambda: heads(weights={"z": 1.0}),
+        lambda: heads(named={"z": 1.0}),
         InputError,
         "The model computes no value 'z' to measure at; its heads are 'y'.",
     ),
-    (lambda: heads(weights={"y": 0.0}), InputError, "The weights of the heads are all 0; give one of them a weight."),
+    (lambda: heads(named={"y": 0.0}), InputError, "The weights of the heads are all 0; give one of them a weight."),
     # Example inputs.
     (
         lambda: example("synthetic"),

@@ -656,7 +656,7 @@ def test_functions_that_return_a_model(function: str, module: str) -> None:
         (":build", "name both the module and the function"),
         ("users_models", "is a module; name the function in it"),
         ("users_models:number", "returned a int, not a keras.Model"),
-        ("users_models:constant", "is a int, not a function"),
+        ("users_models:constant", "is a int, not a function that returns a keras.Model"),
         ("users_models:wide", "must be callable without arguments, but needs width"),
         ("users_models:fails", "calling it failed with RuntimeError: no weights today"),
         ("users_broken:build", "importing users_broken failed with ModuleNotFoundError"),
