@@ -319,7 +319,11 @@ USAGE: list[tuple[Callable[[], Any], type[OnnxPointwiseError], str]] = [
         PlanError,
         "A target for the latency needs a provider to measure on; none plans by arithmetic alone.",
     ),
-    (lambda: rewrite(), PlanError, "Without a target, the cheapest network is searched whose answers stay the same, and only example inputs tell"),
+    (
+        lambda: rewrite(),
+        PlanError,
+        "Without a target, the cheapest network is searched whose answers stay the same, and only example inputs tell",
+    ),
     (
         lambda: rewrite(ratio=0.9, evaluate=failing("no data")),
         InputError,
