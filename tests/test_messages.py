@@ -139,7 +139,11 @@ USAGE: list[tuple[Callable[[], Any], type[OnnxPointwiseError], str]] = [
         PlanError,
         "--max-drift: give one number for all outputs, or one for each named output, not both.",
     ),
-    (lambda: parsing.heads("--head", [""]), PlanError, "--head: name a value, as VALUE or VALUE:2."),
+    (
+        lambda: parsing.heads("--head", [""]),
+        PlanError,
+        "--head : name a value, as VALUE, VALUE:2, VALUE:classes or VALUE:2:classes.",
+    ),
     (
         lambda: parsing.limits("--limit", ["picture:high"]),
         PlanError,
