@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -129,7 +130,40 @@ class Plan:
             raise PlanError(f"{where}: unknown method {method!r}; use one of {', '.join(get_args(Method))}.")
         choices = {name: _choice(name, entry, where) for name, entry in document["sites"].items()}
         budget, latency = document.get("budget", {}), document.get("latency", {})
+        if latency and not _is_record(latency):
+            raise PlanError(
+                f"{where}: 'latency' is what was measured when the plan was made, and is not whole; leave it as it was "
+                "written, or leave it out."
+            )
         return cls(choices, method=method, budget=budget, latency=latency)
+
+
+# What is written down of measurements: seconds and shares, which may be missing where nothing was timed.
+_MEASURED = ("dense_seconds", "sites_alone_seconds", "sites_inside_seconds", "sum_of_sites", "predicted")
+_PERHAPS = ("measured", "noise")
+
+
+def _is_record(latency: Mapping[str, Any]) -> bool:
+    """Whether a record of measurements is as `planning` writes it, so that reports can tell it again."""
+    sites = latency.get("sites")
+    return (
+        isinstance(latency.get("provider"), str)
+        and isinstance(latency.get("threads"), int | None)
+        and all(_is_number(latency.get(name)) for name in _MEASURED)
+        and all(latency.get(name, 0) is None or _is_number(latency.get(name)) for name in _PERHAPS)
+        and isinstance(sites, dict)
+        and all(
+            isinstance(site, dict)
+            and _is_number(site.get("dense"))
+            and _is_number(site.get("rewritten"))
+            and site["dense"] > 0
+            for site in sites.values()
+        )
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class _DuplicateError(ValueError):

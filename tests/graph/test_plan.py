@@ -198,3 +198,36 @@ def test_sites_that_cannot_be_rewritten_are_told_why() -> None:
     # What only would not pay is done when it is asked for.
     stem = {site.name: site for site in find_sites(load(conv_model(normal(8, 3, 3, 3), [9, 9])))}
     require_sites(Plan({"conv": Choice("reduce", 2)}), stem)
+
+
+def test_a_record_of_latency_that_is_not_whole_is_refused() -> None:
+    """Reports tell it again, after the model has been written."""
+    whole = {
+        "provider": "cpu",
+        "threads": None,
+        "dense_seconds": 1.0,
+        "sites_alone_seconds": 0.5,
+        "sites_inside_seconds": 0.5,
+        "sum_of_sites": 0.7,
+        "predicted": 0.7,
+        "measured": None,
+        "noise": 0.01,
+        "sites": {"a": {"dense": 0.5, "rewritten": 0.2}},
+    }
+    entry = {"sites": {"a": {"form": "reduce", "rank": 4}}}
+    assert Plan.from_json(json.dumps(entry | {"latency": whole})).latency == whole
+    assert Plan.from_json(json.dumps(entry | {"latency": {}})).latency == {}
+    wrong: list[dict[str, object]] = [
+        {name: value for name, value in whole.items() if name != "sites_alone_seconds"},
+        whole | {"dense_seconds": "1.0"},
+        whole | {"measured": True},
+        whole | {"provider": None},
+        whole | {"threads": "2"},
+        whole | {"predicted": float("inf")},
+        whole | {"sites": ["a"]},
+        whole | {"sites": {"a": {"dense": 0, "rewritten": 0.2}}},
+        whole | {"sites": {"a": {"dense": 0.5}}},
+    ]
+    for latency in wrong:
+        with pytest.raises(PlanError, match="'latency' is what was measured when the plan was made, and is not whole"):
+            Plan.from_json(json.dumps(entry | {"latency": latency}))
