@@ -6,7 +6,7 @@ content; and ONNX Runtime computes what Keras computes, on batches of one and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ BATCHES = (1, 3)
 #: Spatial sizes tried where the model leaves them open, a pair for each batch; multiples of 32 suit U-shaped networks.
 OPEN_SIZES = ((64, 64), (96, 64))
 TOLERANCE = 1e-4
+# Roundings, of the type that layers compute in, by which an output may be off.
+_ROUNDINGS = 8
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -93,15 +95,20 @@ def check_structure(model: onnx.ModelProto, inputs: Sequence[str], name: str) ->
 
 
 def _check_weights(graph: onnx.GraphProto, name: str) -> None:
-    outer = {tensor.name for tensor in graph.initializer}
-    for body in (graph, *bodies(graph)):
-        known = outer | {tensor.name for tensor in body.initializer}
-        for node in body.node:
-            if node.op_type in CONVOLUTIONS and node.input[1] not in known:
-                raise VerificationError(
-                    f"{name}: the weight of convolution {node.name!r} is computed in the graph instead of stored; "
-                    "export the model with static sizes (--input-shape) and without weight-changing wrappers."
-                )
+    """In loops, which recurrent layers become, the kernel is cut out of one for all gates: such stay as they are."""
+    known = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in CONVOLUTIONS and node.input[1] not in known:
+            raise VerificationError(
+                f"{name}: the weight of convolution {node.name!r} is computed in the graph instead of stored; "
+                "export the model with static sizes (--input-shape) and without weight-changing wrappers."
+            )
+
+
+def tolerance_of(dtypes: Iterable[str]) -> float:
+    """How far an export may be off: what float32 allows, or some roundings of the least precise type in between."""
+    precisions = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+    return max([TOLERANCE, *(_ROUNDINGS * precisions[dtype] for dtype in dtypes if dtype in precisions)])
 
 
 def check_agreement(

@@ -326,12 +326,22 @@ def to_onnx(
         except ExportError:
             raise
         except Exception as error:  # TensorFlow, tf2onnx and the model's own code raise many kinds
-            raise ExportError(f"{what}: the converter gave up: {first_line(error)}.") from error
+            raise ExportError(f"{what}: the converter gave up: {first_line(error)}{_way_out(specs)}.") from error
     if not isinstance(model, onnx.ModelProto):
         raise ExportError(f"{what}: the converter returned a {type(model).__name__} instead of an ONNX model.")
     plainly, wanted = [*inputs, *outputs], [*(spec.name for spec in specs), *output_names]
     rename_boundary(model.graph, dict(zip(plainly, wanted, strict=True)))
     return model
+
+
+def _way_out(specs: Sequence[Any]) -> str:
+    """What to try where the converter gave up on open sizes."""
+    unknown = [spec for spec in specs if spec.shape.rank and None in spec.shape[1:]]
+    if not unknown:
+        return ""
+    sizes = ",".join(str(size or 64) for size in unknown[0].shape[1:])
+    given = sizes if len(specs) == 1 else f"{unknown[0].name}={sizes}"
+    return f"; some layers need sizes that are known: name them, as in --input-shape {given}"
 
 
 def _shapes(rt: Runtime, named: Callable[..., dict[str, Any]], specs: Sequence[Any]) -> dict[str, Any]:

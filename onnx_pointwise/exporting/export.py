@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnx_pointwise.errors import OutputError
-from onnx_pointwise.exporting.check import TOLERANCE, check_agreement, check_inputs, check_structure
+from onnx_pointwise.exporting.check import (
+    TOLERANCE,
+    check_agreement,
+    check_inputs,
+    check_structure,
+    tolerance_of,
+)
 from onnx_pointwise.exporting.convert import DEFAULT_OPSET, check_memory, check_opset, check_size, to_onnx
+from onnx_pointwise.exporting.layouts import channels_last_inside
 from onnx_pointwise.exporting.names import rename_dimensions, rename_graph
 from onnx_pointwise.exporting.runtime import ExportError, Runtime, runtime
 from onnx_pointwise.exporting.sources import SavedModelSource, open_source
@@ -64,7 +71,7 @@ def export(
     signature: str | None = None,
     unsafe: bool = False,
     ignore_memory: bool = False,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
 ) -> ExportResult:
     """Export a Keras model and verify the result.
 
@@ -77,7 +84,8 @@ def export(
         signature: which signature of a SavedModel folder.
         unsafe: load Lambda layers; that runs code from the file.
         ignore_memory: convert even if the memory is estimated not to suffice.
-        tolerance: largest relative difference allowed between ONNX Runtime and Keras.
+        tolerance: largest relative difference allowed between ONNX Runtime and Keras; 1e-4 if None, more where layers
+            compute in half precision.
 
     Raises:
         ExportError: the source cannot be read or converted.
@@ -92,27 +100,33 @@ def export(
     check_size(traceable.weight_bytes, name)
     if not ignore_memory:
         check_memory(traceable.weight_bytes, name)
-    with traceable.tracing():
-        model = to_onnx(rt, traceable.call, traceable.specs, traceable.output_names, name, opset=opset, nchw=nchw)
-    graph = model.graph
-    naming = rename_graph(graph, traceable.layer_of, traceable.kernels, [entry.name for entry in traceable.layers])
-    rename_dimensions(graph)
-    graph.name = title
-    graph.ClearField("doc_string")
-    check_structure(model, [spec.name for spec in traceable.specs], name)
-    agreement = check_agreement(
-        model,
-        traceable.specs,
-        traceable.reference,
-        name,
-        channels_first=[nchw and spec.shape.rank == 4 for spec in traceable.specs],
-        tolerance=tolerance,
-    )
+    dtypes = sorted({str(getattr(entry.layer, "compute_dtype", "")) for entry in traceable.layers})
+    allowed = tolerance_of(dtypes) if tolerance is None else tolerance
+    with channels_last_inside(rt):
+        with traceable.tracing():
+            model = to_onnx(rt, traceable.call, traceable.specs, traceable.output_names, name, opset=opset, nchw=nchw)
+        graph = model.graph
+        naming = rename_graph(graph, traceable.layer_of, traceable.kernels, [entry.name for entry in traceable.layers])
+        rename_dimensions(graph)
+        graph.name = title
+        graph.ClearField("doc_string")
+        check_structure(model, [spec.name for spec in traceable.specs], name)
+        agreement = check_agreement(
+            model,
+            traceable.specs,
+            traceable.reference,
+            name,
+            channels_first=[nchw and spec.shape.rank == 4 for spec in traceable.specs],
+            tolerance=allowed,
+        )
     rows = summarize(model, traceable.layers, naming)
     if target is not None:
         with atomic_folder(target) as scratch:
             (scratch / target.name).write_bytes(model.SerializeToString(deterministic=True))
     notes = [*traceable.notes, *_notes(rows, traceable)]
+    if tolerance is None and allowed > TOLERANCE:
+        half = " and ".join(dtype for dtype in dtypes if tolerance_of([dtype]) > TOLERANCE)
+        notes.append(f"Layers compute in {half}, so agreement was asked for to {allowed:.1e} only.")
     if not agreement.telling:
         notes.append("The outputs do not change with the input, as in an untrained network: agreement says little.")
     return ExportResult(model, rows, tuple(notes), agreement.error, agreement.batches, target)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from onnx_pointwise.errors import OnnxPointwiseError
+
+_LONG = 200
+# What TensorFlow puts around some of its messages.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ExportError(OnnxPointwiseError):
@@ -75,8 +80,13 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, without the full stop; its type where it has none."""
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    # TensorFlow puts the trace of a traced function first and what went wrong last.
+    """The first line that says what went wrong, without the full stop; the error's type where it says nothing."""
+    text = _COLOUR.sub("", str(error)).partition("Arguments received by")[0].strip() or type(error).__name__
+    lines = [line for line in text.splitlines() if line.strip()]
+    # TensorFlow puts the trace of a traced function first and what went wrong last; Keras names the layer before it.
     line = lines[-1] if lines[0].startswith("in user code") else lines[0]
+    if line.startswith("Exception encountered when calling") and len(lines) > 1:
+        line = f"{line.strip().rstrip('.')}: {lines[1].strip()}"
+    if len(line) > _LONG:  # advice follows, on how to write a layer
+        line = line.partition(". ")[0]
     return line.strip().rstrip(".:")

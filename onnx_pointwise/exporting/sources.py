@@ -113,6 +113,17 @@ def _keras_file(rt: Runtime, path: Path, unsafe: bool) -> Any:
             f"{path}: layer {layer!r} is a Lambda, whose code lies in the file and would be run by loading it; "
             "pass --unsafe if you trust where the file comes from."
         )
+    if not unsafe and (layer := next(_saved_models(config), None)) is not None:
+        raise ExportError(
+            f"{path}: layer {layer[0]!r} is a SavedModel (TFSMLayer) in the folder {layer[1]!r}, whose code would be "
+            "run by loading it; pass --unsafe if you trust where both come from."
+        )
+    for name, folder in _saved_models(config):
+        if not Path(folder).is_dir():
+            raise ExportError(
+                f"{path}: layer {name!r} is the SavedModel in the folder {folder!r}, which is not there; run the "
+                "export where that path leads to it."
+            )
     try:
         with quiet():
             # Without compiling: training state of Keras 2 names optimizers and losses that no longer exist.
@@ -187,6 +198,19 @@ def _lambdas(config: Any) -> Iterator[str]:
     elif isinstance(config, list):
         for value in config:
             yield from _lambdas(value)
+
+
+def _saved_models(config: Any) -> Iterator[tuple[str, str]]:
+    """Names and folders of the layers that are SavedModels, in a model configuration."""
+    if isinstance(config, dict):
+        inner = config.get("config")
+        if config.get("class_name") == "TFSMLayer" and isinstance(inner, dict):
+            yield str(inner.get("name", "layer")), str(inner.get("filepath", ""))
+        for value in config.values():
+            yield from _saved_models(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _saved_models(value)
 
 
 # Folders

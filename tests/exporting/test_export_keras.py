@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import shutil
@@ -21,7 +22,6 @@ from typer.testing import CliRunner
 from onnx_pointwise.cli.app import app as commands
 from onnx_pointwise.errors import OnnxPointwiseError, OutputError
 from onnx_pointwise.exporting import check, convert, runtime
-from onnx_pointwise.exporting import export as exporting
 from tests.keras_models import (
     IMAGE,
     Structured,
@@ -38,6 +38,8 @@ from tests.keras_models import (
     tf,
 )
 from tools.export_keras import ExportError, ExportResult, VerificationError, app, export, parse_input_shape
+
+exporting = importlib.import_module("onnx_pointwise.exporting.export")  # the wing hands out a function of that name
 
 # TensorFlow and a software GPU driver bring an LLVM each, and crash one another in one process.
 pytestmark = pytest.mark.keras
@@ -981,3 +983,63 @@ def test_a_keras_file_is_rewritten_in_one_go(tmp_path: Path) -> None:
     (tmp_path / "broken.keras").write_text("nothing")
     result = CliRunner().invoke(commands, ["inspect", str(tmp_path / "broken.keras")])
     assert result.exit_code == 2 and "broken.keras" in result.output
+
+
+# --- kinds of models that once failed, or were refused without a way out ----------------------------------------------
+
+
+def test_channels_first() -> None:
+    """TensorFlow computes channels last alone on a processor; the layers transpose, and what cancels is gone."""
+    inputs = keras.Input((8, 12, 12), name="image")
+    x = layers.Conv2D(12, 3, padding="same", data_format="channels_first", name="c1")(inputs)
+    x = layers.MaxPooling2D(2, data_format="channels_first")(layers.ReLU()(layers.BatchNormalization(axis=1)(x)))
+    result = export(keras.Model(inputs, layers.Conv2D(4, 3, data_format="channels_first", name="c2")(x)))
+    assert result.max_error < 1e-5
+    assert [list(node.input)[1] for node in nodes(result.model, "Conv")]
+
+
+def test_recurrent_convolutions() -> None:
+    inputs = keras.Input((3, 10, 10, 4), name="frames")
+    result = export(keras.Model(inputs, layers.ConvLSTM2D(6, 3, padding="same", name="lstm")(inputs)))
+    assert result.max_error < 1e-5
+
+
+def test_half_precision_is_held_against_its_own_rounding() -> None:
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        inputs = keras.Input((10, 10, 8), name="image")
+        x = layers.GlobalAveragePooling2D()(layers.Conv2D(12, 3, padding="same", name="c1")(inputs))
+        model = keras.Model(inputs, layers.Activation("softmax", dtype="float32")(layers.Dense(5, name="fc")(x)))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    result = export(model)
+    assert result.max_error < 8 * 2**-10
+    assert any("compute in float16, so agreement was asked for to 7.8e-03 only" in note for note in result.notes)
+    with pytest.raises(VerificationError, match="differs from the original"):
+        export(model, tolerance=1e-9)
+
+
+def test_sizes_that_are_open_are_named_as_the_way_out() -> None:
+    inputs = keras.Input((None, None, 4), name="image")
+    x = layers.UpSampling2D(2, interpolation="bilinear", name="up")(layers.Conv2D(6, 3, name="c1")(inputs))
+    model = keras.Model(inputs, x)
+    with pytest.raises(
+        ExportError,
+        match=r"the converter gave up: .{20,150}; some layers need sizes .*, as in --input-shape 64,64,4",
+    ):
+        export(model)
+    assert export(model, input_shape=(12, 12, 4)).max_error < 1e-5
+
+
+def test_a_layer_that_is_a_saved_model(tmp_path: Path) -> None:
+    inputs = keras.Input((10, 10, 4), name="image")
+    keras.Model(inputs, layers.Conv2D(6, 3, name="c1")(inputs)).export(tmp_path / "saved", verbose=False)
+    wrapped = layers.TFSMLayer(str(tmp_path / "saved"), call_endpoint="serve", name="wrapped")(inputs)
+    path = tmp_path / "model.keras"
+    keras.Model(inputs, layers.Conv2D(3, 3, name="after")(wrapped)).save(path)
+    with pytest.raises(ExportError, match=r"layer 'wrapped' is a SavedModel .*pass --unsafe if you trust"):
+        export(path)
+    assert export(path, unsafe=True).max_error < 1e-5
+    (tmp_path / "saved").rename(tmp_path / "elsewhere")
+    with pytest.raises(ExportError, match=r"layer 'wrapped' is the SavedModel in the folder .*, which is not there"):
+        export(path, unsafe=True)
