@@ -113,12 +113,12 @@ def _keras_file(rt: Runtime, path: Path, unsafe: bool) -> Any:
             f"{path}: layer {layer!r} is a Lambda, whose code lies in the file and would be run by loading it; "
             "pass --unsafe if you trust where the file comes from."
         )
-    if not unsafe and (layer := next(_saved_models(config), None)) is not None:
-        raise ExportError(
-            f"{path}: layer {layer[0]!r} is a SavedModel (TFSMLayer) in the folder {layer[1]!r}, whose code would be "
-            "run by loading it; pass --unsafe if you trust where both come from."
-        )
     for name, folder in _saved_models(config):
+        if not unsafe:
+            raise ExportError(
+                f"{path}: layer {name!r} is a SavedModel (TFSMLayer) in the folder {folder!r}, whose code would be "
+                "run by loading it; pass --unsafe if you trust where both come from."
+            )
         if not Path(folder).is_dir():
             raise ExportError(
                 f"{path}: layer {name!r} is the SavedModel in the folder {folder!r}, which is not there; run the "
