@@ -78,7 +78,7 @@ class Network:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of its inputs; subgraphs declare sizes, so that it runs with no others."""
+        """Shapes of its inputs."""
         return {name: array.shape for name, array in self.feeds.items()}
 
     @property
@@ -105,6 +105,7 @@ class _Maker:
     axes: int
     batch: int
     rng: np.random.Generator
+    open: bool
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, Array] = field(default_factory=dict)
     fed: dict[str, Array] = field(default_factory=dict)
@@ -381,7 +382,9 @@ class _Maker:
             self.inside -= 1
 
     def _declared(self, x: Value, *, shape: bool = True) -> onnx.ValueInfoProto:
-        dims: list[Any] | None = [self.batch, x.channels, *x.size] if shape else None
+        # What a subgraph states of sizes holds for whatever sizes come in.
+        sizes = [None] * len(x.size) if self.open else list(x.size)
+        dims: list[Any] | None = [None if self.open else self.batch, x.channels, *sizes] if shape else None
         return helper.make_tensor_value_info(x.name, element_type(self.dtype), dims)
 
     def branches(self, x: Value) -> Value:
@@ -553,7 +556,7 @@ def networks(draw: st.DrawFn, *, runs: bool = False) -> Network:
     axes = draw(st.sampled_from([2, 2, 2, 2, 1, 3]))
     batch = draw(st.sampled_from([1, 2]))
     rng = np.random.default_rng(draw(st.integers(0, 2**20)))
-    made = _Maker(draw, opset, ir_version, dtype, axes, batch, rng)
+    made = _Maker(draw, opset, ir_version, dtype, axes, batch, rng, draw(st.booleans()))
     size = tuple(draw(st.integers(4, 9 if axes < 3 else 5)) for _ in range(axes))
     channels = draw(st.sampled_from([1, 3, 4, 6]))
     source = Value(made.name("x", made.taken), channels, size)
@@ -572,7 +575,7 @@ def _closed(made: _Maker, source: Value, last: Value) -> Network:
     inputs = []
     for name, array in made.fed.items():
         dims: list[Any] = list(array.shape)
-        if name == source.name:
+        if name == source.name and made.open:
             dims[0] = made.pick(dims[0], dims[0], "N", None)
             dims[2:] = [made.pick(size, size, f"s{axis}", None) for axis, size in enumerate(dims[2:])]
         inputs.append(helper.make_tensor_value_info(name, element_type(array.dtype), dims))

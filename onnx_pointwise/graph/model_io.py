@@ -139,12 +139,21 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path) -> ir.Model:
         with quiet("onnx_ir.serde"), map_types.taken_out(proto) as types:
             model = ir.serde.deserialize_model(proto)
         map_types.keep(model, types)
+        _keep_inputs_as_declared(model, proto)
         _require_sense(model, where, folder)
     except ModelError:
         raise
     except Exception as error:  # onnx_ir raises whatever its readers raise, some of it late
         raise ModelError(f"{where}: the model cannot be read: {innermost(error)}.") from error
     return model
+
+
+def _keep_inputs_as_declared(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """An input that is an output, too, is one value to onnx_ir, which takes its shape from the output."""
+    declared = {info.name: info for info in proto.graph.input}
+    for value in model.graph.inputs:
+        if value.is_graph_output():
+            ir.serde.deserialize_value_info_proto(declared[str(value.name)], value)
 
 
 def _require_sense(model: ir.Model, where: str, folder: Path) -> None:

@@ -124,3 +124,11 @@ def test_a_default_of_an_input_is_no_second_value() -> None:
     proto = chain()
     proto.graph.input.append(value("W1", [8, 6, 3, 3]))
     assert len(find_sites(load(proto))) == 2
+
+
+def test_an_input_that_is_an_output_stays_as_it_is_declared() -> None:
+    node = helper.make_node("Relu", ["x"], ["y"])
+    outputs = [value("y", ["a", "b"]), value("x", ["c", "d"])]
+    read = load(make_model([node], [value("x", ["n", 4])], outputs))
+    assert list(map(str, read.graph.inputs[0].shape)) == ["n", "4"]
+    assert serialize(read).graph.input[0] == value("x", ["n", 4])
