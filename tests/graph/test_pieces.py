@@ -182,3 +182,19 @@ def test_a_1x1_before_a_spatial_piece_is_not_merged_with_it() -> None:
     assert [node.name for node in full.graph.node] == wanted
     x = normal(1, 6, 9, 9)
     assert relative(run(model, x=x)[0], run(full, x=x)[0]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("form", "channels"),
+    [
+        ("reduce", [(2, 7), (5, 2)]),
+        ("expand", [(2, 7), (5, 2)]),
+        ("reduce_expand", [(2, 7), (3, 2), (5, 3)]),
+        ("vertical", [(2, 7), (5, 2)]),
+        ("horizontal", [(2, 7), (5, 2)]),
+    ],
+)
+def test_what_each_piece_reads_and_puts_out(form: Form, channels: list[tuple[int, int]]) -> None:
+    (site,) = find_sites(load(conv_model(normal(5, 7, 3, 3), [8, 8])))
+    rank = (2, 3) if form == "reduce_expand" else 2
+    assert [(piece.out_channels, piece.in_channels) for piece in pieces(site, form, rank)] == channels

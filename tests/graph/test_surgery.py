@@ -20,9 +20,9 @@ from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph.model_io import load, serialize
 from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import find_sites
-from onnx_pointwise.graph.surgery import BottleneckPass, Replacement
+from onnx_pointwise.graph.surgery import BottleneckPass, Replacement, corrected
 from onnx_pointwise.numerics import forms
-from onnx_pointwise.numerics.factorize import factorize
+from onnx_pointwise.numerics.factorize import compose, factorize
 from onnx_pointwise.numerics.forms import FORMS, Form, Rank, has_form
 from tests.graphs import (
     BEHIND,
@@ -644,3 +644,31 @@ def test_all_sites_of_a_network_at_once() -> None:
         cheap = rewritten(model, choices)
         assert relative(reference, run(cheap, x=x)[0]) < 1e-5
         assert not any(node.op_type == "BatchNormalization" for node in cheap.graph.node)
+
+
+def test_the_bias_takes_up_what_factors_do_to_the_mean() -> None:
+    kernel, bias, mean = normal(5, 4, 3, 3), normal(5, seed=1), normal(36, seed=2).astype(np.float64)
+    site = only_site(conv_model(kernel, [8, 8], bias=bias))
+    made = Replacement(factorize(kernel, "reduce", 2), None)
+    better = corrected(site, made, mean)
+    assert better.factors is made.factors and better.bias is not None
+    flat = [array.astype(np.float64).reshape(5, -1) for array in (kernel, compose(made.factors))]
+    np.testing.assert_allclose(flat[1] @ mean + better.bias, flat[0] @ mean + bias, rtol=1e-6, atol=1e-6)
+    bare = corrected(only_site(conv_model(kernel, [8, 8])), made, mean)
+    assert bare.bias is not None
+    np.testing.assert_allclose(flat[1] @ mean + bare.bias, flat[0] @ mean, rtol=1e-6, atol=1e-6)
+
+
+def test_what_made_a_kernel_goes_with_it_to_the_last_constant() -> None:
+    nodes = [
+        helper.make_node("Mul", ["V", "g"], ["scaled"], name="scale"),
+        helper.make_node("Transpose", ["scaled"], ["W"], name="turn", perm=[1, 0, 2, 3]),
+        helper.make_node("Conv", ["x", "W"], ["y"], name="conv", pads=[1] * 4),
+    ]
+    weights = {"V": normal(4, 6, 3, 3), "g": normal(1, 6, 1, 1)}
+    model = make_model(nodes, [value("x", [1, 4, 8, 8])], [value("y", [1, 6, 8, 8])], weights)
+    after = rewritten(model, {"conv": Choice("reduce", 4)})
+    assert {node.op_type for node in after.graph.node} == {"Conv"}
+    assert not {"V", "g"} & {tensor.name for tensor in after.graph.initializer}
+    x = normal(1, 4, 8, 8)
+    assert relative(run(model, x=x)[0], run(after, x=x)[0]) < 1e-5
