@@ -6,7 +6,8 @@ import re
 
 _LIMIT = 400
 _STATUS = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
-_SOURCE_LOCATION = re.compile(r"\S*/?[\w./]+\.(?:cc|cpp|cxx|cu|h|hpp):\d+\s+")
+# From the beginning of a word: a message may hold a name of thousands of characters.
+_SOURCE_LOCATION = re.compile(r"(?<!\S)\S*[\w./]\.(?:cc|cpp|cxx|cu|h|hpp):\d+\s+")
 _LEAD_IN = re.compile(
     r"^(?:(?:Exception during initialization|Error creating execution provider|Load model from \S+ failed):"
     r"|This is an invalid model\.)\s*"
