@@ -169,7 +169,9 @@ def _run_for_shapes(
     feeds = {}
     for value in runtime_inputs(probe):
         name = str(value.name)
-        if name not in inputs or value.dtype is None:
+        if value.dtype in (None, ir.DataType.UNDEFINED):
+            raise ModelError(f"{model_name}: input '{name}' declares no element type; the file is damaged.")
+        if name not in inputs:
             raise ModelError(f"Input '{name}' declares no shape; give one with --input-shape {name}:1,...")
         feeds[name] = np.zeros(inputs[name], value.dtype.numpy())
     with runtime_source(probe) as source:

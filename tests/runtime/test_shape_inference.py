@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -311,3 +312,10 @@ def test_examples_of_other_sizes_are_others() -> None:
     assert another_size((1, 512, 512, 3)) == (1, 224, 224, 3)
     assert another_size((1, 224)) == (1, 256)
     assert another_size((1, 1, 33, 100)) == (1, 1, 64, 128)
+
+
+def test_an_input_without_an_element_type_is_named() -> None:
+    model = load(conv_model(normal(5, 4, 3, 3), [8, 8]))
+    model.graph.inputs[0].type = ir.TensorType(ir.DataType.UNDEFINED)
+    with pytest.raises(ModelError, match="input 'x' declares no element type; the file is damaged"):
+        shapes_module._run_for_shapes(model, model.graph.outputs, {"x": (1, 4, 8, 8)}, "the model")
