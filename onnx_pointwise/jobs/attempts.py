@@ -51,7 +51,7 @@ def fitted(net: Network, plan: Plan, found: Study | None, settings: Settings, *,
             made = make_weights(found, plan.choices, refit=refit, predict=predict, progress=settings.tell)
         weights = dict(made.replacements) if made is not None else {}
         for name, choice in plan.choices.items():
-            if name not in weights:
+            if name not in weights and name in sites:  # the surgery says what is wrong with others
                 weights[name] = replacement(sites[name], choice, plan.method)
     model = net.base.clone()
     BottleneckPass(plan, weights)(model)
