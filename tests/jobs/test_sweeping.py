@@ -147,7 +147,7 @@ def test_rules_pick_from_the_front(swept: Sweep) -> None:
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ("0.1", "No network for none can be picked: none that keeps its limits costs 0.1 or less"),
+        ("0.1", "No network for cpu can be picked: none that keeps its limits costs 0.1 or less"),
         ("same", "answers of none are same"),
         ("elbow", "no rule 'elbow'"),
     ],
