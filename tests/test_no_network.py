@@ -47,7 +47,7 @@ def test_no_command_asks_the_network(
 ) -> None:
     install(monkeypatch, 8)
     source, out = small_folder / "small.onnx", tmp_path / "out.onnx"
-    given = ("--calibration", small_folder / "small.npz")
+    given = ("--calibration", f"{small_folder / 'small.npz'}:examples")
     for line in (
         ("providers",),
         ("inspect", source),

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from onnx_pointwise.cli.app import app as commands
 from onnx_pointwise.errors import OnnxPointwiseError, OutputError
-from onnx_pointwise.exporting import check, convert, runtime
+from onnx_pointwise.exporting import check, convert
 from tests.keras_models import (
     IMAGE,
     Structured,
@@ -826,7 +826,7 @@ def test_another_keras_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_errors_belong_to_the_packages_tree() -> None:
     assert issubclass(VerificationError, ExportError)
     assert issubclass(ExportError, OnnxPointwiseError)
-    assert ExportError is runtime.ExportError
+    assert ExportError is exporting.ExportError
 
 
 # The converter is not trusted
