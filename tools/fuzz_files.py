@@ -10,6 +10,9 @@ traceback, took longer than 10 seconds of processor time or more than 1 GiB, or 
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 import io
 import json
 import os
@@ -38,6 +41,8 @@ SECONDS, BYTES = 10.0, 2**30
 _ADDRESSES = 12 * 2**30
 # Seconds after which a case is given up, however busy the machine is.
 _PATIENCE = 600.0
+# Cases after which a process lays aside what it keeps.
+_FROZEN = 100
 _QUICK = ("--provider", "none", "--no-latency", "--min-channels", "2")
 _INTERESTING = (0, 1, -1, 2, 127, 128, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, -(2**63))
 
@@ -351,10 +356,6 @@ def run_case(made: Case, number: int) -> Outcome:
     """Run a case in this process, in a folder of its own."""
     import resource
 
-    from typer.testing import CliRunner
-
-    from onnx_pointwise.cli.app import app
-
     with tempfile.TemporaryDirectory() as folder:
         before = Path.cwd()
         os.chdir(folder)
@@ -364,7 +365,7 @@ def run_case(made: Case, number: int) -> Outcome:
                 Path(name).write_bytes(data)
             _reset_peak()
             start = resource.getrusage(resource.RUSAGE_SELF)
-            result = CliRunner().invoke(app, list(made.line))
+            result = _invoke(made.line)
             end = resource.getrusage(resource.RUSAGE_SELF)
             there = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
         finally:
@@ -375,8 +376,45 @@ def run_case(made: Case, number: int) -> Outcome:
     return Outcome(**(asdict(outcome) | {"fault": fault}))
 
 
+@dataclass(frozen=True)
+class _Result:
+    """How a command ended: with what exit code or exception, and what it printed."""
+
+    exit_code: int
+    exception: Exception | None
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+
+@functools.cache
+def _command() -> Any:
+    """The commands, read once for all cases: that takes longer than most of these."""
+    from onnx_pointwise.cli.app import app
+
+    return typer.main.get_command(app)
+
+
+def _invoke(line: Sequence[str]) -> _Result:
+    """Run a command in this process as the shell would."""
+    printed, said = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    code, failure = 0, None
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+        try:
+            _command().main(list(line), prog_name="onnx-pointwise")
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except Exception as error:
+            code, failure = 1, error
+    texts = [stream.buffer.getvalue().decode() for stream in (printed, said)]  # type: ignore[attr-defined]
+    return _Result(code, failure, texts[0], texts[1])
+
+
 def _fault(result: Any, new: Sequence[str], outcome: Outcome) -> str:
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
+    if result.exception is not None:
         return "".join(traceback.format_exception(result.exception))[-2000:]
     if result.exit_code not in (0, 1, 2):
         return f"exit code {result.exit_code}"
@@ -413,7 +451,11 @@ def _work(seed: int) -> None:
     answers = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # native libraries write where they like
-    for text in sys.stdin:
+    for turn, text in enumerate(sys.stdin):
+        if turn % _FROZEN == 1:
+            # What the imports left is looked through in every collection otherwise, and jobs collect often.
+            gc.collect()
+            gc.freeze()
         answers.write(json.dumps(asdict(run_case(case(seed, int(text)), int(text)))) + "\n")
         answers.flush()
 

@@ -154,5 +154,5 @@ class Norm:
 def regular_inverse(symmetric: Array) -> Array:
     """Inverse of a positive semidefinite matrix with tiny eigenvalues lifted; only ever a preconditioner."""
     values, vectors = np.linalg.eigh(symmetric)
-    values = np.maximum(values, max(float(values[-1]), np.finfo(np.float64).tiny) * 1e-8)
+    values = np.maximum(values, max(float(values[-1]) * 1e-8, float(np.finfo(np.float64).tiny)))
     return cast(Array, (vectors / values) @ vectors.T)
