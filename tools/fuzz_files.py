@@ -409,7 +409,7 @@ def _invoke(line: Sequence[str]) -> _Result:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except Exception as error:
             code, failure = 1, error
-    texts = [stream.buffer.getvalue().decode() for stream in (printed, said)]  # type: ignore[attr-defined]
+    texts = [stream.buffer.getvalue().decode() for stream in (printed, said)]
     return _Result(code, failure, texts[0], texts[1])
 
 

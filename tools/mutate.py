@@ -43,7 +43,13 @@ class Part:
 PARTS = {
     "factorisation": Part(
         ("onnx_pointwise/numerics/factorize.py",),
-        ("tests/numerics/test_forms.py", "tests/numerics/test_factorize.py"),
+        (
+            "tests/numerics/test_least_squares.py",
+            "tests/numerics/test_forms.py",
+            "tests/numerics/test_degenerate.py",
+            "tests/numerics/test_outputs.py",
+            "tests/numerics/test_factorize.py",
+        ),
     ),
     "forms": Part(
         ("onnx_pointwise/numerics/forms.py", "onnx_pointwise/graph/pieces.py"),
@@ -125,7 +131,7 @@ def measure(part: Part, *, count: int | None, seed: int, show: Path | None) -> T
     from cosmic_ray.testing import run_tests
     from cosmic_ray.work_item import TestOutcome
 
-    command = f"{sys.executable} -m pytest -q -x -p no:cacheprovider {' '.join(part.tests)}"
+    command = f"{sys.executable} -m pytest -q -x -p no:cacheprovider -p tools.unshrunk {' '.join(part.tests)}"
     items = [item for module in part.modules for item in mutations(Path(module))]
     drawn = items if count is None else random.Random(seed).sample(items, min(count, len(items)))
     tally = Tally(len(drawn), len(items))
