@@ -74,11 +74,16 @@ PARTS = {
     ),
     "forms": Part(
         ("onnx_pointwise/numerics/forms.py", "onnx_pointwise/graph/pieces.py"),
-        ("tests/graph/test_pieces.py", "tests/numerics/test_forms.py", "tests/numerics/test_factorize.py"),
+        (
+            "tests/numerics/test_forms.py",
+            "tests/graph/test_pieces.py",
+            "tests/graph/test_transposed.py",
+            "tests/graph/test_surgery.py",
+        ),
     ),
     "surgery": Part(
         ("onnx_pointwise/graph/surgery.py",),
-        ("tests/graph/test_pieces.py", "tests/graph/test_surgery.py"),
+        ("tests/graph/test_surgery.py", "tests/graph/test_transposed.py", "tests/graph/test_pieces.py"),
     ),
 }
 
