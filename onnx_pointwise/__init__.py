@@ -66,11 +66,11 @@ def _repr_html_(result: object) -> str:
     return notebook.html(result)
 
 
-def save_report(result: CheckResult | Inspection | RewriteResult | Sweep, path: str | Path) -> None:
+def save_report(result: Batch | CheckResult | Inspection | RewriteResult | Sweep, path: str | Path) -> None:
     """Write a result as one HTML page, complete in itself; it takes the extra ``report``.
 
     Args:
-        result: Of `rewrite`, `insert_pointwise`, `check`, `inspect` or `sweep`.
+        result: Of `rewrite`, `rewrite_all`, `insert_pointwise`, `check`, `inspect` or `sweep`.
         path: The file.
 
     Raises:

@@ -252,7 +252,7 @@ class HeldBack:
 
     inputs: Mapping[str, NDArray[Any]] | None = option(
         None,
-        "Inputs to check with, by name; examples held back, or random ones, otherwise.",
+        "Inputs to check with, by name; examples held back, drawn images or random numbers otherwise.",
         unit="[N, ...] each",
         line=Line(metavar="FILE.npz[:KEY]", syntax="npz"),
     )
@@ -266,7 +266,7 @@ class Given:
 
     inputs: Mapping[str, NDArray[Any]] | None = option(
         None,
-        "Inputs to check with, by name; random ones, which say little of real answers, otherwise.",
+        "Inputs to check with, by name; else drawn images where the network takes images, or random numbers.",
         unit="[N, ...] each",
         line=Line(metavar="FILE.npz[:KEY]", syntax="npz"),
     )

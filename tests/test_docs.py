@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import onnx
 import pytest
 import yaml
 
+import onnx_pointwise
 from onnx_pointwise.cli.app import app
 from onnx_pointwise.jobs import checking
 from onnx_pointwise.schema import options
@@ -75,7 +80,44 @@ def test_the_file_of_options_and_the_workflow_of_olive_name_options_that_there_a
     assert {"target_macs", "provider", "calibration", "ranks"} <= set(yaml.safe_load((place / "job.yaml").read_text()))
     (document,) = [json.loads(block.values[0]) for block in blocks("json")]
     assert set(document["passes"]["pointwise"]) - {"type"} <= known
-    assert yaml.safe_load((ROOT / "docs" / "check-model.yml").read_text())["jobs"]["check"]["steps"]
+
+
+def run_step(line: str) -> subprocess.CompletedProcess[str]:
+    """Run a step as the workflow's machine does, where packages that are installed come from nowhere else."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", line]
+    environment = os.environ | {"PATH": path, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    return subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_workflow_passes_and_fails_with_the_model(place: Path) -> None:
+    commands = Path(sys.executable).parent
+    for name in ("pip", "onnx-pointwise"):
+        if shutil.which(name, path=str(commands)) is None:
+            pytest.skip(f"{name} is not installed beside this Python")
+    workflow = yaml.safe_load((ROOT / "docs" / "check-model.yml").read_text())
+    steps = workflow["jobs"]["check"]["steps"]
+    lines = [step["run"] for step in steps if "run" in step]
+    assert len(lines) == 2 and lines[0].startswith("pip install")
+    np.savez("models/images.npz", image=examples(32))
+    cheaper = onnx_pointwise.rewrite(
+        "models/model.onnx", target_macs=0.9, provider="none", calibration="models/images.npz", latency=False
+    )
+    cheaper.save("models/cheaper.onnx")
+    for line in lines:
+        done = run_step(line)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (kept,) = [step["with"]["path"] for step in steps if step.get("if") == "always()"]
+    assert json.loads(Path(kept).read_text())["passed"] is True
+    Path(kept).unlink()
+    other = network()
+    for item in other.graph.initializer:
+        item.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(item)[::-1].copy(), item.name))
+    onnx.save(other, "models/cheaper.onnx")
+    assert run_step(lines[1]).returncode == 1
+    assert json.loads(Path(kept).read_text())["passed"] is False
+    Path("models/cheaper.onnx").unlink()
+    assert run_step(lines[1]).returncode == 2
 
 
 def test_links_lead_somewhere() -> None:

@@ -19,6 +19,8 @@ from onnx_pointwise.study import Head, Heads, Kind
 
 # Fewer answers than this say nothing of how often two networks agree: one more or less would be another verdict.
 _ENOUGH = 10
+# A name in a sentence is shortened beyond this.
+_NAME = 40
 _SCORERS = {"Sigmoid", "HardSigmoid", "Softmax"}
 _CHOOSERS = {"Softmax", "LogSoftmax", "ArgMax"}
 _SOFTMAX_OF_LAST = 13
@@ -88,8 +90,9 @@ class HeadCheck:
     @property
     def place(self) -> str:
         """Where it is, for a person: by its output, and by its own name where others go into that, too."""
-        outputs = " and ".join(self.outputs) or self.value
-        return f"{outputs} ({self.kind})" if self.whole else f"{outputs} ({self.kind}, {shortened(self.value, 36)})"
+        value = shortened(self.value, _NAME)
+        outputs = " and ".join(shortened(name, _NAME) for name in self.outputs) or value
+        return f"{outputs} ({self.kind})" if self.whole else f"{outputs} ({self.kind}, {value})"
 
     @json_ready
     def to_dict(self) -> dict[str, Any]:

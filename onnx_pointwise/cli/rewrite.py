@@ -46,8 +46,6 @@ def rewrite(
     if models_in(source) is not None:
         if save_plan is not None:
             raise OutputError("--save-plan is for one model; the plans of many are in the JSON.")
-        if output.report is not None:
-            raise OutputError("--report is for one model; the results of many are in the JSON.")
         _many(source, target, replace(settings, force=force, external_data=external_data), output)
         return
     if settings.scheduler is not None:

@@ -16,10 +16,10 @@ from onnx_pointwise.errors import InputError
 from onnx_pointwise.examples.preprocessing import (
     ImageInput,
     Layout,
+    Mapped,
     Preprocessing,
     choose_preprocessing,
     image_input,
-    preset_of,
 )
 from onnx_pointwise.examples.synthetic import dead_leaves
 from onnx_pointwise.graph import ResolvedShapes
@@ -30,6 +30,10 @@ Array = NDArray[Any]
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 #: Examples that are taken at most, unless told otherwise.
 LIMIT = 1024
+# Where examples come from that were handed over as arrays.
+_GIVEN = "given"
+# What numpy calls the first array of an archive that nobody named.
+_NOBODYS = "arr_0"
 # Arrays of an archive, in bytes, that are read at most; and from where on many times their size is no honest archive.
 _MOST_BYTES = 2**35
 _SUSPICIOUS_BYTES, _SUSPICIOUS_RATIO = 2**28, 200
@@ -101,8 +105,9 @@ def calibrate(
         macs: MACs of one example, which keep the number of synthetic ones in bounds.
         limit: The most examples to take.
         preprocessing: What pixels are mapped to, or the name of a preset; for images and synthetic images. Arrays are
-            taken to be ready for the network, unless it is given for them too.
-        layout: Layout of given arrays of images, where it is not the network's.
+            taken to be ready for the network, unless it is given for them too, or they are bytes where the network
+            takes images of floats: these are pixels.
+        layout: Layout of given arrays of images, where it is not the network's; that of pixels is seen.
         seed: Seed of synthetic images.
 
     Returns:
@@ -135,9 +140,9 @@ def calibrate(
     most = LIMIT if limit is None else limit
     if isinstance(source, str | Path):
         return _from_path(model, Path(source), specs, image, most, preprocessing, layout, seed)
-    parts = _parts(source, specs)
-    arrays = _gather(parts, most)
-    return _checked(_prepared(arrays, image, preprocessing, layout), specs, most, {"source": "given"}, "given")
+    arrays = _gather(_parts(source, specs), most)
+    arrays, mapped = _prepared(model, arrays, image, preprocessing, layout, seed)
+    return _checked(arrays, specs, most, {"source": "given"}, _GIVEN, mapped)
 
 
 def _require_unused(preprocessing: Preprocessing | str | None, layout: Layout | None, why: str) -> None:
@@ -202,8 +207,7 @@ def _from_path(
             mapped = choose_preprocessing(model, image, preprocessing, seed=seed)
             pixels = np.stack([_picture(item, image) for item in pictures[:limit]])
             arrays = {image.name: image.arrange(mapped.preprocessing.apply(pixels))}
-            about |= {"preset": mapped.preset, "preprocessing": mapped.preprocessing.to_dict()}
-            return _checked(arrays, specs, limit, about, f"{path}, mapped by {mapped.sentence}")
+            return _checked(arrays, specs, limit, about, str(path), mapped)
         files = sorted(name.glob("*.npy"))
         if not files:
             raise InputError(f"{path}: holds neither images ({', '.join(IMAGE_ENDINGS)}) nor .npy files.")
@@ -214,7 +218,8 @@ def _from_path(
         arrays = {_only(specs): _load(name)}
     else:
         raise InputError(f"{path}: calibration inputs come from .npz, .npy or a folder, not '{name.suffix}'.")
-    return _checked(_prepared(arrays, image, preprocessing, layout), specs, limit, about, str(path))
+    arrays, pixels_as = _prepared(model, arrays, image, preprocessing, layout, seed)
+    return _checked(arrays, specs, limit, about, str(path), pixels_as)
 
 
 def calibration_path(source: str | Path) -> Path | None:
@@ -233,19 +238,23 @@ def _with_key(path: Path) -> tuple[Path, str | None]:
 def read_npz(path: str | Path) -> dict[str, Array]:
     """Read all arrays of an ``.npz`` file, by name; of ``file.npz:key`` that one, without a name.
 
+    A single array that was stored without a name has none here either, whatever numpy called it in the file.
+
     Raises:
         InputError: The file is missing or cannot be read, or holds no such array.
     """
     path, key = _with_key(Path(path))
     if key is not None:
         arrays = read_npz(path)
+        if key == _NOBODYS and set(arrays) == {UNNAMED}:
+            return arrays
         if key not in arrays:
             raise InputError(f"{path}: holds no array '{key}'; it holds {', '.join(arrays) or 'none'}.")
         return {UNNAMED: arrays[key]}
     try:
         _require_no_bomb(path)
         with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
+            return {UNNAMED if data.files == [_NOBODYS] else name: data[name] for name in data.files}
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -271,6 +280,8 @@ def _from_npz(path: Path, key: str | None, specs: list[InputSpec]) -> dict[str, 
     if key is not None:
         return {_only(specs): read_npz(f"{path}:{key}")[UNNAMED]}
     arrays = read_npz(path)
+    if set(arrays) == {UNNAMED}:
+        return {_only(specs): arrays[UNNAMED]}
     names = list(arrays)
     wanted = {spec.name for spec in specs}
     if len(wanted) == 1 and not wanted & set(names) and len(names) > 1:
@@ -385,23 +396,47 @@ def _require_examples(arrays: Mapping[str, Array]) -> None:
 
 
 def _prepared(
-    arrays: dict[str, Array], image: ImageInput | None, preprocessing: Preprocessing | str | None, layout: Layout | None
-) -> dict[str, Array]:
-    """Bring given arrays of images into the network's layout and value range, where that was asked for."""
-    if preprocessing is None and layout is None:
-        return arrays
+    model: ir.Model,
+    arrays: dict[str, Array],
+    image: ImageInput | None,
+    preprocessing: Preprocessing | str | None,
+    layout: Layout | None,
+    seed: int,
+) -> tuple[dict[str, Array], Mapped | None]:
+    """Bring given arrays of images into the network's layout and value range, where that was asked for.
+
+    Bytes for a network that takes images of floats are pixels, as in files of images, and are taken as these are.
+    """
+    pixels = image is not None and _are_pixels(arrays, image)
+    if preprocessing is None and layout is None and not pixels:
+        return arrays, None
     if image is None or set(arrays) != {image.name}:
         raise InputError("A value range or layout was given, but the model does not take images.")
     array = arrays[image.name]
     if array.ndim != 4:
         raise InputError(f"Images are [N, C, H, W] or [N, H, W, C], but an array of shape {array.shape} was given.")
-    if (layout or image.layout) == "nchw":
+    if (layout or _layout_of(array, image)) == "nchw":
         array = array.transpose(0, 2, 3, 1)
-    mapping = preset_of(preprocessing)
-    if mapping is not None:
-        image.require_range(mapping)
-        array = mapping.apply(array)
-    return {image.name: image.arrange(array)}
+    if preprocessing is None and not pixels:
+        return {image.name: image.arrange(array)}, None
+    mapped = choose_preprocessing(model, image, preprocessing, seed=seed)
+    return {image.name: image.arrange(mapped.preprocessing.apply(array))}, mapped
+
+
+def _are_pixels(arrays: Mapping[str, Array], image: ImageInput) -> bool:
+    """Whether what was given are images of bytes, and the network takes floats."""
+    array = arrays.get(image.name)
+    if array is None or array.dtype != np.uint8 or image.takes_pixels or array.ndim != 4:
+        return False
+    return image.channels in (array.shape[1], array.shape[3])
+
+
+def _layout_of(array: Array, image: ImageInput) -> Layout:
+    """Where the channels of given images are: the network's layout, unless only the other one has as many there."""
+    first, last = array.shape[1] == image.channels, array.shape[3] == image.channels
+    if first == last:
+        return image.layout
+    return "nchw" if first else "nhwc"
 
 
 def _narrowed(arrays: dict[str, Array], specs: list[InputSpec]) -> dict[str, Array]:
@@ -416,8 +451,14 @@ def _narrowed(arrays: dict[str, Array], specs: list[InputSpec]) -> dict[str, Arr
 
 
 def _checked(
-    arrays: dict[str, Array], specs: list[InputSpec], limit: int, about: dict[str, Any], origin: str
+    arrays: dict[str, Array],
+    specs: list[InputSpec],
+    limit: int,
+    about: dict[str, Any],
+    origin: str,
+    mapped: Mapped | None = None,
 ) -> Calibration:
+    """Check examples against what the network takes, and say where they come from."""
     _require_examples(arrays)
     for name, array in arrays.items():
         if len(array) == 0:
@@ -430,5 +471,8 @@ def _checked(
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = int(np.flatnonzero(~np.isfinite(array.reshape(count, -1)).all(1))[0])
             raise InputError(f"Calibration input '{name}' holds NaN or infinity, first in example {bad}.")
-    sentence = f"{count} calibration inputs from {origin}." if origin != "given" else f"{count} calibration inputs."
-    return Calibration(arrays, about | {"count": count, "sentence": sentence})
+    sentence = f"{count} calibration inputs" + ("" if origin == _GIVEN else f" from {origin}")
+    if mapped is not None:
+        about = about | {"preset": mapped.preset, "preprocessing": mapped.preprocessing.to_dict()}
+        sentence += f", mapped by {mapped.sentence}"
+    return Calibration(arrays, about | {"count": count, "sentence": f"{sentence}."})

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from onnx_pointwise.errors import OnnxPointwiseError
 from onnx_pointwise.graph import ModelCost, ModelSource, SiteCost, frozen
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency import SiteLatency
-from onnx_pointwise.runtime import LatencyComparison, Machine, NodeTime, compare, node_times
+from onnx_pointwise.runtime import (
+    Elsewhere,
+    LatencyComparison,
+    Machine,
+    NodeTime,
+    compare,
+    elsewhere,
+    installed_providers,
+    node_times,
+)
 
 # Of a network whose convolutions have less of the MACs, or of the time, than this little is to be had.
 _LITTLE = 0.5
 # A kernel that takes less, in seconds, has no room for another one beside it: starting one takes some microseconds.
 _SHORT = 30e-6
+# A provider has to be this much faster to be worth a move.
+_FASTER = 0.95
 # A network that moves its weights and activations at this share of what a copy reaches waits for memory.
 _BOUND = 0.5
 # Less than this stays in the caches of the processor, in bytes.
@@ -34,7 +47,8 @@ class Advice:
     """One thing to do or to know.
 
     Attributes:
-        code: What it is about: ``share``, ``inputs``, ``treads``, ``time``, ``short``, ``memory``, ``int8``, ``amx``.
+        code: What it is about: ``share``, ``inputs``, ``treads``, ``time``, ``short``, ``memory``, ``int8``, ``amx``,
+            ``providers``.
         sentence: The same for a person.
         numbers: What it rests on.
         command: What shows it; empty where nothing has to be shown.
@@ -62,6 +76,7 @@ def of_convolutions(
     rewritable: Sequence[SiteCost],
     timed: Sequence[SiteLatency],
     overridable: Sequence[str],
+    installed: Sequence[str] = (),
 ) -> tuple[Advice, ...]:
     """Advise on a network by its convolutions.
 
@@ -71,6 +86,7 @@ def of_convolutions(
         rewritable: What each convolution costs that can be rewritten.
         timed: Latency over ranks, where it was measured.
         overridable: Initializers that are graph inputs, too.
+        installed: Providers beside the CPU whose packages are installed.
     """
     found = []
     share = sum(cost.macs for cost in rewritable) / max(1, total.macs)
@@ -93,6 +109,9 @@ def of_convolutions(
                 {"faster": float(faster), "of": float(len(timed)), "best": min(best)},
             )
         )
+    if installed:
+        sentence = f"Installed beside the CPU: {', '.join(installed)}; which of them is fastest"
+        found.append(Advice("providers", sentence, {"installed": float(len(installed))}, f"bench {name}"))
     return tuple(found)
 
 
@@ -137,6 +156,50 @@ def of_latency(
     return tuple(found)
 
 
+def others(tell: Callable[[str], None], model: ModelSource | bytes, timing: Mapping[str, Any]) -> list[Elsewhere]:
+    """Time a network on every other provider that is installed, each in a process of its own.
+
+    Those that do not load, or run it too slowly to wait for, are left out: `discover` and `compare` say why.
+
+    Args:
+        tell: Told which provider is taken up.
+        model: The network.
+        timing: How it was timed on the CPU.
+    """
+    found = []
+    for provider in beside_the_cpu():
+        tell(provider)
+        how = {**timing, "provider": provider, "max_seconds": min(_SECONDS, timing["max_seconds"])}
+        with contextlib.suppress(OnnxPointwiseError):
+            found.append(elsewhere(model, **how))
+    return found
+
+
+def beside_the_cpu() -> list[str]:
+    """Providers other than the CPU whose packages are installed; whether they load is another question."""
+    return [provider for provider in installed_providers() if provider != "cpu"]
+
+
+def of_providers(name: str, timed: Sequence[Elsewhere]) -> tuple[Advice, ...]:
+    """Advise on where to run a network.
+
+    Args:
+        name: The network's.
+        timed: What it takes on others than the CPU.
+    """
+    if not timed:
+        return ()
+    ranked = sorted(timed, key=lambda one: one.ratio)
+    best, rest = ranked[0], ranked[1:]
+    numbers = {one.provider: one.ratio for one in ranked}
+    after = "".join(f", on {one.provider} {one.ratio:.2f}" for one in rest)
+    if best.ratio < _FASTER:
+        sentence = f"The fastest provider here is {best.provider}: {best.ratio:.2f} of the CPU's time"
+    else:
+        sentence = f"No provider here is faster than the CPU: on {best.provider} it takes {best.ratio:.2f} of the time"
+    return (Advice("providers", f"{sentence}{after}", numbers, f"bench {name} --provider {best.provider}"),)
+
+
 def _by_kernels(name: str, kernels: Sequence[NodeTime], machine: Machine) -> list[Advice]:
     """What the time of the kernels says."""
     total = sum(kernel.seconds for kernel in kernels) or 1.0
@@ -160,7 +223,7 @@ def _by_kernels(name: str, kernels: Sequence[NodeTime], machine: Machine) -> lis
     elif fast is not None:
         sentence = f"The CPU has {fast}: int8 and a rewrite will both pay, and multiply; rewrite first, then quantise."
         found.append(Advice("int8", sentence, numbers, f"rewrite {name} OUT"))
-    if any("AMX" in kind for kind in machine.instruction_sets):
+    if any("AMX" in kind for kind in machine.instruction_sets) and "openvino" not in installed_providers():
         sentence = "With AMX the OpenVINO plug-in may run plain 3x3 networks several times as fast as this provider."
         found.append(Advice("amx", sentence, {}, f"bench {name} --provider openvino"))
     return found

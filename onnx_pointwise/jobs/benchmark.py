@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.graph import ModelCost, ModelSource, as_model, frozen, model_cost, overridable
-from onnx_pointwise.jobs.advice import Advice, of_latency
+from onnx_pointwise.jobs.advice import Advice, of_latency, of_providers, others
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import (
     Array,
@@ -175,7 +175,9 @@ def _advice(
         cost = None
     timing = _timing(given, row.threads, settings)
     names = overridable(graph)
-    return of_latency(model_name(model), model, timing, row.latency.median, cost, machine(), names)
+    name = model_name(model)
+    found = of_latency(name, model, timing, row.latency.median, cost, machine(), names)
+    return found + of_providers(name, others(lambda provider: settings.tell("advice", f"on {provider}"), model, timing))
 
 
 def _timing(given: Mapping[str, Any], threads: int | None, settings: BenchSettings) -> dict[str, Any]:

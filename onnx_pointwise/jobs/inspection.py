@@ -19,7 +19,7 @@ from onnx_pointwise.graph import (
     load,
     overridable,
 )
-from onnx_pointwise.jobs.advice import Advice, of_convolutions
+from onnx_pointwise.jobs.advice import Advice, beside_the_cpu, of_convolutions
 from onnx_pointwise.jobs.loading import cost_of, onnx_of, opened
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency import LatencyCache, SiteLatency, site_latencies
@@ -172,7 +172,8 @@ def inspect(model: ModelSource, settings: InspectSettings) -> Inspection:
         views.append(replace(_view(site, cost), latency=timed.get(site.name)))
     origin = origin_of("inspect", settings, model)
     costs = [view.cost for view in views if view.cost is not None and view.site.refusal is None]
-    advice = of_convolutions(model_name(model), cost, costs, list(timed.values()), overridable(base))
+    installed = beside_the_cpu()
+    advice = of_convolutions(model_name(model), cost, costs, list(timed.values()), overridable(base), installed)
     return Inspection(cost, tuple(views), shapes.inputs, shapes.assumed, origin, advice)
 
 

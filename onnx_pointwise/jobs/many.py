@@ -15,6 +15,7 @@ from onnx_pointwise.jobs.handing import handed_out
 from onnx_pointwise.jobs.loading import require_other_file
 from onnx_pointwise.jobs.pipeline import rewrite
 from onnx_pointwise.jsonable import json_ready
+from onnx_pointwise.runtime import Origin, origin_of
 from onnx_pointwise.schema import pair, shared
 from onnx_pointwise.settings import PLAN_ONLY, ManySettings, Settings
 
@@ -63,9 +64,11 @@ class Batch:
 
     Attributes:
         models: Each of them, in the order of their names.
+        origin: Which models, asked for what, where.
     """
 
     models: tuple[Rewritten, ...]
+    origin: Origin
 
     @property
     def passed(self) -> bool:
@@ -75,7 +78,11 @@ class Batch:
     @json_ready
     def to_dict(self) -> dict[str, Any]:
         """Give the same as JSON-ready values."""
-        return {"passed": self.passed, "models": [one.to_dict() for one in self.models]}
+        return {
+            "origin": self.origin.to_dict(),
+            "passed": self.passed,
+            "models": [one.to_dict() for one in self.models],
+        }
 
 
 def models_in(source: str | Path) -> list[Path] | None:
@@ -138,7 +145,7 @@ def rewrite_all(models: str | Path | Sequence[str | Path], folder: str | Path, s
     for made in handed_out(_rewritten, how, pairs, settings.scheduler):
         found.append(made)
         settings.tell("models", made.source, len(found), len(pairs))
-    return Batch(tuple(found))
+    return Batch(tuple(found), origin_of("many", settings, *(str(source) for source, _ in pairs)))
 
 
 @dataclass(frozen=True)

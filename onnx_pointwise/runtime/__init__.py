@@ -8,12 +8,14 @@ from onnx_pointwise.runtime.machine import Machine, machine
 from onnx_pointwise.runtime.memory import PeakMemory, peak_memory
 from onnx_pointwise.runtime.non_finite import first_non_finite
 from onnx_pointwise.runtime.origin import Origin, origin_of
+from onnx_pointwise.runtime.other_providers import Elsewhere, elsewhere
 from onnx_pointwise.runtime.outputs import not_compared, output_of, run_outputs
 from onnx_pointwise.runtime.profiling import NodeTime, node_times
 from onnx_pointwise.runtime.providers import (
     AssignedNode,
     ProviderInfo,
     discover,
+    installed_providers,
     nodes_off_provider,
     open_session,
     provider_info,
@@ -41,6 +43,7 @@ __all__ = [
     "UNNAMED",
     "Array",
     "AssignedNode",
+    "Elsewhere",
     "InputSpec",
     "Latency",
     "LatencyComparison",
@@ -55,11 +58,13 @@ __all__ = [
     "Verdict",
     "compare",
     "discover",
+    "elsewhere",
     "feedable",
     "first_non_finite",
     "input_sizes",
     "input_specs",
     "inputs_that_run",
+    "installed_providers",
     "machine",
     "measure",
     "model_name",

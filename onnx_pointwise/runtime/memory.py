@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import ModelSource, runtime_source
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import providers
+from onnx_pointwise.runtime.aside import feeds_of, in_fresh_process, laid_out
 from onnx_pointwise.runtime.runner import Runner
 from onnx_pointwise.runtime.running import Watching
 from onnx_pointwise.schema import job
-from onnx_pointwise.scratch import ScratchFolder
 
 
 @dataclass(frozen=True)
@@ -60,61 +54,35 @@ def peak_memory(model: ModelSource | bytes, settings: Watching) -> PeakMemory:
     """
     feeds = settings.feeds(model)
     # The session here finds faults that a message from a dead process could not name.
-    with runtime_source(model) as source, ScratchFolder() as folder:
+    with runtime_source(model) as source:
         settings.runner(source, feeds, model).first_run()
-        path = Path(source) if isinstance(source, str) else folder / "model.onnx"
-        if isinstance(source, bytes):
-            path.write_bytes(source)
-        np.savez(folder / "inputs.npz", allow_pickle=False, **feeds)
-        work = {
-            "model": str(path.resolve()),
-            "inputs": str(folder / "inputs.npz"),
+    with laid_out(model, feeds) as files:
+        work = files | {
             "provider": settings.provider,
             "threads": settings.threads,
             "optimization": settings.optimization,
             "runs": settings.runs,
         }
-        numbers = _in_fresh_process(work)
+        numbers = in_fresh_process("onnx_pointwise.runtime.memory:memory_job", work)
     return PeakMemory(loading=numbers[1] - numbers[0], running=numbers[2] - numbers[0], process=numbers[0])
 
 
-def _in_fresh_process(job: Mapping[str, Any]) -> list[int]:
-    search_path = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, search_path))}
-    code = "from onnx_pointwise.runtime.memory import memory_job; memory_job()"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ModelError(f"{job['model']}: the model does not run in a process of its own: {last}.")
-    numbers: list[int] = json.loads(done.stdout.splitlines()[-1])
-    return numbers
-
-
-def memory_job() -> None:
-    """Do the work of `peak_memory` in the fresh process: a job as JSON in, three byte counts as JSON out."""
-    job = json.loads(sys.stdin.read())
-    with np.load(job["inputs"]) as archive:
-        feeds = {name: archive[name] for name in archive.files}
+def memory_job(work: Mapping[str, Any]) -> list[int]:
+    """Do the work of `peak_memory` in the fresh process: three byte counts."""
+    feeds = feeds_of(work)
     # Loading the provider's own libraries counts to the process, not to the model.
-    providers.provider_info(job["provider"])
+    providers.provider_info(work["provider"])
     _reset_peak()
     idle = _resident()
     session = providers.open_session(
-        job["model"], job["provider"], threads=job["threads"], optimization=job["optimization"]
+        work["model"], work["provider"], threads=work["threads"], optimization=work["optimization"]
     )
     loading = _peak()
     _reset_peak()
-    runner = Runner(session, feeds, job["provider"], job["model"])
-    for _ in range(job["runs"]):
+    runner = Runner(session, feeds, work["provider"], work["model"])
+    for _ in range(work["runs"]):
         runner.run()
-    sys.stdout.write(json.dumps([idle, max(idle, loading), max(idle, _peak())]) + "\n")
+    return [idle, max(idle, loading), max(idle, _peak())]
 
 
 def _status(key: str) -> int:

@@ -143,6 +143,11 @@ def discover() -> list[ProviderInfo]:
     return sorted(infos, key=lambda info: not info.available)
 
 
+def installed_providers() -> list[str]:
+    """Name the providers whose packages are installed, without opening any: some of them may not load."""
+    return [entry.name for entry in _entries() if _missing(entry) is None]
+
+
 def require(provider: str) -> None:
     """Check that a provider loads and takes its options, named as for `open_session`.
 

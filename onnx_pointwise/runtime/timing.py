@@ -136,7 +136,7 @@ def compare(before: ModelSource | bytes, after: ModelSource | bytes, settings: T
             settings.runner(path, feeds, source, config=_CONFIG)
             for path, source in ((paths[0], before), (paths[1], after), (paths[0], before))
         ]
-        samples = _interleave(runners, settings.runs, settings.warmup, settings.max_seconds)
+        samples = interleave(runners, settings.runs, settings.warmup, settings.max_seconds)
         bound = runners[0].bound
     first, second, again = (np.array([min(turn) for turn in turns]) for turns in samples)
     generator = np.random.default_rng(settings.seed)
@@ -172,7 +172,7 @@ def measure(model: ModelSource | bytes, settings: Timing) -> Latency:
     feeds = settings.feeds(model)
     with runtime_source(model) as source:
         runner = settings.runner(source, feeds, model)
-        (turns,) = _interleave([runner], settings.runs, settings.warmup, settings.max_seconds)
+        (turns,) = interleave([runner], settings.runs, settings.warmup, settings.max_seconds)
     return _latency(turns, _batch(feeds))
 
 
@@ -196,7 +196,7 @@ def _ratio(ratios: Array, generator: np.random.Generator) -> tuple[float, tuple[
     return float(np.median(ratios)), (float(low), float(high))
 
 
-def _interleave(runners: Sequence[Runner], runs: int, warmup: int, max_seconds: float) -> list[list[list[float]]]:
+def interleave(runners: Sequence[Runner], runs: int, warmup: int, max_seconds: float) -> list[list[list[float]]]:
     """Run all in turns; give for each runner its turns, and for each turn the seconds of its timed runs."""
     start = time.perf_counter()
     paces = [_warm(runner, warmup, max_seconds / (4 * len(runners))) for runner in runners]

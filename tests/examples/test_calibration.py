@@ -115,7 +115,8 @@ def test_several_inputs_go_by_name() -> None:
         (np.zeros((4, 3, 12), np.float32), "4 dimensions, not 3"),
         (np.zeros((4, 1, 12, 10), np.float32), "dimension 1 must be 3, not 1"),
         (np.zeros((4, 3, 12, 10), np.float64), "float64"),
-        (np.zeros((4, 3, 12, 10), np.uint8), "uint8"),
+        (np.zeros((4, 3, 12, 10), np.int8), "int8"),
+        (np.zeros((4, 5, 12, 10), np.uint8), "uint8"),
         (np.zeros((0, 3, 12, 10), np.float32), "no calibration inputs"),
         (np.full((4, 3, 12, 10), np.nan, np.float32), "NaN"),
         (np.full((4, 3, 12, 10), np.inf, np.float32), "infinity"),
@@ -226,6 +227,32 @@ def test_given_images_are_brought_into_layout_and_range() -> None:
     pixels = dead_leaves(3, 12, 10, channels=3)
     found = take(pixels, preprocessing="imagenet", layout="nhwc").inputs["x"]
     np.testing.assert_array_equal(found, PRESETS["imagenet"].apply(pixels).transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 3, 1, 2)])
+def test_bytes_for_a_network_of_floats_are_pixels_in_either_layout(axes: tuple[int, ...], tmp_path: Path) -> None:
+    pixels = dead_leaves(3, 12, 10, channels=3)
+    np.savez(tmp_path / "a.npz", pixels.transpose(axes))
+    found = take(tmp_path / "a.npz")
+    np.testing.assert_array_equal(found.inputs["x"], PRESETS["imagenet"].apply(pixels).transpose(0, 3, 1, 2))
+    assert "mapped by the preset 'imagenet', assumed" in found.description["sentence"]
+    assert found.description["preset"] == "imagenet"
+    named = take(pixels.transpose(axes), preprocessing="unit")
+    np.testing.assert_array_equal(named.inputs["x"], PRESETS["unit"].apply(pixels).transpose(0, 3, 1, 2))
+    assert named.description["sentence"] == "3 calibration inputs, mapped by the preset 'unit'."
+
+
+def test_the_layout_of_arrays_alone_changes_no_value() -> None:
+    images = np.random.default_rng(0).normal(size=(3, 12, 10, 3)).astype(np.float32)
+    np.testing.assert_array_equal(take(images, layout="nhwc").inputs["x"], images.transpose(0, 3, 1, 2))
+
+
+def test_an_array_that_nobody_named_is_that_of_the_only_input(examples: np.ndarray, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", examples)
+    for path in (tmp_path / "a.npz", f"{tmp_path / 'a.npz'}:arr_0"):
+        np.testing.assert_array_equal(take(path).inputs["x"], examples)
+    with pytest.raises(InputError, match=r"2 inputs.*by name"):
+        take(tmp_path / "a.npz", {"x": ["N", 3, 12, 10], "extra": ["N", 2]})
 
 
 @pytest.mark.parametrize(

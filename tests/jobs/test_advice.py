@@ -12,10 +12,11 @@ import pytest
 
 import onnx_pointwise
 from onnx_pointwise.cli.app import app
+from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import ModelCost
 from onnx_pointwise.jobs import advice
 from onnx_pointwise.latency import SiteLatency
-from onnx_pointwise.runtime import NodeTime, machine
+from onnx_pointwise.runtime import Elsewhere, NodeTime, machine
 from tests.commands import invoke
 from tests.small import network
 
@@ -25,6 +26,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small") / "net.onnx"
     onnx.save(network(), path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_other_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed beside the CPU is the business of the tests that install it."""
+    monkeypatch.setattr(advice, "installed_providers", lambda: ["cpu"])
 
 
 def test_inspect_and_bench_advise(model: Path, tmp_path: Path) -> None:
@@ -90,3 +97,49 @@ def test_ranks_that_are_faster() -> None:
     found = {one.code: one for one in advice.of_convolutions("net", cost, [], [timed], [])}
     assert "Only 0 % of the MACs" in found["share"].sentence
     assert "faster at 1 of 1 of them, at best in 0.50" in found["treads"].sentence
+
+
+def elsewhere(model: Any, *, provider: str, **how: Any) -> Elsewhere:
+    """What networks take on providers that are not there: one does not load."""
+    if provider == "broken":
+        raise ModelError("No card.")
+    assert how["max_seconds"] <= 2.0 and how["input_shapes"]
+    return Elsewhere(provider, 1e-3, {"quick": 0.25, "slow": 3.0}[provider], None)
+
+
+@pytest.mark.parametrize(
+    ("installed", "words", "numbers"),
+    [
+        (["cpu", "slow", "broken", "quick"], "fastest provider here is quick: 0.25 of the CPU's time, on slow 3.00", 2),
+        (["cpu", "slow"], "No provider here is faster than the CPU: on slow it takes 3.00 of the time", 1),
+        (["broken", "cpu"], "", 0),
+    ],
+)
+def test_the_fastest_provider(
+    model: Path, installed: list[str], words: str, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advice, "installed_providers", lambda: installed)
+    monkeypatch.setattr(advice, "elsewhere", elsewhere)
+    heard: list[str] = []
+    result = onnx_pointwise.bench(model, max_seconds=0.1, progress=lambda stage, what, *_: heard.append(what))
+    found = {one.code: one for one in result.advice}
+    assert ("providers" in found) is bool(words)
+    if words:
+        assert words in found["providers"].sentence and len(found["providers"].numbers) == numbers
+        assert found["providers"].command.startswith(f"bench {model} --provider ")
+    assert [f"on {provider}" for provider in installed if provider != "cpu"] == [
+        what for what in heard if what.startswith("on ")
+    ]
+
+
+def test_inspect_names_other_providers_without_opening_them(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "installed_providers", lambda: ["cpu", "quick"])
+    found = {one.code: one for one in onnx_pointwise.inspect(model).advice}
+    assert "Installed beside the CPU: quick" in found["providers"].sentence
+    assert found["providers"].command == f"bench {model}"
+
+
+def test_amx_names_the_plug_in_only_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "installed_providers", lambda: ["cpu", "openvino"])
+    found = advice._by_kernels("net.onnx", kernels(1e-3), replace(machine(), instruction_sets=("AMX int8",)))
+    assert [one.code for one in found] == ["time", "int8"]

@@ -43,6 +43,18 @@ def test_a_folder(folder: Path) -> None:
     assert all(one["result"]["after"]["macs"] < one["result"]["before"]["macs"] for one in document["models"])
 
 
+def test_a_folder_has_one_page(folder: Path) -> None:
+    pytest.importorskip("jinja2", reason="the extra report is not installed")
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
+    code, said, errors = run(folder, folder / "in", "--report", folder / "out.html")
+    assert code == 0, said + errors
+    page = (folder / "out.html").read_text(encoding="utf-8")
+    assert "second.onnx" in page and "first.onnx" in page and "onnx-pointwise rewrite" in page
+    result = onnx_pointwise.rewrite_all(folder / "in", folder / "again", ratio=0.8, provider="none", calibration=None)
+    onnx_pointwise.save_report(result, folder / "again.html")
+    assert "ratio=0.8" in (folder / "again.html").read_text(encoding="utf-8")
+
+
 def test_the_same_as_one_by_one(folder: Path) -> None:
     assert run(folder, folder / "in" / "*.onnx")[0] == 0
     alone = ("rewrite", folder / "in" / "first.onnx", folder / "alone.onnx", "--calibration", folder / "images.npz")

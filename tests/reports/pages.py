@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,9 +37,23 @@ def hostile_network() -> onnx.ModelProto:
     return model
 
 
+def many() -> onnx_pointwise.Batch:
+    """Three models of a folder: one as it should be, one whose names are no names, one that is none."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "models"
+        folder.mkdir()
+        onnx.save(small.network(), folder / "good.onnx")
+        onnx.save(hostile_network(), folder / "hostile.onnx")
+        (folder / "none.onnx").write_bytes(b"nothing")
+        examples = {"calibration": small.examples(64)}
+        return onnx_pointwise.rewrite_all(
+            folder, Path(place) / "out", target_macs=0.5, provider="none", latency=False, **examples
+        )
+
+
 @functools.cache
 def document(kind: str) -> dict[str, Any]:
-    """The JSON of a result: ``rewrite``, ``hostile``, ``check``, ``inspect``, ``sweep``."""
+    """The JSON of a result: ``rewrite``, ``hostile``, ``check``, ``inspect``, ``sweep``, ``many``."""
     plain: dict[str, Any] = {"calibration": small.examples(64)}
     model = small.network()
     if kind == "inspect":
@@ -45,6 +61,8 @@ def document(kind: str) -> dict[str, Any]:
     if kind == "sweep":
         swept = onnx_pointwise.sweep(model, providers=("none",), latency=False, pick="0.5", shares=(0.7, 0.3), **plain)
         return swept.to_dict()
+    if kind == "many":
+        return many().to_dict()
     source = hostile_network() if kind == "hostile" else model
     result = onnx_pointwise.rewrite(source, target_macs=0.5, provider="none", latency=kind == "rewrite", **plain)
     if kind == "check":

@@ -117,6 +117,20 @@ def test_the_figures_are_those_of_the_json(show: Any) -> None:
     assert drawn == sum(max(1, len(site["pieces"])) for site in made["sites"])
 
 
+def test_many_models_are_summed_and_lead_to_their_sections(show: Any) -> None:
+    made, browser = document("many"), show("many")
+    results = [one["result"] for one in made["models"] if one["result"]]
+    before, after = (sum(one[side]["macs"] for one in results) for side in ("before", "after"))
+    assert percent(after / before) in text(browser, "#tile-macs")
+    assert "2 of 3" in text(browser, "#tile-passed") and "1 failed" in text(browser, "h1")
+    column = titles(browser, "models").index("MACs left")
+    shown = [value for value in cells(browser, "models", column) if value]
+    assert [float(value) for value in shown] == [one["after"]["macs"] / one["before"]["macs"] for one in results]
+    browser.execute_script("document.querySelector('#models a').click()")
+    assert browser.execute_script("return location.hash") == "#model-1"
+    assert json.loads(text(browser, "#model-1-plan")) == results[0]["plan"]
+
+
 def test_a_click_sorts_and_another_one_turns_it_round(show: Any) -> None:
     browser = show("rewrite")
     names = [site["name"] for site in document("rewrite")["sites"]]

@@ -145,6 +145,25 @@ def test_a_page_says_what_both_networks_were_compared_on(inputs: str) -> None:
     assert ON[inputs] in html(changed)
 
 
+def test_many_models_have_a_section_each_and_no_name_of_an_element_twice() -> None:
+    made = document("many")
+    page = Page(html(made))
+    named = [attributes["id"] or "" for _, attributes in page.elements if "id" in attributes]
+    names = [name for name in named if not re.search(r"(^|-)[a-z][0-9a-f]{10}$", name)]  # what plots share
+    assert len(names) == len(set(names))
+    aims = {(attributes.get("href") or "") for _, attributes in page.elements} | {
+        f"#{attributes['data-copy']}" for _, attributes in page.elements if "data-copy" in attributes
+    }
+    assert {aim[1:] for aim in aims if aim.startswith("#")} <= set(names)
+    for number, one in enumerate(made["models"], 1):
+        assert f"model-{number}" in names and one["source"] in {data for _, data in page.texts}
+    (wrong,) = [one["error"] for one in made["models"] if one["error"]]
+    assert wrong in {data for _, data in page.texts}
+    (link,) = [attributes for _, attributes in page.elements if attributes.get("download") == "plan.json"][:1]
+    text = base64.b64decode((link["href"] or "").partition("base64,")[2])
+    assert json.loads(text) == made["models"][0]["result"]["plan"]
+
+
 def test_there_are_no_pages_of_other_results() -> None:
     with pytest.raises(OutputError, match="no report for 'bench'"):
         html({"origin": {"job": "bench"}})

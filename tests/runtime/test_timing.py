@@ -48,7 +48,7 @@ def pretend(
         # Each turn holds one disturbed run, which must not count.
         return [[[t * d, t * d * 9] for d in row] for t, row in zip((1.0, after, again), noise, strict=True)]
 
-    monkeypatch.setattr(benchmark, "_interleave", samples)
+    monkeypatch.setattr(benchmark, "interleave", samples)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def interleave(monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float], **opti
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: Clockwork.now)
     runners = [Clockwork(log, name, t) for name, t in zip("abc", seconds, strict=True)]
     arguments = {"runs": 100, "warmup": 10, "max_seconds": 10.0} | options
-    return benchmark._interleave(runners, *arguments.values()), log  # type: ignore[arg-type]
+    return benchmark.interleave(runners, *arguments.values()), log  # type: ignore[arg-type]
 
 
 def test_short_runs_come_in_turns_of_several(monkeypatch: pytest.MonkeyPatch) -> None:

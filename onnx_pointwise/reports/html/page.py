@@ -10,6 +10,7 @@ import base64
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
@@ -22,16 +23,19 @@ from onnx_pointwise.reports.plain import plain
 from onnx_pointwise.reports.terminal import figures
 
 #: Results that there is a page for, by the job that made them.
-KINDS = ("rewrite", "check", "inspect", "sweep")
+KINDS = ("rewrite", "check", "inspect", "sweep", "many")
 # A picture has room for so much of a name; the whole one is in its title and in the table.
 _NAME = 26
+# Where an element is named, and where it is meant.
+_NAMED = re.compile(r'(?<= )(?:id="|data-copy="|href="#|xlink:href="#)|url\(#')
 
 
 def html(document: Mapping[str, Any]) -> str:
     """Make the page of a result; the same document gives the same bytes.
 
     Args:
-        document: The JSON of a rewrite, check, inspection or sweep, as ``to_dict`` of a result gives it.
+        document: The JSON of a rewrite, check, inspection or sweep, or of a rewrite of many models, as ``to_dict`` of a
+            result gives it.
 
     Returns:
         The page.
@@ -80,8 +84,19 @@ def _environment() -> Any:
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         "basename": lambda path: str(path).replace("\\", "/").rsplit("/", 1)[-1],
         "short": lambda name: shortened(name, _NAME),
+        "inside": _inside,
     }
     return made
+
+
+def _inside(markup: Any, section: str) -> Any:
+    """Make the names that a section's elements go by its own, where a page holds several sections of one kind.
+
+    Texts and attributes from models are escaped, so that what looks like an attribute here is one.
+    """
+    import markupsafe
+
+    return markupsafe.Markup(_NAMED.sub(lambda found: f"{found[0]}{section}-", str(markup)))
 
 
 def _time(seconds: float) -> str:

@@ -35,6 +35,7 @@ RUN: dict[str, Schema] = {
     "cache": whole("The measured latencies that are kept.", path=TEXT, entries=WHOLE, bytes=WHOLE, cleared=TRUTH),
     "many": whole(
         "What became of many models.",
+        origin=ref("origin"),
         passed=TRUTH,
         models=every(
             whole(

@@ -31,7 +31,7 @@ SHARED: dict[str, Schema] = {
     "origin": whole(
         "What was asked for, of which models, where; with the line that was typed where a command made it.",
         optional=("command",),
-        job=one_of("rewrite", "check", "inspect", "sweep"),
+        job=one_of("rewrite", "check", "inspect", "sweep", "many"),
         models=every(TEXT),
         asked=named(ANY),
         machine=ref("machine"),

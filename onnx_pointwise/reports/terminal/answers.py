@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 
-from onnx_pointwise.check import WORDS, CheckResult, HeadCheck, Inputs, Likeness, shortened
+from onnx_pointwise.check import WORDS, CheckResult, HeadCheck, Inputs, Likeness
 from onnx_pointwise.reports.plain import Text
 from onnx_pointwise.reports.terminal.sentences import ALL
 from onnx_pointwise.reports.terminal.tables import FEW, SHOWN, Cell, Column, Grid
 
 #: Convolutions that are shown where nobody asked for them.
 MOST_SITES = 8
-# Names in a sentence.
-_NAME = 40
 # Heads longer than this are called by their output where that is enough.
 _LONG = 28
 #: How a verdict looks.
@@ -69,12 +67,6 @@ def _name(head: HeadCheck, heads: Sequence[HeadCheck]) -> str:
     return head.outputs[0] if only and len(head.value) > _LONG else head.value
 
 
-def _place(head: HeadCheck) -> str:
-    """Where a head is: by its output, and by its own name where others go into that, too."""
-    outputs = " and ".join(shortened(name, _NAME) for name in head.outputs) or shortened(head.value, _NAME)
-    return f"{outputs} ({head.kind})" if head.whole else f"{outputs} ({head.kind}, {shortened(head.value, _NAME)})"
-
-
 def _sentence(result: CheckResult) -> Text:
     """The one line that a reader remembers."""
     worst, word = result.worst, result.verdict
@@ -82,7 +74,7 @@ def _sentence(result: CheckResult) -> Text:
     if worst is None or word is None:
         return Text(f"Nothing that the networks answer could be compared {ON[result.inputs]}.", style=style)
     said = "The network is broken" if word == "broken" else f"The answers are {WORDS[word]}"
-    return Text(f"{said}: {worst.figure} at {_place(worst)}, {ON[result.inputs]}.", style=style)
+    return Text(f"{said}: {worst.figure} at {worst.place}, {ON[result.inputs]}.", style=style)
 
 
 def _row(head: HeadCheck) -> list[Cell]:
