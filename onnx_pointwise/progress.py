@@ -6,10 +6,26 @@ Nothing here prints. Who calls a job hands it a `Progress`, and shows what comes
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 #: The same within a stage: what is taken up, how many are done, and how many there are.
 Within = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A stage that a job will go through.
+
+    Attributes:
+        stage: Its name, as a `Progress` hears it.
+        passes: What it takes, in passes of the example inputs through the network.
+        seconds: What it takes besides; None where nobody knows before it has begun.
+    """
+
+    stage: str
+    passes: float = 0.0
+    seconds: float | None = None
 
 
 class Progress(Protocol):

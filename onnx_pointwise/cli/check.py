@@ -11,6 +11,7 @@ import typer
 import onnx_pointwise as api
 from onnx_pointwise.cli.options import with_options
 from onnx_pointwise.cli.output import CHECK_FAILED, Output
+from onnx_pointwise.jobs import expected
 from onnx_pointwise.reports import terminal as report
 from onnx_pointwise.settings import CheckSettings
 
@@ -23,7 +24,7 @@ def check(
     output: Output,
 ) -> None:
     """Compare two models in ONNX Runtime: shapes, drift, cost and latency."""
-    with output.progress() as progress:
+    with output.progress(expected(settings)) as progress:
         result = api.check(before, after, replace(settings, progress=progress))
     output.show(report.check(result, whole=output.whole))
     output.wrong(result.warnings, [finding.sentence for finding in result.findings])

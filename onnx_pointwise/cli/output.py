@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.graph import require_writable, staged_text
 from onnx_pointwise.jsonable import jsonable
-from onnx_pointwise.progress import Progress, silent
+from onnx_pointwise.progress import Expected, Progress, silent
 from onnx_pointwise.reports import Steps, Text, console, require_report
 
 CHECK_FAILED, BAD_INPUT = 1, 2
@@ -131,12 +131,16 @@ class Output:
             sys.stdout.write(text)
 
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """Show what goes on, step by step, unless only what is wrong shall be said."""
+    def progress(self, expected: Sequence[Expected] = ()) -> Iterator[Progress]:
+        """Show what goes on, step by step, unless only what is wrong shall be said.
+
+        Args:
+            expected: The stages that are to come, where that is known: they tell the time that is left of them all.
+        """
         if self.quiet:
             yield silent
             return
-        with Steps(errors(), lines=self.verbose) as steps:
+        with Steps(errors(), lines=self.verbose, expected=expected) as steps:
             steps("load", "the model")
             yield steps
 

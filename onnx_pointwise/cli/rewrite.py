@@ -13,7 +13,7 @@ from onnx_pointwise.cli.options import with_options
 from onnx_pointwise.cli.output import CHECK_FAILED, PANEL, External, Force, Output
 from onnx_pointwise.cli.writing import finish, prepare
 from onnx_pointwise.errors import OutputError, PlanError
-from onnx_pointwise.jobs import models_in
+from onnx_pointwise.jobs import expected, models_in
 from onnx_pointwise.reports import terminal as report
 from onnx_pointwise.schema import shared
 from onnx_pointwise.settings import ManySettings, Settings
@@ -51,7 +51,7 @@ def rewrite(
     if settings.scheduler is not None:
         raise PlanError("--scheduler hands out models; one alone is rewritten here.")
     prepare(source, target, save_plan)
-    with output.progress() as progress:
+    with output.progress(expected(settings)) as progress:
         result = api.rewrite(source, replace(Settings(**shared(settings, Settings)), progress=progress))
     finish(output, result, target, force=force, external_data=external_data, save_plan=save_plan)
 

@@ -13,6 +13,7 @@ from onnx_pointwise.cli.options import with_options
 from onnx_pointwise.cli.output import External, Force, Model, Output
 from onnx_pointwise.cli.writing import finish, prepare
 from onnx_pointwise.errors import OutputError
+from onnx_pointwise.jobs import expected
 from onnx_pointwise.reports import terminal as report
 from onnx_pointwise.settings import SweepSettings
 
@@ -35,7 +36,7 @@ def sweep(
         raise OutputError("To write a network, name the file OUT and what to pick it by, --pick knee, 0.7, close, ...")
     if target is not None:
         prepare(source, target)
-    with output.progress() as progress:
+    with output.progress(expected(settings)) as progress:
         result = api.sweep(source, replace(settings, progress=progress))
     output.show(report.sweep(result))
     if target is None or result.picked is None:

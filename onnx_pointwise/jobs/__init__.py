@@ -5,6 +5,7 @@ They call the wings below and decide nothing themselves.
 
 from onnx_pointwise.jobs.advice import Advice
 from onnx_pointwise.jobs.benchmark import Benchmark, bench
+from onnx_pointwise.jobs.expected import expected
 from onnx_pointwise.jobs.fronts import Front, Sweep, SweepPoint
 from onnx_pointwise.jobs.insertion import insert_pointwise
 from onnx_pointwise.jobs.inspection import ENERGIES, Inspection, SiteView, inspect
@@ -28,6 +29,7 @@ __all__ = [
     "Sweep",
     "SweepPoint",
     "bench",
+    "expected",
     "insert_pointwise",
     "inspect",
     "models_in",

@@ -16,8 +16,8 @@ from onnx_pointwise.jobs.results import Score
 from onnx_pointwise.runtime import open_session
 from onnx_pointwise.settings import CheckSettings, Settings
 
-# Seconds of timing both networks after a rewrite; `bench` takes longer over it.
-_LATENCY_SECONDS = 4.0
+#: Seconds of timing both networks after a rewrite; `bench` takes longer over it.
+LATENCY_SECONDS = 4.0
 # What makes a user ask which convolution did it.
 _FAR = ("changed", "broken")
 _FITTED = (
@@ -57,7 +57,7 @@ def _asked(net: Network, seen: Evidence, settings: Settings, *, latency: bool) -
         limits=settings.limits,
         require=settings.require,
         latency=latency,
-        latency_seconds=_LATENCY_SECONDS,
+        latency_seconds=LATENCY_SECONDS,
         threads=settings.threads,
         seed=settings.seed,
         progress=settings.progress,

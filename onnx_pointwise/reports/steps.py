@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 
+from onnx_pointwise.progress import Expected
 from onnx_pointwise.reports.plain import Text, plain
+from onnx_pointwise.reports.remaining import Remaining
 from onnx_pointwise.reports.terminal.names import fitting
 
+# What the line of all stages is called.
+_ALL = "all of it"
 # Columns of a line beside what is taken up.
 _OTHERS = 54
 # Redrawing takes time from what is being measured, so it is done seldom.
@@ -26,7 +30,7 @@ class _Share(ProgressColumn):
 
 
 class _Time(ProgressColumn):
-    """Time left, or, of a stage that is over or that nobody can foretell, the time that it has taken."""
+    """Time left, or, of what is over or that nobody can foretell, the time that it has taken."""
 
     max_refresh = None
 
@@ -35,10 +39,20 @@ class _Time(ProgressColumn):
         self._left = TimeRemainingColumn(compact=True)
 
     def render(self, task: Task) -> Text:
+        whole: Remaining | None = task.fields.get("whole")
+        left = None if whole is None else whole.left()
+        if left is not None:
+            return Text(f"{_minutes(left)} left", style="bold cyan")
         taken = Text(f"{task.elapsed or 0.0:.1f} s", style="dim")
         if task.finished or not task.total or task.time_remaining is None:
             return taken
         return Text(f"{self._left.render(task).plain} left", style="cyan")
+
+
+def _minutes(seconds: float) -> str:
+    """A time as minutes and seconds, as those of the stages are."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes:02d}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 class Steps:
@@ -47,14 +61,24 @@ class Steps:
     Args:
         console: Where to. What is not a terminal gets no bars.
         lines: Write a line for every step in the place of bars, which stays.
+        expected: The stages to come, where that is known: what is left of them all is shown beside each of them.
+        clock: Seconds.
     """
 
-    def __init__(self, console: Console, *, lines: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: Console,
+        *,
+        lines: bool = False,
+        expected: Sequence[Expected] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._console, self._lines, self._clock = console, lines, clock
         self._begun = clock()
         self._said = ("", "")
         self._tasks: dict[str, TaskID] = {}
         self._current = ""
+        self._whole = Remaining(expected, clock) if expected and not lines else None
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -90,7 +114,19 @@ class Steps:
             spent = self._clock() - self._begun
             self._console.print(Text(f"{spent:7.1f} s  {stage}: {what}{share}", style="dim"), soft_wrap=True)
 
+    def _of_all(self, whole: Remaining, stage: str, done: int, total: int) -> None:
+        """Show how far all of it is: by the time, since stages have nothing else in common."""
+        whole.hear(stage, done, total)
+        left, spent = whole.left(), self._clock() - self._begun
+        share = None if left is None else spent / max(spent + left, 1e-9)
+        if _ALL not in self._tasks:
+            self._tasks[_ALL] = self._bars.add_task(f"{_ALL:<11}", total=1.0, completed=0, what="", whole=whole)
+        if share is not None:
+            self._bars.update(self._tasks[_ALL], completed=min(share, 0.999))
+
     def _bar(self, stage: str, what: str, done: int, total: int) -> None:
+        if self._whole is not None:
+            self._of_all(self._whole, stage, done, total)
         if stage != self._current and self._current:
             # Nobody says that a stage is over; the next one does.
             last = self._tasks[self._current]

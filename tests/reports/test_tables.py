@@ -11,6 +11,7 @@ from rich.console import Console
 
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph import GAP, full_name
+from onnx_pointwise.progress import Expected
 from onnx_pointwise.reports import Steps
 from onnx_pointwise.reports.terminal import Column, Grid, change, fitting
 
@@ -111,6 +112,18 @@ def test_steps_show_nothing_where_there_is_no_terminal() -> None:
     with Steps(Console(file=out, width=80)) as steps:
         steps("load", "the model")
     assert out.getvalue() == ""
+
+
+def test_steps_show_what_is_left_of_all_of_them() -> None:
+    out, now = io.StringIO(), 0.0
+    expected = (Expected("moments", 1.0), Expected("refit", 5.0), Expected("timing", seconds=4.0))
+    console = Console(file=out, width=80, force_terminal=True, color_system=None)
+    with Steps(console, expected=expected, clock=lambda: now) as steps:
+        for done in range(4):
+            now = 10.0 * done
+            steps("moments", "example inputs", done, 4)
+    # A quarter of a pass takes ten seconds: five passes and a quarter are left, and the timing.
+    assert "all of it" in out.getvalue() and "03:34 left" in out.getvalue()
 
 
 def test_steps_on_a_terminal_show_share_and_name() -> None:
