@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from rich.console import Console
 
 import onnx_pointwise
 from onnx_pointwise.check.limits import LIMITS, severity
@@ -17,6 +20,7 @@ from onnx_pointwise.cli.app import app
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.jobs import Front, Sweep, looking, sweeping
 from onnx_pointwise.jobs.fronts import front_of
+from onnx_pointwise.reports import terminal as report
 from tests import small
 from tests.commands import invoke
 from tests.jobs.test_pipeline import content
@@ -202,6 +206,23 @@ def test_the_command_shows_the_front_and_writes_what_was_picked(small_folder: Pa
     document = json.loads(told.read_text())
     assert document["rule"] == "close" and document["picked"]["verdict"] in ("same", "close")
     assert small.run(target, small.examples(2)).shape == (2, small.CLASSES)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_fits_a_terminal_in_colour(swept: Sweep, columns: int) -> None:
+    """Off the front a row is dim, on it plain; what is escaped takes no room, and nothing wraps."""
+    (front,) = swept.fronts
+    behind = replace(front, points=(replace(front.points[0], on_front=False), *front.points[1:]))
+    out = io.StringIO()
+    console = Console(file=out, width=columns, force_terminal=True, color_system="standard", legacy_windows=False)
+    console.print(report.sweep(replace(swept, fronts=(behind,))))
+    written = out.getvalue().splitlines()
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in written]
+    assert max(map(len, lines)) <= columns
+    head = next(at for at, line in enumerate(lines) if line.rstrip().endswith("Answers"))
+    assert [line.split()[1] for line in lines[head + 1 : head + 4]] == [f"{share:g}" for share in SHARES]
+    assert lines[head + 1].split()[0] == "○"
+    assert ["\x1b[2m" in line for line in written[head + 1 : head + 4]] == [True, False, False]
 
 
 def test_the_command_wants_a_rule_and_a_file_together(small_folder: Path, tmp_path: Path) -> None:

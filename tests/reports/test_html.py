@@ -159,6 +159,8 @@ def test_many_models_have_a_section_each_and_no_name_of_an_element_twice() -> No
         assert f"model-{number}" in names and one["source"] in {data for _, data in page.texts}
     (wrong,) = [one["error"] for one in made["models"] if one["error"]]
     assert wrong in {data for _, data in page.texts}
+    options = {data for tag, data in page.texts if tag == "span" and data.startswith("--")}
+    assert options <= {"--inputs", "--exclude", "--sites", "--calibration"}  # each whole, in an element of its own
     (link,) = [attributes for _, attributes in page.elements if attributes.get("download") == "plan.json"][:1]
     text = base64.b64decode((link["href"] or "").partition("base64,")[2])
     assert json.loads(text) == made["models"][0]["result"]["plan"]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import onnx_pointwise
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph import GAP, full_name
 from onnx_pointwise.progress import Expected
 from onnx_pointwise.reports import Steps
 from onnx_pointwise.reports.terminal import Column, Grid, change, fitting
+from onnx_pointwise.reports.terminal.checking import costs
+from onnx_pointwise.runtime import Latency, LatencyComparison, Verdict
+from tests.small import network
 
 #: As TensorFlow names them: alike at both ends.
 LONG = [
@@ -136,3 +141,24 @@ def test_steps_on_a_terminal_show_share_and_name() -> None:
     text = out.getvalue()
     assert "refit" in text and "1/4" in text and "search" in text
     assert all(len(line.split("\x1b")[0]) <= 80 for line in text.splitlines())
+
+
+# --- latency ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "shown", "hidden"), [("no change", "no change", "118.4 %"), ("slower", "118.4 %", "no change")]
+)
+def test_a_latency_inside_the_noise_has_no_share(word: Verdict, shown: str, hidden: str) -> None:
+    run = Latency(median=5e-4, p90=6e-4, throughput=1.0, runs=1, times=(5e-4,))
+    timed = LatencyComparison(
+        before=run, after=run, ratio=1.184, interval=(0.8, 1.3), noise=0.4, verdict=word, rounds=10, provider="cpu",
+        device=None, threads=None, optimization="all", bound="host", input_shapes={},
+    )  # fmt: skip
+    checked = onnx_pointwise.check(network(), network(), latency=False)
+    (on_cpu,) = checked.providers
+    checked = replace(checked, providers=(replace(on_cpu, latency=timed),))
+    out = io.StringIO()
+    Console(file=out, width=80).print(costs(checked.before, checked.after, checked))
+    (line,) = [line for line in out.getvalue().splitlines() if line.startswith("Latency, cpu")]
+    assert shown in line and hidden not in line and "0.50 ms" in line

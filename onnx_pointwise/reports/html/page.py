@@ -26,6 +26,7 @@ from onnx_pointwise.reports.terminal import figures
 KINDS = ("rewrite", "check", "inspect", "sweep", "many")
 # A picture has room for so much of a name; the whole one is in its title and in the table.
 _NAME = 26
+_OPTION = re.compile(r"(--[a-z][a-z-]*)")
 # Where an element is named, and where it is meant.
 _NAMED = re.compile(r'(?<= )(?:id="|data-copy="|href="#|xlink:href="#)|url\(#')
 
@@ -85,6 +86,7 @@ def _environment() -> Any:
         "basename": lambda path: str(path).replace("\\", "/").rsplit("/", 1)[-1],
         "short": lambda name: shortened(name, _NAME),
         "inside": _inside,
+        "unbroken": _unbroken,
     }
     return made
 
@@ -97,6 +99,13 @@ def _inside(markup: Any, section: str) -> Any:
     import markupsafe
 
     return markupsafe.Markup(_NAMED.sub(lambda found: f"{found[0]}{section}-", str(markup)))
+
+
+def _unbroken(sentence: str) -> Any:
+    """Keep options in a sentence on one line each, which browsers break at their dashes."""
+    import markupsafe
+
+    return markupsafe.Markup(_OPTION.sub(r'<span class="option">\1</span>', str(markupsafe.escape(sentence))))
 
 
 def _time(seconds: float) -> str:

@@ -68,12 +68,14 @@ def costs(before: ModelCost, after: ModelCost, check: CheckResult | None = None)
         if result.latency is not None:
             timed = result.latency
             gained = 1e3 * (timed.after.median - timed.before.median)
+            # Medians of all runs differ by chance where the ratio of the turns, which decides, shows nothing.
+            differs = timed.verdict != "no change"
             table.add_row(
                 f"Latency, {result.provider}",
                 milliseconds(timed.before.median),
                 milliseconds(timed.after.median),
-                f"{'+' if gained > 0 else ''}{three(gained)} ms",
-                percent(timed.ratio),
+                f"{'+' if gained > 0 else ''}{three(gained)} ms" if differs else "",
+                percent(timed.ratio) if differs else timed.verdict,
             )
     return table
 
