@@ -316,7 +316,8 @@ class Answering:
     )
     limits: Mapping[str, Sequence[float]] | None = option(
         None,
-        "Up to where answers are the same, close, only changed; by kind: classes, presence, picture (dB), numbers.",
+        "Up to where answers are the same, close, only changed; by kind: classes, presence, picture (dB), gain (dB of "
+        "a picture beyond a linear filter of the input), numbers.",
         line=Line("--limit", metavar="KIND:A,B,C", syntax="limits"),
     )
     require: Literal["same", "close", "changed"] = option(

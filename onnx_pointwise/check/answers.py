@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import onnx_ir as ir
 
-from onnx_pointwise.check.limits import Likeness, Limits, likeness, severity
+from onnx_pointwise.check.limits import Likeness, Limits, likeness, raised, severity
 from onnx_pointwise.graph import ResolvedShapes
 from onnx_pointwise.jsonable import json_ready
-from onnx_pointwise.numerics import Agreement, ClassMeter, PictureMeter, PresenceMeter, ValueMeter, joined
+from onnx_pointwise.numerics import Agreement, ClassMeter, PictureMeter, PresenceMeter, ValueMeter, joined, plain_errors
 from onnx_pointwise.runtime import Array
 from onnx_pointwise.study import Head, Heads, Kind
 
@@ -46,6 +47,9 @@ class HeadCheck:
         alone: Whether no other head goes into its outputs.
         together: F1 of all heads of its kind that go into the same outputs: they give one answer, as the grids of a
             detector do, and the agreement that decides is that of the answer. None where there is no other.
+        plain: Decibels that the best linear filter of the input has, for a picture that is made of an image: what the
+            network is there for lies beyond. None for other heads.
+        limits: What it was judged by: up to where it is the same, close, and only changed.
     """
 
     value: str
@@ -62,6 +66,8 @@ class HeadCheck:
     agreement_bound: float | None = None
     alone: bool = True
     together: float | None = None
+    plain: float | None = None
+    limits: tuple[float, float, float] | None = None
 
     @property
     def whole(self) -> bool:
@@ -109,6 +115,8 @@ class HeadCheck:
             "worst_drift": self.worst_drift,
             "drift_bound": self.drift_bound,
             "agreement_bound": self.agreement_bound,
+            "plain_filter": self.plain,
+            "limits": None if self.limits is None else list(self.limits),
             "judged_by": self.judged_by,
             "figure": self.figure,
             "severity": self.severity,
@@ -253,15 +261,22 @@ class AnswerMeter:
     def __init__(self, readings: Sequence[Reading]) -> None:
         self._rows = [(one, _meter(one), ValueMeter(one.head.axis)) for one in readings]
 
-    def add(self, first: Mapping[str, Array], second: Mapping[str, Array]) -> None:
-        """Add one run's values by name; those that one side lacks, or whose shapes differ, are left out."""
+    def add(self, feeds: Mapping[str, Array], first: Mapping[str, Array], second: Mapping[str, Array]) -> None:
+        """Add what one run was given and its values, by name.
+
+        Values that one side lacks, or whose shapes differ, are left out.
+        """
         for one, meter, drift in self._rows:
             for name, measure in ((one.value, meter), (one.head.value, drift)):
                 reference, moved = first.get(name), second.get(name)
                 if measure is None or reference is None or moved is None or reference.shape != moved.shape:
                     continue
                 if reference.size and reference.dtype.kind in "fiubV":
-                    measure.add(_plain(reference), _plain(moved))
+                    reference, moved = _countable(reference), _countable(moved)
+                    if isinstance(measure, PictureMeter):
+                        measure.add(reference, moved, _filtered(feeds, reference, one.axis))
+                    else:
+                        measure.add(reference, moved)
 
     def result(self, limits: Limits) -> tuple[HeadCheck, ...]:
         """Give what was found at each head."""
@@ -280,7 +295,14 @@ class AnswerMeter:
         return tuple(found)
 
 
-def _plain(values: Array) -> Array:
+def _filtered(feeds: Mapping[str, Array], pictures: Array, axis: int) -> Array | None:
+    """What a linear filter makes of the image among the inputs that comes nearest; None where there is none."""
+    errors = [plain_errors(_countable(values), pictures, axis) for values in feeds.values()]
+    found = [one for one in errors if one is not None]
+    return np.min(found, axis=0) if found else None
+
+
+def _countable(values: Array) -> Array:
     """What NumPy itself calculates with: bfloat16 is a type of another library."""
     return values.astype("float32") if values.dtype.kind == "V" else values
 
@@ -302,11 +324,13 @@ def _judged(
     by = agreement if whole is None or agreement is None else whole
     enough = by is not None and (head.kind == "picture" or by.counted >= _ENOUGH)
     bad: float | None = None
+    marks = limits["numbers"]
     if moved is not None:
         if enough and by is not None and math.isfinite(moved.relative):
-            bad = severity(head.kind, by.value, limits)
+            marks = raised(limits, by.plain) if head.kind == "picture" else limits[head.kind]
+            bad = severity(head.kind, by.value, marks)
         else:
-            enough, bad = False, severity("numbers", moved.relative, limits)
+            enough, bad = False, severity("numbers", moved.relative, marks)
     return HeadCheck(
         value=head.value,
         kind=head.kind,
@@ -321,4 +345,6 @@ def _judged(
         drift_bound=None if moved is None else moved.bound,
         agreement_bound=None if agreement is None else agreement.bound,
         together=None if whole is None or agreement is None else whole.value,
+        plain=None if agreement is None else agreement.plain,
+        limits=None if bad is None else marks,
     )

@@ -338,7 +338,7 @@ def _check_on(
     equal = all(trial.shapes_equal is not False for trial in met.trials)
     if equal:
         findings += never_compared(provider, drift, _compared_outputs(pairing, dense), settings.max_drift)
-        findings += answer_faults(provider, heads, pairing.limits, settings, pairing.inputs)
+        findings += answer_faults(provider, heads, settings, pairing.inputs)
     result = ProviderCheck(
         provider=provider,
         device=info.device,
@@ -374,7 +374,7 @@ def _meet(pairing: _Pairing, provider: str, dense: Run, rewritten: Run, settings
         met.trials.append(Trial(batch.shapes, not faults, None))
         if batch.counts and not isinstance(second, str) and not isinstance(theirs, str):
             met.drift.add(_counting(pairing, mine), theirs)
-            met.heads.add(first, second)
+            met.heads.add(batch.feeds, first, second)
     return met
 
 

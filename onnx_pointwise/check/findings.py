@@ -9,7 +9,7 @@ import numpy as np
 
 from onnx_pointwise.check.answers import HeadCheck, worst_of
 from onnx_pointwise.check.kept import Given
-from onnx_pointwise.check.limits import LIKENESSES, WORDS, Likeness, Limits, MaxDrift, limit_of
+from onnx_pointwise.check.limits import LIKENESSES, WORDS, Likeness, MaxDrift, limit_of
 from onnx_pointwise.check.results import Finding, Inputs, ProviderCheck
 from onnx_pointwise.check.running import Side, run
 from onnx_pointwise.check.trials import Batch
@@ -170,9 +170,7 @@ _GIVE = "give inputs on which it has finite numbers with --inputs, or leave it o
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def answer_faults(
-    provider: str, heads: Sequence[HeadCheck], limits: Limits, settings: CheckSettings, inputs: Inputs
-) -> list[Finding]:
+def answer_faults(provider: str, heads: Sequence[HeadCheck], settings: CheckSettings, inputs: Inputs) -> list[Finding]:
     """Find answers that are broken or less alike than required, that moved too far, or that could not be compared."""
     faults = [_nothing(provider, head) for head in heads if head.severity is None]
     if not heads:
@@ -182,12 +180,12 @@ def answer_faults(
     worst = worst_of(heads)
     if worst is None or worst.verdict is None:
         return faults
-    numbers = worst.to_dict() | {"provider": provider, "limits": list(limits[_judge(worst)])}
+    numbers = worst.to_dict() | {"provider": provider}
     if worst.verdict == "broken":
         first = _UNSURE.format(_UNREAL[inputs]) if inputs in _UNREAL else "Take"
         text = (
             f"The network is broken on {provider}: {worst.figure} at {worst.place}, "
-            f"{_beyond(worst, limits, 'broken')}. "
+            f"{_beyond(worst, 'broken')}. "
             f"{first} a larger budget or more example inputs, or leave the convolutions that did it as they are with "
             "--exclude; check --sites names them."
         )
@@ -195,20 +193,21 @@ def answer_faults(
     elif LIKENESSES.index(worst.verdict) > LIKENESSES.index(settings.require):
         text = (
             f"The answers are {WORDS[worst.verdict]} on {provider}, though {WORDS[settings.require]} was required: "
-            f"{worst.figure} at {worst.place}, {_beyond(worst, limits, worst.verdict)}."
+            f"{worst.figure} at {worst.place}, {_beyond(worst, worst.verdict)}."
         )
         faults.append(Finding("not_alike", text, numbers | {"required": settings.require}))
     return faults
 
 
-def _judge(head: HeadCheck) -> Any:
-    """The kind whose limits a head was judged by."""
-    return head.kind if head.judged_by == "agreement" else "numbers"
-
-
-def _beyond(head: HeadCheck, limits: Limits, verdict: Likeness) -> str:
-    limit = limits[_judge(head)][LIKENESSES.index(verdict) - 1]
-    return f"{'above' if _judge(head) == 'numbers' else 'below'} the limit of {limit:g}"
+def _beyond(head: HeadCheck, verdict: Likeness) -> str:
+    """Say which limit a head is beyond, and why that is higher than usual."""
+    assert head.limits is not None, "it has a verdict"
+    limit = head.limits[LIKENESSES.index(verdict) - 1]
+    if head.judged_by == "drift" or head.kind == "numbers":
+        return f"above the limit of {limit:g}"
+    if head.plain is None:
+        return f"below the limit of {limit:g}"
+    return f"below the limit of {limit:.1f} dB, where a mere linear filter of the input has {head.plain:.1f} dB"
 
 
 def _nothing(provider: str, head: HeadCheck) -> Finding:

@@ -17,17 +17,23 @@ LIKENESSES: tuple[Likeness, ...] = get_args(Likeness)
 #: The same for a person.
 WORDS: Mapping[Likeness, str] = {"same": "the same", "close": "close", "changed": "changed", "broken": "broken"}
 
+#: What has limits: the kinds of head, and what a picture has to gain on a plain filter of the input.
+Limited = Kind | Literal["gain"]
 #: Up to which figure a head is the same, close, and only changed. Classes and presence by the share that agrees,
-#: pictures by decibels, numbers by drift.
-LIMITS: Mapping[Kind, tuple[float, float, float]] = {
+#: pictures by decibels, and by decibels beyond those of the best linear filter of the input, numbers by drift.
+LIMITS: Mapping[Limited, tuple[float, float, float]] = {
     "classes": (0.99, 0.95, 0.8),
     "presence": (0.99, 0.95, 0.8),
     "picture": (40.0, 34.0, 26.0),
+    "gain": (20.0, 14.0, 8.0),
     "numbers": (0.05, 0.15, 0.5),
 }
+# A gain raises the limits of a picture by this many decibels at most: what lies below the rounding of eight bits is not
+# worth more.
+_MOST_RAISED = 15.0
 _BEST: Mapping[Kind, float] = {"classes": 1.0, "presence": 1.0, "picture": MOST_DECIBELS, "numbers": 0.0}
 
-Limits = Mapping[Kind, tuple[float, float, float]]
+Limits = Mapping[Limited, tuple[float, float, float]]
 
 
 def limits_of(given: Mapping[str, Sequence[float]] | None) -> Limits:
@@ -36,7 +42,7 @@ def limits_of(given: Mapping[str, Sequence[float]] | None) -> Limits:
     Raises:
         InputError: There is no such kind of head, or the numbers are not three in a row from better to worse.
     """
-    limits = dict(LIMITS)
+    limits: dict[Limited, tuple[float, float, float]] = dict(LIMITS)
     for name, numbers in (given or {}).items():
         kind = next((kind for kind in LIMITS if kind == name), None)
         if kind is None:
@@ -53,13 +59,29 @@ def limits_of(given: Mapping[str, Sequence[float]] | None) -> Limits:
     return limits
 
 
-def severity(kind: Kind, figure: float, limits: Limits) -> float:
+def raised(limits: Limits, plain: float | None) -> tuple[float, float, float]:
+    """The limits of a picture, in decibels, where a linear filter of its input comes near it.
+
+    Args:
+        limits: Those of all kinds.
+        plain: What the best linear filter has; None where that is unknown.
+    """
+    usual = limits["picture"]
+    if plain is None:
+        return usual
+    first, second, third = (
+        max(low, min(plain + more, low + _MOST_RAISED)) for low, more in zip(usual, limits["gain"], strict=True)
+    )
+    return first, second, third
+
+
+def severity(kind: Kind, figure: float, limits: tuple[float, float, float]) -> float:
     """How far along its limits a figure is: below 1 the same, below 2 close, below 3 changed, below 4 broken."""
     sign = 1.0 if kind == "numbers" else -1.0
-    marks = (_BEST[kind], *limits[kind])
-    step = sum(not sign * figure <= sign * mark for mark in limits[kind])
+    marks = (_BEST[kind], *limits)
+    step = sum(not sign * figure <= sign * mark for mark in limits)
     gone = max(0.0, sign * (figure - marks[step]))
-    if step == len(limits[kind]):
+    if step == len(limits):
         share = gone / (1.0 + gone) if math.isfinite(gone) else 1.0
     else:
         wide = abs(marks[step + 1] - marks[step])

@@ -48,6 +48,7 @@ from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
 from onnx_pointwise.numerics.pareto import knee, pareto_front
+from onnx_pointwise.numerics.plain import plain_errors
 from onnx_pointwise.numerics.reconstruct import Block, Reconstruction, reconstruct
 
 __all__ = [
@@ -107,6 +108,7 @@ __all__ = [
     "one_thread_of_blas",
     "pareto_front",
     "patches",
+    "plain_errors",
     "reconstruct",
     "relative_drift",
     "sample",

@@ -53,12 +53,14 @@ class Agreement:
         counted: What it is taken from: things found by either network, answers that are not the commonest class in
             both, pictures. Few of them say little.
         bound: Decibels that pictures like these have more of on average, as sure as `SURE`; None where that is unknown.
+        plain: Decibels that the best linear filter of the input has, on average; None where that is unknown.
     """
 
     value: float
     measure: str
     counted: int
     bound: float | None = None
+    plain: float | None = None
 
 
 def joined(parts: Sequence[Agreement]) -> Agreement | None:
@@ -167,14 +169,22 @@ class PictureMeter:
 
     def __init__(self) -> None:
         self._errors: list[list[float]] = []
+        self._plain: list[float] = []
         self._whole = _Spread()
         self._outside = np.zeros(len(_RANGES), np.int64)
         self._integer = False
 
-    def add(self, reference: Array, output: Array) -> None:
-        """Add one run's pictures, [N, ...] each."""
+    def add(self, reference: Array, output: Array, plain: Array | None = None) -> None:
+        """Add one run's pictures, [N, ...] each.
+
+        Args:
+            reference: What they should be.
+            output: What they are.
+            plain: The mean squared error of the best linear filter of each one's input, [N], see `plain_errors`.
+        """
         self._integer |= reference.dtype.kind in "iu"
-        for one, other in zip(reference, output, strict=True):
+        missing = np.full(len(reference), np.nan)
+        for one, other, error in zip(reference, output, missing if plain is None else plain, strict=True):
             first, second = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
             told = np.isfinite(first)
             first, second = first[told], second[told]
@@ -185,6 +195,7 @@ class PictureMeter:
             self._outside += [_beyond(first, *bounds) for bounds in _RANGES]
             cut = [float(np.mean((np.clip(second, *bounds) - np.clip(first, *bounds)) ** 2)) for bounds in _RANGES]
             self._errors.append([*cut, float(np.mean((second - first) ** 2))])
+            self._plain.append(float(error))
 
     def peak(self) -> tuple[int, float]:
         """Which range the reference has, and how wide it is; behind the last one that of its own deviation."""
@@ -201,11 +212,16 @@ class PictureMeter:
         index, peak = self.peak()
         if not self._errors or not peak:
             return None
-        least = peak**2 * 10.0 ** (-MOST_DECIBELS / 10.0)
-        decibels = [10.0 * math.log10(peak**2 / max(row[index], least)) for row in self._errors]
-        decibels = [max(0.0, value) for value in decibels]  # one without bounds: as bad as none of the picture left
+        decibels = _decibels([row[index] for row in self._errors], peak)
         mean, more = float(np.mean(decibels)), margin(decibels)
-        return Agreement(mean, "PSNR", len(decibels), None if more is None else mean - more)
+        plain = None if np.isnan(self._plain).any() else float(np.mean(_decibels(self._plain, peak)))
+        return Agreement(mean, "PSNR", len(decibels), None if more is None else mean - more, plain)
+
+
+def _decibels(errors: Sequence[float], peak: float) -> list[float]:
+    """PSNR of mean squared errors; one without bounds is as bad as none of the picture left."""
+    least = peak**2 * 10.0 ** (-MOST_DECIBELS / 10.0)
+    return [max(0.0, 10.0 * math.log10(peak**2 / max(error, least))) for error in errors]
 
 
 def _beyond(numbers: Array, low: float, high: float) -> int:

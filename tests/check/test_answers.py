@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -28,6 +28,8 @@ from tests import small
 from tests.check.networks import NETWORKS, classifier, descriptor, detector, finder, images, moved, painter
 from tests.graphs import function_model, make_model, normal, value
 
+KINDS = get_args(Kind)
+
 
 def check(*arguments: Any, **options: Any) -> CheckResult:
     return api(*arguments, **{"latency": False, "threads": 1, "inputs": images()} | options)
@@ -46,20 +48,20 @@ def printed(renderable: Any, columns: int = 80) -> list[str]:
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", LIMITS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_limits_are_where_the_words_change(kind: Kind) -> None:
     worse = 1e-9 if kind == "numbers" else -1e-9
     for step, mark in enumerate(LIMITS[kind]):
-        assert likeness(severity(kind, mark, LIMITS)) == LIKENESSES[step]
-        assert likeness(severity(kind, mark + worse, LIMITS)) == LIKENESSES[step + 1]
+        assert likeness(severity(kind, mark, LIMITS[kind])) == LIKENESSES[step]
+        assert likeness(severity(kind, mark + worse, LIMITS[kind])) == LIKENESSES[step + 1]
 
 
 @settings(derandomize=True, deadline=None)
-@given(kind=st.sampled_from(list(LIMITS)), one=st.floats(0, 2), other=st.floats(0, 2))
+@given(kind=st.sampled_from(KINDS), one=st.floats(0, 2), other=st.floats(0, 2))
 def test_what_is_further_off_is_never_called_better(kind: Kind, one: float, other: float) -> None:
     scale = 100.0 if kind == "picture" else 1.0
     better, worse = sorted((scale * one, scale * other), reverse=kind != "numbers")
-    assert severity(kind, better, LIMITS) <= severity(kind, worse, LIMITS) < 4
+    assert severity(kind, better, LIMITS[kind]) <= severity(kind, worse, LIMITS[kind]) < 4
 
 
 @pytest.mark.parametrize(
@@ -379,6 +381,40 @@ def test_the_first_line_is_the_verdict(name: str, share: float) -> None:
     assert lines[0].startswith(words[result.verdict] + result.worst.figure)
     assert max(map(len, lines)) <= 80
     assert ("Check passed" in "\n".join(lines)) == (result.verdict in ("same", "close"))
+
+
+def cleaner(share: float) -> onnx.ModelProto:
+    """Takes a little from what it is given, as a network that cleans pictures does; of that only a share."""
+    nodes = [
+        helper.make_node("Conv", ["x", "W"], ["a"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("Conv", ["b", "V"], ["noise"], name="second", pads=[1, 1, 1, 1]),
+        helper.make_node("Sub", ["x", "noise"], ["y"], name="clean"),
+    ]
+    weights = {"W": normal(16, 3, 3, 3) / 5, "V": np.float32(share) * normal(3, 16, 3, 3, seed=1) / 700}
+    return make_model(nodes, [value("x", ["N", 3, 24, 24])], [value("y", ["N", 3, 24, 24])], weights)
+
+
+def test_a_picture_has_to_be_nearer_than_a_filter_of_the_input_comes() -> None:
+    """Without its work, the network gives back what it was given: above 40 dB, and broken all the same."""
+    seen = {"x": np.random.default_rng(5).random((6, 3, 24, 24)).astype(np.float32)}
+    found = {share: check(cleaner(1.0), cleaner(share), inputs=seen) for share in (1.0, 0.97, 0.0)}
+    assert found[1.0].verdict == "same" and found[0.97].verdict == "same"
+    head = found[0.0].heads[0]
+    assert head.agreement is not None and head.agreement > LIMITS["picture"][0]
+    assert head.plain is not None and head.plain > head.agreement
+    assert found[0.0].verdict == "broken" and head.to_dict()["plain_filter"] == head.plain
+    shown = " ".join(printed(terminal.check(found[0.0])))
+    assert f"(filter {head.plain:.1f})" in shown and "gain 20, 14, 8" in shown
+    lenient = check(cleaner(1.0), cleaner(0.0), inputs=seen, limits={"gain": (-15, -20, -30)})
+    assert lenient.verdict == "same"
+
+
+def test_what_raised_the_limit_is_said() -> None:
+    seen = {"x": np.random.default_rng(5).random((6, 3, 24, 24)).astype(np.float32)}
+    result = check(cleaner(1.0), cleaner(0.0), inputs=seen)
+    assert codes(result) == ["broken"]
+    assert "where a mere linear filter of the input has" in result.findings[0].sentence
 
 
 def test_pictures_are_said_in_decibels() -> None:

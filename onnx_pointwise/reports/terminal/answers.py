@@ -82,6 +82,7 @@ def _row(head: HeadCheck) -> list[Cell]:
     if head.agreement is not None:
         agreement = f"{head.agreement:.1f} dB" if head.measure == "PSNR" else f"{head.measure} {head.agreement:.3f}"
         agreement += "" if head.together is None else f" of {head.together:.3f}"
+        agreement += "" if head.plain is None else f" (filter {head.plain:.1f})"
         agreement = agreement if head.judged_by == "agreement" else f"({agreement})"
     drift, most = ("" if number is None else f"{number:.3g}" for number in (head.drift, head.worst_drift))
     word = "not compared" if head.verdict is None else WORDS[head.verdict]
@@ -90,9 +91,11 @@ def _row(head: HeadCheck) -> list[Cell]:
 
 def _limits(result: CheckResult) -> Text:
     """Say what the words stand for."""
-    kinds = {head.kind for head in result.heads if head.judged_by == "agreement"} or {"numbers"}
+    kinds: set[str] = {head.kind for head in result.heads if head.judged_by == "agreement"} or {"numbers"}
     if any(head.judged_by == "drift" for head in result.heads):
         kinds.add("numbers")
+    if any(head.plain is not None for head in result.heads):
+        kinds.add("gain")
     said = "; ".join(
         f"{kind} {', '.join(f'{number:g}' for number in numbers)}"
         for kind, numbers in result.limits.items()
@@ -103,6 +106,8 @@ def _limits(result: CheckResult) -> Text:
         few = " Where too little was found to count, drift decides, as for numbers."
     if any(head.together is not None for head in result.heads):
         few += " F1 of: of all heads of one kind that go into the same output, which decides."
+    if "gain" in kinds:
+        few += " Filter: what a linear filter of the input has, on which a picture has to gain as much."
     return Text(f"The same, close, changed up to (--limit): {said}.{few}", style="dim")
 
 
