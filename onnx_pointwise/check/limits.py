@@ -25,12 +25,12 @@ LIMITS: Mapping[Limited, tuple[float, float, float]] = {
     "classes": (0.99, 0.95, 0.8),
     "presence": (0.99, 0.95, 0.8),
     "picture": (40.0, 34.0, 26.0),
-    "gain": (20.0, 14.0, 8.0),
+    "gain": (15.0, 10.0, 6.0),
     "numbers": (0.05, 0.15, 0.5),
 }
-# A gain raises the limits of a picture by this many decibels at most: what lies below the rounding of eight bits is not
+# A gain raises the limits of a picture to these decibels at most: what comes near the rounding of eight bits is not
 # worth more.
-_MOST_RAISED = 15.0
+_HIGHEST = (52.0, 49.0, 46.0)
 _BEST: Mapping[Kind, float] = {"classes": 1.0, "presence": 1.0, "picture": MOST_DECIBELS, "numbers": 0.0}
 
 Limits = Mapping[Limited, tuple[float, float, float]]
@@ -70,7 +70,7 @@ def raised(limits: Limits, plain: float | None) -> tuple[float, float, float]:
     if plain is None:
         return usual
     first, second, third = (
-        max(low, min(plain + more, low + _MOST_RAISED)) for low, more in zip(usual, limits["gain"], strict=True)
+        max(low, min(plain + more, high)) for low, more, high in zip(usual, limits["gain"], _HIGHEST, strict=True)
     )
     return first, second, third
 

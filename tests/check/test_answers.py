@@ -405,7 +405,7 @@ def test_a_picture_has_to_be_nearer_than_a_filter_of_the_input_comes() -> None:
     assert head.plain is not None and head.plain > head.agreement
     assert found[0.0].verdict == "broken" and head.to_dict()["plain_filter"] == head.plain
     shown = " ".join(printed(terminal.check(found[0.0])))
-    assert f"(filter {head.plain:.1f})" in shown and "gain 20, 14, 8" in shown
+    assert f"(filter {head.plain:.1f})" in shown and "gain 15, 10, 6" in shown
     lenient = check(cleaner(1.0), cleaner(0.0), inputs=seen, limits={"gain": (-15, -20, -30)})
     assert lenient.verdict == "same"
 
