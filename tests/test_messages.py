@@ -168,7 +168,7 @@ USAGE: list[tuple[Callable[[], Any], type[OnnxPointwiseError], str]] = [
     (
         lambda: limits_of({"boxes": (1, 2, 3)}),
         InputError,
-        "There is no kind of head 'boxes' to limit; the kinds are classes, presence, picture, numbers.",
+        "There is no kind of head 'boxes' to limit; the kinds are classes, presence, picture, gain, numbers.",
     ),
     # Where a network answers.
     (lambda: heads(ignored=["z"]), InputError, "The model has no output 'z' to ignore; its outputs are y."),
