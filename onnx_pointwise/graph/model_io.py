@@ -316,6 +316,10 @@ def _require_external(tensor: ir.ExternalTensor, where: str) -> None:
     if target.stat().st_nlink > 1:  # what a link into the folder could hide; onnx_ir does not read such files
         raise ModelError(f"{where}: the external data file {location} has several hard links; make it a copy.")
     offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
+    if offset < 0:  # what onnx_ir refuses itself only since 1.1
+        raise ModelError(
+            f"{where}: the external data of '{tensor.name}' begin at byte {offset}; export the model again."
+        )
     if length != tensor.nbytes:
         raise ModelError(
             f"{where}: the external data of '{tensor.name}' are {length} bytes where its shape needs {tensor.nbytes}; "

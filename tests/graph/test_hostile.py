@@ -114,7 +114,7 @@ def test_external_data_at_no_place(tmp_path: Path) -> None:
         ({"location": "/etc/hostname"}, "lies outside the model's folder"),
         ({"location": "../data"}, "lies outside the model's folder"),
         ({"location": "linked"}, "lies outside the model's folder"),
-        ({"location": "data", "offset": "-5"}, "offset must be non-negative"),
+        ({"location": "data", "offset": "-5"}, "offset must be non-negative|begin at byte -5; export the model again"),
         ({"location": "data", "offset": "much"}, "the model cannot be read"),
         ({"location": "data", "offset": "9" * 30}, "is too short"),
         ({"location": "data", "length": "12"}, "are 12 bytes where its shape needs 864"),
