@@ -18,35 +18,44 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import onnxruntime
 import typer
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL, EXAMPLES = ROOT / "models" / "digits.onnx", ROOT / "models" / "digits.npz"
+MODEL, EXAMPLES = ROOT / "models" / "digits.onnx", f"{ROOT / 'models' / 'digits.npz'}:calibration"
 #: Seconds from the signal to the end that a run may take.
 SECONDS = 2.0
 
 Files = dict[str, bytes]
 
 
-def line(folder: Path, share: float) -> list[str]:
-    """The command: everything that it can write, from real examples."""
-    given = [sys.executable, "-m", "onnx_pointwise", "rewrite", str(MODEL), str(folder / "out.onnx")]
-    given += ["--target-macs", str(share), "--provider", "none", "--calibration", f"{EXAMPLES}:calibration"]
+@dataclass(frozen=True)
+class Source:
+    """What every run reads, and where it may leave temporary files."""
+
+    model: Path
+    examples: str
+    temporary: Path
+
+
+def line(folder: Path, share: float, source: Source) -> list[str]:
+    """The command: everything that it can write, from examples."""
+    given = [sys.executable, "-m", "onnx_pointwise", "rewrite", str(source.model), str(folder / "out.onnx")]
+    given += ["--target-macs", str(share), "--provider", "none", "--calibration", source.examples]
     given += ["--external-data", "--json", str(folder / "out.json"), "--save-plan", str(folder / "plan.json")]
     return [*given, "--no-latency", "--jobs", "1"]
 
 
-def start(folder: Path, share: float, temporary: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, share: float, source: Source) -> subprocess.Popen[bytes]:
     """Begin a run."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        line(folder, share), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True
-    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(source.temporary), "OMP_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(line(folder, share, source), env=environment, start_new_session=True, **pipes)
 
 
 def contents(folder: Path) -> Files:
@@ -90,11 +99,11 @@ def restore(folder: Path, files: Files) -> None:
         (folder / name).write_bytes(data)
 
 
-def reference(base: Path, share: float, temporary: Path) -> tuple[Files, float]:
+def reference(base: Path, share: float, source: Source) -> tuple[Files, float]:
     """What a whole run leaves, and how long it takes."""
     base.mkdir()
     begun = time.monotonic()
-    process = start(base, share, temporary)
+    process = start(base, share, source)
     _, error = process.communicate()
     if process.returncode:
         raise RuntimeError(error.decode())
@@ -102,11 +111,11 @@ def reference(base: Path, share: float, temporary: Path) -> tuple[Files, float]:
 
 
 def stopped(
-    folder: Path, temporary: Path, old: Files, new: Files, number: signal.Signals, wait: float
+    folder: Path, source: Source, old: Files, new: Files, number: signal.Signals, wait: float
 ) -> tuple[list[str], float, int]:
     """Stop a run after a while; gives what is wrong, the seconds it took to end, and its exit code."""
     restore(folder, old)
-    process = start(folder, 0.35, temporary)
+    process = start(folder, 0.35, source)
     time.sleep(wait)
     sent = time.monotonic()
     process.send_signal(number)
@@ -119,15 +128,15 @@ def stopped(
             wrong.append(f"exit code {process.returncode}: {error.decode()[-300:]}")
         if process.returncode == 130 and seconds > SECONDS:
             wrong.append(f"it took {seconds:.1f} s to end")
-        left = [item.name for place in (folder, temporary) for item in place.iterdir() if item.is_dir()]
+        left = [item.name for place in (folder, source.temporary) for item in place.iterdir() if item.is_dir()]
         if left:
             wrong.append(f"it left {', '.join(left)}")
-    for item in temporary.iterdir():
+    for item in source.temporary.iterdir():
         shutil.rmtree(item, ignore_errors=True)
     return wrong, seconds, process.returncode
 
 
-def on_full_disk(base: Path, temporary: Path, old: Files, room: int) -> list[str]:
+def on_full_disk(base: Path, source: Source, old: Files, room: int) -> list[str]:
     """Run on a disk that has a little room beside the old files."""
     folder = base / "small"
     folder.mkdir()
@@ -136,7 +145,7 @@ def on_full_disk(base: Path, temporary: Path, old: Files, room: int) -> list[str
     try:
         for name, data in old.items():
             (folder / name).write_bytes(data)
-        process = start(folder, 0.35, temporary)
+        process = start(folder, 0.35, source)
         _, error = process.communicate()
         wrong = faults(contents(folder), old, old, folder, whole=True)
         if process.returncode != 2 or not error.startswith(b"error: ") or b"Traceback" in error:
@@ -153,22 +162,27 @@ def command(
     interrupt: Annotated[int, typer.Option(help="Runs to interrupt.")] = 50,
     full: Annotated[int, typer.Option(help="Runs on a full disk; takes root.")] = 12,
     seed: Annotated[int, typer.Option(help="What the moments are drawn from.")] = 0,
+    model: Annotated[Path, typer.Option(help="What is rewritten.")] = MODEL,
+    calibration: Annotated[str, typer.Option(help="Its example inputs.")] = EXAMPLES,
 ) -> None:
     """Stop a rewrite at random moments, or let its disk be full, and see what it leaves behind."""
     drawn = random.Random(seed)
     bad = 0
     with tempfile.TemporaryDirectory() as name:
-        base, temporary = Path(name), Path(name) / "temporary"
-        temporary.mkdir()
-        old, _ = reference(base / "old", 0.6, temporary)
-        new, seconds = reference(base / "new", 0.35, temporary)
+        base = Path(name)
+        source = Source(model.absolute(), calibration, base / "temporary")
+        source.temporary.mkdir()
+        old, _ = reference(base / "old", 0.6, source)
+        new, seconds = reference(base / "new", 0.35, source)
+        if any(old[name] == new[name] for name in ("out.onnx", "plan.json")):
+            raise typer.BadParameter("both budgets give the same files, by which nothing can be told")
         print(f"a run takes {seconds:.1f} s", flush=True)
         for number, count in ((signal.SIGKILL, kill), (signal.SIGINT, interrupt)):
             slowest, codes = 0.0, []
             for turn in range(count):
                 # Half of them near the end, where files are written.
                 wait = drawn.uniform(0, seconds) if turn % 2 else drawn.uniform(0.8, 1.1) * seconds
-                wrong, took, code = stopped(base / "run", temporary, old, new, number, wait)
+                wrong, took, code = stopped(base / "run", source, old, new, number, wait)
                 slowest = max(slowest, took if code else 0.0)
                 codes.append(code)
                 bad += bool(wrong)
@@ -180,7 +194,7 @@ def command(
         for turn in range(full):
             # The page of the last one is just too small for what is written: between nothing and nearly all of it.
             needed = sum(-(-len(data) // 4096) * 4096 for data in new.values())
-            for sentence in (wrong := on_full_disk(base, temporary, old, needed * turn // full // 4096 * 4096)):
+            for sentence in (wrong := on_full_disk(base, source, old, needed * turn // full // 4096 * 4096)):
                 print(f"{turn}/{full} of the room needed: {sentence}", flush=True)
             bad += bool(wrong)
         if full:
