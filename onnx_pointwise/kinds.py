@@ -46,7 +46,12 @@ def fits(value: Any, hint: Any) -> bool:
         return listed and (get_args(hint)[0] is str or all(fits(item, get_args(hint)[0]) for item in value))
     if origin is Callable:
         return callable(value)
-    if not isinstance(hint, type) or issubclass(hint, np.ndarray) or getattr(hint, "_is_protocol", False):
+    if (
+        hint is Any
+        or not isinstance(hint, type)
+        or issubclass(hint, np.ndarray)
+        or getattr(hint, "_is_protocol", False)
+    ):
         return True
     return isinstance(value, hint)
 

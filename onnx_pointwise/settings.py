@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from onnx_pointwise.deploying import Deployment, Precision
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.examples import (
     PRESETS,
@@ -189,6 +190,33 @@ class Threads:
     threads: int | None = option(
         None, "Threads that the network runs with; the runtime's choice otherwise.", line=Line(least=1)
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deploying:
+    """What the network is made into before it runs."""
+
+    TITLE: ClassVar[str] = "Target"
+
+    deploy: Precision | None = option(
+        None,
+        "Precision that the network will run in: latency is probed and networks are timed in it, and checked in it, "
+        "too; as the model is otherwise.",
+    )
+    quantize_options: Mapping[str, Any] | None = option(
+        None,
+        "Settings of ONNX Runtime's static quantizer for int8, by its own names: reduce_range=true.",
+        line=Line("--quantize-option", metavar="KEY=VALUE", syntax="pairs"),
+    )
+
+    @property
+    def deployment(self) -> Deployment:
+        """What is made of a network before it runs.
+
+        Raises:
+            PlanError: The quantizer has no such setting, or there is nothing to quantise.
+        """
+        return Deployment(self.deploy, self.quantize_options or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -430,6 +458,7 @@ class Settings(
     Factoring,
     Choosing,
     Device,
+    Deploying,
     Threads,
     Caching,
     Working,
@@ -461,8 +490,10 @@ class Settings(
         """Refuse what contradicts itself, before any work is done.
 
         Raises:
-            PlanError: There is a budget beside a plan, or a limit that nothing measures.
+            PlanError: There is a budget beside a plan, a limit that nothing measures, or a setting that the quantizer
+                does not have.
         """
+        _ = self.deployment  # reads the settings of the quantizer
         if self.plan is not None and self.has_budget():
             raise PlanError("A plan replays as it is; leave out every budget beside it, or edit the plan.")
         if self.max_loss is not None and self.evaluate is None:

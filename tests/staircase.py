@@ -11,7 +11,6 @@ import onnx_ir as ir
 import pytest
 
 from onnx_pointwise.graph.model_io import load
-from onnx_pointwise.graph.sites import find_sites
 from onnx_pointwise.latency import kernels as latency
 from onnx_pointwise.latency import network as network_latency
 from onnx_pointwise.latency.kernels import _Probe
@@ -26,14 +25,23 @@ def seconds(kernel: tuple[int, ...], step: int) -> float:
     return UNIT * -(-kernel[0] // step) * -(-kernel[1] // step) * math.prod(kernel[2:])
 
 
+def kernels(model: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of each convolution's kernel [O, I, *k] by its node's name, of a quantised network too."""
+    found = {}
+    for node in load(model).graph.all_nodes():
+        weight = node.inputs[1] if node.op_type == "Conv" else None
+        if weight is not None and (made_by := weight.producer()) is not None and made_by.op_type == "DequantizeLinear":
+            weight = made_by.inputs[0]
+        if weight is not None and weight.const_value is not None:
+            found[str(node.name)] = tuple(weight.const_value.shape.numpy())
+    return found
+
+
 def network_seconds(model: Any, step: int, *, slow: float = 1.0) -> float:
     """What a network takes; ``slow`` is what its 1x1 convolutions take more than when probed alone."""
-    total = 0.0
-    for node in load(model).graph.all_nodes():
-        if node.op_type == "Conv" and node.inputs[1] is not None and node.inputs[1].const_value is not None:
-            kernel = tuple(node.inputs[1].const_value.shape.numpy())
-            total += seconds(kernel, step) * (slow if math.prod(kernel[2:]) == 1 else 1.0)
-    return total
+    return sum(
+        seconds(kernel, step) * (slow if math.prod(kernel[2:]) == 1 else 1.0) for kernel in kernels(model).values()
+    )
 
 
 def install(monkeypatch: pytest.MonkeyPatch, step: int, *, slow: float = 1.0) -> list[str]:
@@ -49,19 +57,10 @@ def install(monkeypatch: pytest.MonkeyPatch, step: int, *, slow: float = 1.0) ->
         return SimpleNamespace(ratio=ratio, noise=0.01, verdict="faster" if ratio < 0.99 else "no change")
 
     def measure(model: ir.Model, **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(median=network_seconds(model, step, slow=slow))
+        return SimpleNamespace(times=(network_seconds(model, step, slow=slow),))
 
     def node_times(model: ir.Model, **_: Any) -> list[NodeTime]:
-        return [
-            NodeTime(
-                site.name,
-                "Conv",
-                "cpu",
-                seconds((site.out_channels, site.in_channels, *site.kernel_shape), step),
-                site.name,
-            )
-            for site in find_sites(model)
-        ]
+        return [NodeTime(name, "Conv", "cpu", seconds(kernel, step), name) for name, kernel in kernels(model).items()]
 
     def times(_: Any, probes: Any) -> Mapping[_Probe, float]:
         return {probe: probe_seconds(probe) for probe in probes}

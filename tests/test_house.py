@@ -23,6 +23,7 @@ FLOORS = (
     "planning",
     "latency",
     "study",
+    "deploying",
     "examples",
     "runtime",
     "graph",

@@ -47,7 +47,7 @@ JOBS: dict[str, tuple[type, Callable[..., Any]]] = {
 #: The files that a job's settings are read in, beside `settings.py` itself.
 ROOMS = {
     "rewrite": ["jobs/pipeline.py", "jobs/loading.py", "jobs/looking.py", "jobs/deciding.py", "jobs/attempts.py",
-                "jobs/checking.py", "jobs/promise.py", "jobs/searching.py"],
+                "jobs/checking.py", "jobs/promise.py", "jobs/searching.py", "jobs/deploying.py"],
     "sweep": ["jobs/sweeping.py"],
     "insert": ["jobs/insertion.py"],
     "check": ["check/comparison.py", "check/running.py", "check/findings.py"],
@@ -161,6 +161,8 @@ SAID: dict[str, tuple[list[str], Any]] = {
     "min_channels": (["--min-channels", "9"], 9),
     "provider": (["--provider", "none"], "none"),
     "threads": (["--threads", "3"], 3),
+    "deploy": (["--deploy", "int8"], "int8"),
+    "quantize_options": (["--quantize-option", "reduce_range=true"], {"reduce_range": "true"}),
     "cache": (["--no-cache"], False),
     "jobs": (["--jobs", "3"], 3),
     "memory": (["--memory", "500M"], 500 * 2**20),

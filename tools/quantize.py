@@ -3,8 +3,8 @@
     python -m tools.quantize models/networks.py --target-macs 0.5
 
 The file named is the one that `tools.evaluate` takes. Each network is measured as it is, rewritten, quantised, and
-rewritten then quantised, with the same calibration inputs for both. Latencies are shares of the dense float32
-network's, measured in turns, batch 1.
+rewritten then quantised, with the same calibration inputs for both; it is planned for int8 (`rewrite --deploy int8`).
+Latencies are shares of the dense float32 network's, measured in turns, batch 1.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
 import onnx_pointwise
+from onnx_pointwise.deploying import Deployment
 from onnx_pointwise.errors import InputError, OnnxPointwiseError
+from onnx_pointwise.graph import load, save
 from onnx_pointwise.reports.terminal import percent, size
 from tools import measuring
 from tools.measuring import DENSE, Files, Networks, Timing, load_networks, terminal_table, told
-from tools.static_int8 import write_float16, write_int8
 
 BOTTLENECK = "bottleneck"
-FLOAT32, FLOAT16, INT8 = "float32", "float16", "int8"
+FLOAT32: Literal["float32"] = "float32"
+FLOAT16: Literal["float16"] = "float16"
+INT8: Literal["int8"] = "int8"
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,9 @@ def _row(
     target = version.file if numbers == FLOAT32 else folder / f"{version.name}_{numbers}.onnx"
     if refused is None:
         try:
-            if numbers == INT8:
-                write_int8(version.file, target, examples)
-            elif numbers == FLOAT16:
-                write_float16(version.file, target)
+            if numbers != FLOAT32:
+                deployment = Deployment(INT8 if numbers == INT8 else FLOAT16)
+                save(deployment.made(load(version.file), examples), target)
         except OnnxPointwiseError as error:
             refused = str(error)
     if refused is not None:
@@ -185,6 +187,7 @@ def main(
     file: measuring.DescriptionFile,
     network: measuring.Only = [],  # noqa: B006
     target_macs: Annotated[float, typer.Option(help="Share of the MACs to keep.")] = 0.5,
+    target_latency: Annotated[float | None, typer.Option(help="Share of the int8 latency to keep instead.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Replay this plan instead, for one network.")] = None,
     calibration_limit: measuring.CalibrationLimit = None,
     metric_limit: measuring.MetricLimit = None,
@@ -211,8 +214,12 @@ def main(
         if not 0 < target_macs <= 1:
             raise InputError(f"--target-macs {target_macs:g}: write a share above 0 and at most 1.")
         shapes = _shapes(input_shape)
-        budget: dict[str, Any] = {"target_macs": target_macs} if plan is None else {"plan": plan}
-        options = budget | {"provider": provider, "threads": threads, "input_shapes": shapes or None}
+        budget: dict[str, Any] = {"target_macs": target_macs}
+        if target_latency is not None:
+            budget = {"target_latency": target_latency}
+        if plan is not None:
+            budget = {"plan": plan}
+        options = budget | {"provider": provider, "threads": threads, "input_shapes": shapes or None, "deploy": INT8}
         timing = None if no_latency else Timing(threads, shapes, seconds)
         rows: list[Row] = []
         for name in networks.names:

@@ -12,7 +12,13 @@ from onnx_pointwise.graph import Named, files_of, require_apart
 
 _MODELS = ("source", "model", "before", "after", "other")
 _EXAMPLES = {"inputs": "--inputs", "calibration": "--calibration", "plan": "--plan", "config": "--config"}
-_WRITTEN = {"target": "OUT", "json_file": "--json", "save_plan": "--save-plan", "report_file": "--report"}
+_WRITTEN = {
+    "target": "OUT",
+    "quantized": "--quantized",
+    "json_file": "--json",
+    "save_plan": "--save-plan",
+    "report_file": "--report",
+}
 
 
 def require_files_apart(texts: Mapping[str, Any]) -> None:

@@ -33,6 +33,7 @@ GUIDES: Mapping[str, Guide] = {
             ("rewrite net.onnx out.onnx --target-macs 0.5 --provider none", "half of the arithmetic"),
             ("rewrite net.onnx out.onnx --target-macs 0.5 --report out.html", "the result as a page to look at"),
             ("rewrite net.onnx out.onnx --target-latency 0.6 --threads 1", "0.6 of the time on one thread"),
+            ("rewrite net.onnx out.onnx --calibration images.npz --deploy int8", "planned for static int8"),
             ("rewrite net.onnx out.onnx --config job.yaml --exclude conv1", "options from a file, one beside it"),
         ),
     ),

@@ -175,6 +175,17 @@ def ranks(option: str, texts: Sequence[str]) -> dict[str, Choice | int | tuple[i
     return named
 
 
+def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Read values by name, written as ``KEY=VALUE``."""
+    named = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise PlanError(f"{option} {text}: write it as KEY=VALUE.")
+        named[name] = value
+    return named
+
+
 def _as_read(option: str, value: Any) -> Any:
     return value
 
@@ -189,6 +200,7 @@ SYNTAXES: dict[str, Syntax] = {
     "limits": Syntax(list[str], limits, joint=":"),
     "npz": Syntax(str | None, lambda option, path: read_npz(path)),
     "numbers": Syntax(str | None, numbers, lambda default: None),
+    "pairs": Syntax(list[str], pairs, joint="="),
     "path": Syntax(Path | None, _as_read),
     "ranks": Syntax(list[str], ranks, joint="="),
     "shapes": Syntax(list[str], shapes, joint=":"),

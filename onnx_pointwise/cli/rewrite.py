@@ -29,6 +29,12 @@ Sources = Annotated[
 Targets = Annotated[
     Path, typer.Argument(metavar="OUT", help="The .onnx file to write, or the folder.", show_default=False)
 ]
+Quantized = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.onnx", help="Write the network in the precision of --deploy, too.", rich_help_panel=PANEL
+    ),
+]
 SavePlan = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan as JSON.", rich_help_panel=PANEL)]
 
 
@@ -39,6 +45,7 @@ def rewrite(
     settings: ManySettings,
     output: Output,
     save_plan: SavePlan = None,
+    quantized: Quantized = None,
     force: Force = False,
     external_data: External = None,
 ) -> None:
@@ -46,14 +53,26 @@ def rewrite(
     if models_in(source) is not None:
         if save_plan is not None:
             raise OutputError("--save-plan is for one model; the plans of many are in the JSON.")
+        if quantized is not None:
+            raise OutputError("--quantized is for one model; name one, or quantise what is written.")
         _many(source, target, replace(settings, force=force, external_data=external_data), output)
         return
     if settings.scheduler is not None:
         raise PlanError("--scheduler hands out models; one alone is rewritten here.")
-    prepare(source, target, save_plan)
+    if quantized is not None and not settings.deployment.changes:
+        raise PlanError("--quantized writes the network in another precision; name it: --deploy int8 or float16.")
+    prepare(source, target, save_plan, quantized)
     with output.progress(expected(settings)) as progress:
         result = api.rewrite(source, replace(Settings(**shared(settings, Settings)), progress=progress))
-    finish(output, result, target, force=force, external_data=external_data, save_plan=save_plan)
+    finish(
+        output,
+        result,
+        target,
+        force=force,
+        external_data=external_data,
+        save_plan=save_plan,
+        quantized=quantized,
+    )
 
 
 def _many(source: Path, target: Path, settings: ManySettings, output: Output) -> None:

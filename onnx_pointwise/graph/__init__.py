@@ -22,11 +22,13 @@ from onnx_pointwise.graph.model_io import (
     file_bytes,
     files_of,
     load,
+    model_bytes,
     named_after,
     origin,
     quiet,
     runtime_source,
     save,
+    staged,
 )
 from onnx_pointwise.graph.naming import GAP, full_name
 from onnx_pointwise.graph.noise import random_nodes, still, stilled
@@ -77,6 +79,7 @@ __all__ = [
     "inlined",
     "load",
     "make_choice",
+    "model_bytes",
     "model_cost",
     "named_after",
     "origin",
@@ -92,6 +95,7 @@ __all__ = [
     "runtime_inputs",
     "runtime_source",
     "save",
+    "staged",
     "staged_text",
     "still",
     "stilled",

@@ -369,6 +369,19 @@ def file_bytes(path: str | Path, model: ir.Model | None = None) -> int:
     return sum(Path(name).stat().st_size for name in (path, *sorted(data)))
 
 
+def model_bytes(source: ModelSource) -> int:
+    """Bytes that a model takes on disk, external data included: of its file, or of the one it would be saved to."""
+    return file_bytes(source) if isinstance(source, str | Path) else saved_bytes(load(source))
+
+
+@contextlib.contextmanager
+def staged(model: ir.Model, path: str | Path, *, use_external_data_format: bool | None = None) -> Iterator[None]:
+    """Write a model beside its target, and rename it when the block ends well; see `save`."""
+    with atomic_folder(path) as scratch:
+        save(model, scratch / written_through(path).name, use_external_data_format=use_external_data_format)
+        yield
+
+
 def saved_bytes(model: ir.Model) -> int:
     """Count the bytes that ``save(model, "model.onnx")`` would write, external data included."""
     layout = _lay_out(model, "model.onnx", external=None)

@@ -14,12 +14,14 @@ from onnx_pointwise.jobs.many import Batch, Rewritten, models_in, rewrite_all
 from onnx_pointwise.jobs.pipeline import rewrite
 from onnx_pointwise.jobs.results import RewriteResult, SiteResult
 from onnx_pointwise.jobs.sweeping import sweep
+from onnx_pointwise.jobs.versions import Deployed, Version
 
 __all__ = [
     "ENERGIES",
     "Advice",
     "Batch",
     "Benchmark",
+    "Deployed",
     "Front",
     "Inspection",
     "RewriteResult",
@@ -28,6 +30,7 @@ __all__ = [
     "SiteView",
     "Sweep",
     "SweepPoint",
+    "Version",
     "bench",
     "expected",
     "insert_pointwise",

@@ -31,7 +31,7 @@ def compared(net: Network, model: ir.Model, seen: Evidence, settings: Settings, 
 
     A search must not go by random inputs: where no example is held back, it goes by those that there are.
     """
-    asked = _asked(net, seen, settings, latency=latency)
+    asked = asked_of(net, seen, settings, latency=latency)
     result = check(net.source, model, asked)
     if settings.inputs is not None or asked.inputs is None or seen.found is None:
         return result
@@ -40,7 +40,7 @@ def compared(net: Network, model: ir.Model, seen: Evidence, settings: Settings, 
     return replace(result, inputs="examples", warnings=(*result.warnings, _FITTED))
 
 
-def _asked(net: Network, seen: Evidence, settings: Settings, *, latency: bool) -> CheckSettings:
+def asked_of(net: Network, seen: Evidence, settings: Settings, *, latency: bool) -> CheckSettings:
     """What the check is asked for."""
     inputs = settings.inputs
     if inputs is None and seen.found is not None and seen.found.held:
@@ -71,9 +71,10 @@ def judged(net: Network, made: Attempt, seen: Evidence, settings: Settings) -> C
     verdict = compared(net, made.model, seen, settings, latency=settings.latency)
     if verdict.verdict in _FAR:
         verdict = replace(
-            verdict, sites=sites_between(net.source, made.model, _asked(net, seen, settings, latency=False))
+            verdict, sites=sites_between(net.source, made.model, asked_of(net, seen, settings, latency=False))
         )
-    return _not_slower(verdict) if seen.timed is not None and made.plan.choices else verdict
+    as_planned = seen.timed is not None and not settings.deployment.changes
+    return _not_slower(verdict) if as_planned and made.plan.choices else verdict
 
 
 def _not_slower(verdict: CheckResult) -> CheckResult:

@@ -16,6 +16,7 @@ from onnx_pointwise.jobs.loading import Network
 from onnx_pointwise.jobs.looking import Evidence
 from onnx_pointwise.jobs.results import RewriteResult, Search, SiteResult
 from onnx_pointwise.jobs.shapes import SiteShape, pieces_of
+from onnx_pointwise.jobs.versions import Deployed
 from onnx_pointwise.runtime import Origin, resolve
 from onnx_pointwise.settings import Settings
 from onnx_pointwise.study import Study
@@ -32,6 +33,7 @@ class Ending:
         clock: What the stages took.
         origin: What was asked for, of which model.
         curves: What each rank of a site would lose, by its name.
+        deployed: What is deployed, and what else could be; ``None`` where networks run as they are.
     """
 
     verdict: CheckResult | None
@@ -40,6 +42,7 @@ class Ending:
     clock: Clock
     origin: Origin
     curves: Mapping[str, tuple[Curve, ...]] = field(default_factory=dict)
+    deployed: Deployed | None = None
 
 
 def concluded(
@@ -66,6 +69,7 @@ def concluded(
         unmeasured=seen.unmeasured,
         origin=end.origin,
         search=end.search,
+        deployed=end.deployed,
         seconds=end.clock.seconds,
     )
 

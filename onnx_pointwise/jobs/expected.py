@@ -8,6 +8,8 @@ from onnx_pointwise.settings import PLAN_ONLY, CheckSettings, InsertSettings, Ma
 
 # Passes of the examples that stages take, as measured on networks of 7 to 20 convolutions; ``moments`` is one pass.
 _SENSITIVITY, _PLAN, _REFIT, _CHECK = 2.0, 1.0, 5.0, 0.3
+# Ranges of both networks, one example at a time.
+_DEPLOY = 2.0
 # Rehearsals of a search, and networks that it fits mostly.
 _SEARCH, _FITS = 1.0, 2
 # A network of a sweep is fitted to a part of the examples.
@@ -43,12 +45,24 @@ def _rewritten(settings: Settings) -> tuple[Expected, ...]:
     looked = _looked(settings.calibration, measured, settings.plan is None)
     timed = (Expected("latency", seconds=_TIMED),) if measured else ()
     fitted = (Expected("refit", _REFIT),) if examples and settings.refit else ()
+    ended = (*_checked(settings), *_deployed(settings))
     if settings.searches:
         one = (*timed, *fitted, Expected("search", _CHECK), Expected("check", _CHECK))
-        return (*looked, Expected("search", _SEARCH), *one * _FITS, *_checked(settings))
+        return (*looked, Expected("search", _SEARCH), *one * _FITS, *ended)
     planned = (Expected("plan", _PLAN),) if examples and settings.plan is None else ()
     repaired = (Expected("repair", seconds=settings.repair_seconds),) if settings.repair_seconds else ()
-    return (*looked, *timed, *planned, *repaired, *fitted, *_checked(settings))
+    return (*looked, *timed, *planned, *repaired, *fitted, *ended)
+
+
+def _deployed(settings: Settings) -> tuple[Expected, ...]:
+    """Both networks made in another precision, timed against one another, and held against the dense one."""
+    if not settings.deployment.changes:
+        return ()
+    made = (Expected("deploy", _DEPLOY),)
+    if not settings.check:
+        return made
+    timed = (Expected("timing", seconds=LATENCY_SECONDS),) if settings.latency else ()
+    return (*made, *timed, *(Expected("check", _CHECK), *timed) * 2)
 
 
 def _swept(settings: SweepSettings) -> tuple[Expected, ...]:

@@ -155,11 +155,12 @@ def examples_for(net: Network, replay: Plan | None, settings: Settings) -> Calib
         PlanError: The plan to replay does not fit the network.
         InputError: The examples do not fit the network.
     """
-    if not any(site.rewritable for site in net.sites):
+    ranges = settings.deployment.takes_examples
+    if not any(site.rewritable for site in net.sites) and not ranges:
         return Calibration({}, {"source": "none", "sentence": _NOTHING})
     if replay is not None:
         require_sites(replay, net.by_name)
-        if _keeps_the_function(replay, net):
+        if _keeps_the_function(replay, net) and not ranges:
             return Calibration({}, {"source": "none", "sentence": _EXACT})
     examples = calibrate(
         net.base,

@@ -78,6 +78,7 @@ def studied(
             forms=tuple(settings.forms),
             method=settings.method,
             measure=measure,
+            quantised=settings.deployment.precision == "int8",
             effort=Effort(memory=settings.memory, seed=settings.seed, threads=settings.jobs),
             progress=settings.tell,
         )
@@ -95,6 +96,7 @@ def timed(net: Network, split: Split, examples: Calibration, settings: Settings)
         provider=settings.runs_on,
         threads=settings.threads,
         cache=LatencyCache() if settings.cache else None,
+        deployment=settings.deployment,
         inputs=inputs_that_run(net.base, net.shapes.inputs, given, provider=settings.runs_on, seed=settings.seed),
         progress=within(settings.tell, "latency"),
     )

@@ -14,6 +14,7 @@ from onnx_pointwise.fitting import Weights
 from onnx_pointwise.graph import ModelCost, Plan, Refusal, Shape, SiteCost, save
 from onnx_pointwise.jobs.curves import Curve
 from onnx_pointwise.jobs.shapes import SitePiece, SiteShape
+from onnx_pointwise.jobs.versions import Deployed
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Form
 from onnx_pointwise.runtime import Origin
@@ -204,6 +205,7 @@ class RewriteResult:
         unmeasured: Why the plan was made by arithmetic alone; ``None`` where latency was measured, or where there was
             nothing to plan.
         search: How it was searched for; ``None`` where a budget or a plan said how far to go.
+        deployed: What is deployed, and what else could be; ``None`` where networks run as they are.
         seconds: Wall time of each stage, in seconds.
     """
 
@@ -221,6 +223,7 @@ class RewriteResult:
     origin: Origin
     unmeasured: str | None = None
     search: Search | None = None
+    deployed: Deployed | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -264,6 +267,7 @@ class RewriteResult:
             "assumed_inputs": list(self.assumed_inputs),
             "unmeasured": self.unmeasured,
             "search": None if self.search is None else self.search.to_dict(),
+            "deployed": None if self.deployed is None else self.deployed.to_dict(),
             "seconds": dict(self.seconds),
         }
 

@@ -87,11 +87,13 @@ def searched(net: Network, question: Question, score: float | None, settings: Se
     return _Searcher(net, question, score, settings).run()
 
 
-def untouched(net: Network, made: Attempt, search: Search, reason: str, settings: Settings) -> tuple[Attempt, Search]:
-    """Take everything back that a search did, for a reason that only showed in the end."""
+def untouched(
+    net: Network, made: Attempt, search: Search | None, reason: str, settings: Settings
+) -> tuple[Attempt, Search | None]:
+    """Take everything back that was rewritten, for a reason that only showed in the end."""
     refusal = Refusal("network_not_faster", reason)
     plan = replace(made.plan.without(dict.fromkeys(made.plan.choices, refusal)), latency={})
-    return fitted(net, plan, None, settings), replace(search, reason=reason)
+    return fitted(net, plan, None, settings), None if search is None else replace(search, reason=reason)
 
 
 class _Searcher:

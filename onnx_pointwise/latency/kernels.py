@@ -20,9 +20,21 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from onnx_pointwise.graph import ConvPiece, Site, competing, dense_cost, pieces, rewritten_cost, whole
+from onnx_pointwise.deploying import AS_IS, Deployment
+from onnx_pointwise.graph import (
+    ConvPiece,
+    Site,
+    competing,
+    dense_cost,
+    load,
+    pieces,
+    rewritten_cost,
+    runtime_source,
+    whole,
+)
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.numerics import FORMS, SPATIAL, Form, Rank, full_rank
@@ -164,6 +176,7 @@ def site_latencies(
     threads: int | None = None,
     asked: Mapping[str, tuple[Form, Rank]] | None = None,
     cache: LatencyCache | None = None,
+    deployment: Deployment = AS_IS,
     progress: Within = unheard,
 ) -> dict[str, SiteLatency]:
     """Measure what each site takes in each form.
@@ -175,6 +188,7 @@ def site_latencies(
         threads: Threads inside one operator; the runtime's own choice if ``None``.
         asked: Form and rank by site name, to be measured whatever they take.
         cache: Where measurements are kept; ``None`` measures everything anew.
+        deployment: What is made of a network before it runs, and so of a probe.
         progress: Called with what is measured next, and how many probes are.
 
     Returns:
@@ -182,8 +196,9 @@ def site_latencies(
 
     Raises:
         ProviderError: The provider does not load.
+        ModelError: A probe cannot be deployed so.
     """
-    clock = _Clock(provider, threads, cache, progress)
+    clock = _Clock(provider, threads, cache, progress, deployment)
     clock.measure(_probe(site, None, 1) for site in sites)
     dense = {site.name: clock.seconds(_probe(site, None, 1)) for site in sites}
     named = asked or {}
@@ -322,10 +337,18 @@ def _pairs(inner: Sequence[int], outer: Sequence[int]) -> list[tuple[int, int]]:
 class _Clock:
     """Measures probes, each once, in as few sessions as memory allows."""
 
-    def __init__(self, provider: str, threads: int | None, cache: LatencyCache | None, progress: Within) -> None:
+    def __init__(
+        self,
+        provider: str,
+        threads: int | None,
+        cache: LatencyCache | None,
+        progress: Within,
+        deployment: Deployment = AS_IS,
+    ) -> None:
         self._provider, self._threads = provider, threads
         self._cache, self._progress = cache, progress
-        self._place = place(provider, threads)
+        self._deployment = deployment
+        self._place = f"{place(provider, threads)}{' ' if deployment.key else ''}{deployment.key.strip()}"
         self._known: dict[_Probe, float] = {}
 
     def seconds(self, probe: _Probe) -> float:
@@ -353,9 +376,8 @@ class _Clock:
         """Time all probes in one session by its profile, which leaves out what only their ends cost."""
         runs, warmup = _counts(probes)
         with ScratchFolder() as folder:
-            data = _network(probes).SerializeToString()
-            session = open_session(data, self._provider, threads=self._threads, profile=folder / "profile")
-            runner = Runner(session, _feeds(probes), self._provider, "latency probe")
+            session, feeds = self._open(probes, folder / "profile")
+            runner = Runner(session, feeds, self._provider, "latency probe")
             for _ in range(warmup + runs):
                 runner.first_run()
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -367,10 +389,25 @@ class _Clock:
     def _run(self, probe: _Probe) -> float:
         """Time one probe in a session of its own: a profile would only see kernels being launched."""
         runs, warmup = _counts([probe])
-        session = open_session(_network([probe]).SerializeToString(), self._provider, threads=self._threads)
-        runner = Runner(session, _feeds([probe]), self._provider, "latency probe")
+        session, feeds = self._open([probe])
+        runner = Runner(session, feeds, self._provider, "latency probe")
         samples = sorted(runner.first_run() for _ in range(warmup + 2 * runs))
         return float(np.mean(samples[:runs]))
+
+    def _open(
+        self, probes: Sequence[_Probe], profile: Path | None = None
+    ) -> tuple[ort.InferenceSession, dict[str, Any]]:
+        """Open a session of probes as they are deployed, with what they are fed.
+
+        What the numbers are does not matter to a latency, so random ones serve for ranges, too.
+        """
+        feeds = _feeds(probes)
+        model = self._deployment.made(load(_network(probes)), feeds)
+        for node in model.graph:
+            if node.op_type in ("Conv", "ConvTranspose"):  # a kernel may be named after what it puts out
+                node.outputs[0].name = f"{node.name}.z"
+        with runtime_source(model) as source:
+            return open_session(source, self._provider, threads=self._threads, profile=profile), feeds
 
 
 def _counts(probes: Sequence[_Probe]) -> tuple[int, int]:

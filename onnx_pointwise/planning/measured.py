@@ -144,6 +144,7 @@ def _record(timed: NetworkLatency, plan: Plan, timing: Timing | None) -> dict[st
     return {
         "provider": timed.provider,
         "threads": timed.threads,
+        **({"precision": timed.deployment.precision} if timed.deployment.changes else {}),
         "dense_seconds": timed.dense,
         "sites_alone_seconds": sum(site.dense for site in timed.sites.values()),
         "sites_inside_seconds": sum(timed.inside.values()),

@@ -89,7 +89,7 @@ def _shown(known: Sensitivity) -> bool:
 
 def _options(site: Site, found: Study, forms: Sequence[Form], resource: Resource, measured: Measured | None) -> Options:
     known = found.sensitivities[site.name]
-    curves = {form: known.errors(form, curve) for form, curve in known.curves.items()}
+    curves = {form: known.curve(form) for form in known.curves}
     listed = candidates(site, forms=forms, resource=resource, curves=curves, measured=measured)
     errors = np.append(listed.error, 0.0)
     costs = np.vstack([listed.costs, listed.dense])

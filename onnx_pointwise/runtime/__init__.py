@@ -10,7 +10,7 @@ from onnx_pointwise.runtime.non_finite import first_non_finite
 from onnx_pointwise.runtime.origin import Origin, origin_of
 from onnx_pointwise.runtime.other_providers import Elsewhere, elsewhere
 from onnx_pointwise.runtime.outputs import not_compared, output_of, run_outputs
-from onnx_pointwise.runtime.profiling import NodeTime, node_times
+from onnx_pointwise.runtime.profiling import CONVERSIONS, FloatShare, NodeTime, float_shares, node_times
 from onnx_pointwise.runtime.providers import (
     AssignedNode,
     ProviderInfo,
@@ -39,11 +39,13 @@ from onnx_pointwise.runtime.shape_inference import input_sizes, resolve
 from onnx_pointwise.runtime.timing import Latency, LatencyComparison, Verdict, compare, measure
 
 __all__ = [
+    "CONVERSIONS",
     "MEMORY",
     "UNNAMED",
     "Array",
     "AssignedNode",
     "Elsewhere",
+    "FloatShare",
     "InputSpec",
     "Latency",
     "LatencyComparison",
@@ -61,6 +63,7 @@ __all__ = [
     "elsewhere",
     "feedable",
     "first_non_finite",
+    "float_shares",
     "input_sizes",
     "input_specs",
     "inputs_that_run",

@@ -30,6 +30,7 @@ class NodeTime:
         provider: Short name of the provider that ran it.
         seconds: Median over the runs. On a GPU this is the time to launch the kernel.
         site: Name of the convolution of the model that this kernel is or was fused from; None for any other kernel.
+        reads: Element type of its first input, ``float``, ``uint8``; None where it has none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class NodeTime:
     provider: str
     seconds: float
     site: str | None
+    reads: str | None = None
 
     @json_ready
     def to_dict(self) -> dict[str, Any]:
@@ -70,19 +72,26 @@ def node_times(model: ModelSource | bytes, settings: Profiling) -> list[NodeTime
         events = json.loads(Path(runner.session.end_profiling()).read_text(encoding="utf-8"))
     sites = _site_names(graph)
     return [
-        NodeTime(name, op_type, providers.short_name(runtime_name), statistics.median(seconds), _site(name, sites))
-        for (name, op_type, runtime_name), seconds in _kernel_seconds(events, settings.runs).items()
+        NodeTime(
+            name, op_type, providers.short_name(runtime_name), statistics.median(seconds), _site(name, sites), reads
+        )
+        for (name, op_type, runtime_name, reads), seconds in _kernel_seconds(events, settings.runs).items()
     ]
 
 
-def _kernel_seconds(events: Sequence[Mapping[str, Any]], runs: int) -> dict[tuple[str, str, str], list[float]]:
-    """Give (node, operator, provider) -> seconds in each of the last runs; all turns of a loop count to one run."""
-    per_run: list[dict[tuple[str, str, str], float]] = [{}]
+#: Node, operator, provider, and element type of the first input.
+_Kernel = tuple[str, str, str, str | None]
+
+
+def _kernel_seconds(events: Sequence[Mapping[str, Any]], runs: int) -> dict[_Kernel, list[float]]:
+    """Give kernel -> seconds in each of the last runs; all turns of a loop count to one run."""
+    per_run: list[dict[_Kernel, float]] = [{}]
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
             arguments = event["args"]
-            key = name.removesuffix("_kernel_time"), arguments["op_name"], arguments["provider"]
+            reads = next((kind for entry in arguments.get("input_type_shape") or () for kind in entry), None)
+            key = name.removesuffix("_kernel_time"), arguments["op_name"], arguments["provider"], reads
             per_run[-1][key] = per_run[-1].get(key, 0.0) + event["dur"] * 1e-6
         elif name == "model_run":  # written when the run has ended
             per_run.append({})
@@ -99,6 +108,41 @@ def site_times(times: Sequence[NodeTime]) -> dict[str, float]:
         if time_.site is not None:
             totals[time_.site] = totals.get(time_.site, 0.0) + time_.seconds
     return totals
+
+
+@dataclass(frozen=True)
+class FloatShare:
+    """Kernels of one operator that compute in float32, or convert, in a network that was made for another precision.
+
+    Attributes:
+        op_type: The operator.
+        kernels: How many there are.
+        share: Their share of the time of all kernels.
+    """
+
+    op_type: str
+    kernels: int
+    share: float
+
+    @json_ready
+    def to_dict(self) -> dict[str, Any]:
+        """Give the same as JSON-ready values."""
+        return asdict(self)
+
+
+#: Kernels that only convert between precisions.
+CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "Cast"}
+
+
+def float_shares(times: Sequence[NodeTime]) -> list[FloatShare]:
+    """Add up what computes in float32 and what converts to it or from it, by operator, the longest first."""
+    total = sum(time.seconds for time in times) or 1.0
+    found: dict[str, list[float]] = {}
+    for time in times:
+        if time.reads == "float" or time.op_type in CONVERSIONS:
+            found.setdefault(time.op_type, []).append(time.seconds)
+    shares = [FloatShare(op_type, len(seconds), sum(seconds) / total) for op_type, seconds in found.items()]
+    return sorted(shares, key=lambda one: (-one.share, one.op_type))
 
 
 # What the runtime fuses into a convolution before it.
@@ -135,7 +179,7 @@ def _site_names(model: ir.Model) -> dict[str, str]:
 
 def _site(name: str, sites: Mapping[str, str]) -> str | None:
     """Map a kernel's name to its convolution, through what layout changes and fusions put around the name."""
-    bare = re.sub(r"_token_\d+$", "", name)
+    bare = re.sub(r"_token_\d+$", "", name).removeprefix("InsertedPrecisionFreeCast_")
     for candidate in (name, bare, bare.removesuffix("_nchwc"), bare.removesuffix("_nchwc").removeprefix("fused ")):
         if candidate in sites:
             return sites[candidate]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import ResolvedShapes, Site
+from onnx_pointwise.graph import Replacement, ResolvedShapes, Site
 from onnx_pointwise.numerics import FORMS, Form, Method, OutputNorm, Response, fit_response, in_order, workers
 from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.study.collect import Seen
@@ -23,6 +23,7 @@ from onnx_pointwise.study.gradients import Unsupported
 from onnx_pointwise.study.heads import Heads
 from onnx_pointwise.study.outlook import Outlook, outlook
 from onnx_pointwise.study.points import Point
+from onnx_pointwise.study.rounding import Rounding
 from onnx_pointwise.study.slopes import Slopes
 from onnx_pointwise.study.trials import by_trials
 
@@ -37,6 +38,8 @@ class Sensitivity:
         points: The measurements.
         response: The curve through them.
         cut: Nodes that no gradient leads through, for a site that was measured by trials because of them.
+        tried: Weights that it was measured with, while somebody wants them.
+        rounding: What rounding between its pieces adds; None where the network will not be quantised.
         curves: Relative squared error of the site's output that each rank leaves on examples that the factors were not
             made from, by form.
     """
@@ -45,6 +48,13 @@ class Sensitivity:
     response: Response
     curves: Mapping[Form, NDArray[np.float64]]
     cut: tuple[Unsupported, ...] = ()
+    tried: tuple[Replacement, ...] = ()
+    rounding: Rounding | None = None
+
+    def curve(self, form: Form) -> NDArray[np.float64]:
+        """The relative squared error of the site's output at each rank, all that is known of it counted in."""
+        reached = self.errors(form, self.curves[form])
+        return reached if self.rounding is None else reached + self.rounding.curve(form, reached.shape)
 
     def errors(self, form: Form, bounds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Estimate the error that `factorize` reaches from what `error_curve` gives.
@@ -127,5 +137,7 @@ def sensitivities(
         measured = points[site.name]
         response = fit_response([point.error for point in measured], [point.drift for point in measured])
         cut = slopes.cut.get(site.name, ())
-        found[site.name] = Sensitivity(tuple(measured), response, looks[site.name].curves, cut)
+        look_at = looks[site.name]
+        tried = tuple(trial.replacement for trial in look_at.trials)
+        found[site.name] = Sensitivity(tuple(measured), response, look_at.curves, cut, tried)
     return found

@@ -29,6 +29,7 @@ from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, si
 from onnx_pointwise.study.copies import copies
 from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
 from onnx_pointwise.study.heads import Heads, find_heads
+from onnx_pointwise.study.rounding import Rounding, roundings
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
 from onnx_pointwise.study.slopes import Slopes
 from onnx_pointwise.study.whole import WholeNetwork
@@ -179,8 +180,23 @@ class Rehearsal:
         return self._found.heads.whole(self.drifts(choices))
 
     def drifts(self, choices: Mapping[str, Choice]) -> list[float | None]:
-        """The same at each gauge of the heads; None for one that does not vary over the examples."""
-        return self._network.drifts(self._replacements(choices))
+        """The same at each gauge of the heads; None for one that does not vary over the examples.
+
+        Where the network will be quantised, what is rounded between new convolutions comes on top: that noise has
+        nothing to do with the errors of factors, so that squares add up.
+        """
+        rounding = self._rounding(choices)
+        found = self._network.drifts(self._replacements(choices))
+        return [None if drift is None else drift + rounding for drift in found]
+
+    def _rounding(self, choices: Mapping[str, Choice]) -> float:
+        """Relative squared drift that rounding between new convolutions causes."""
+        known = [(self._found.sensitivities.get(name), choice) for name, choice in choices.items()]
+        return sum(
+            float(one.response(np.array([one.rounding.of(choice)]))[0])
+            for one, choice in known
+            if one is not None and one.rounding is not None
+        )
 
     def _replacements(self, choices: Mapping[str, Choice]) -> dict[str, Replacement]:
         wanted = [(name, replace(choice, error=None)) for name, choice in choices.items() if name in self._sites]
@@ -204,6 +220,7 @@ def study(
     forms: Sequence[Form] = FORMS,
     method: Method = "als",
     measure: bool = True,
+    quantised: bool = False,
     effort: Effort = DEFAULT_EFFORT,
     progress: Progress = silent,
 ) -> Study:
@@ -218,6 +235,7 @@ def study(
         forms: Forms that plans may use.
         method: How factors are computed, see `factorize`.
         measure: Whether to measure sensitivities, which plans need and given ranks do not.
+        quantised: Whether the network will be quantised, so that rounding between new convolutions counts.
         effort: How much may be spent.
         progress: Called with a stage and what is taken up in it.
 
@@ -249,13 +267,9 @@ def study(
     seen = [site for site in sites if site.name in moments]
     trial = {name: array[tried] for name, array in fit.items()} if tried.any() else fit
     found: Mapping[str, Sensitivity] = {}
-    norms: Mapping[str, OutputNorm] = {}
-    slopes = None
-    if seen and (measure or method == "als"):
-        progress("sensitivity", "gradients")
-        slopes = _slopes(model, shapes, trial, heads, effort)
-        told = slopes.norms() if method == "als" else {}
-        norms = {site.name: told[site.name] for site in seen if site.name in told}
+    wanted = bool(seen) and (measure or method == "als")
+    slopes = _slopes(model, shapes, trial, heads, effort, progress) if wanted else None
+    norms = _norms(slopes, seen, method)
     if measure and slopes is not None:
         found = sensitivities(
             shapes,
@@ -271,19 +285,50 @@ def study(
             effort=effort,
             progress=within(progress, "sensitivity"),
         )
+        found = _rounded(shapes, seen, found, moments, norms, trial if quantised else {}, batch, effort)
     return Study(
         model, shapes, tuple(seen), fit, tried, held, more, heads, moments, norms, found, batch, method, effort
     )
 
 
+def _norms(slopes: Slopes | None, sites: Sequence[Site], method: Method) -> dict[str, OutputNorm]:
+    """Which errors of the outputs of sites count, where that is known and asked for."""
+    told = slopes.norms() if slopes is not None and method == "als" else {}
+    return {site.name: told[site.name] for site in sites if site.name in told}
+
+
+def _rounded(
+    shapes: ResolvedShapes,
+    sites: Sequence[Site],
+    found: Mapping[str, Sensitivity],
+    moments: Mapping[str, Seen],
+    norms: Mapping[str, OutputNorm],
+    inputs: Mapping[str, Array],
+    batch: int,
+    effort: Effort,
+) -> dict[str, Sensitivity]:
+    """Add what rounding between new convolutions loses, on inputs by name; nothing without any. Weights are let go."""
+    tried = {name: one.tried for name, one in found.items()}
+    rounded: Mapping[str, Rounding] = {}
+    if inputs:
+        rounded = roundings(shapes.model, sites, tried, moments, norms, inputs, batch=batch, threads=effort.threads)
+    return {name: replace(one, tried=(), rounding=rounded.get(name)) for name, one in found.items()}
+
+
 def _slopes(
-    model: ir.Model, shapes: ResolvedShapes, trial: Mapping[str, Array], heads: Heads, effort: Effort
+    model: ir.Model,
+    shapes: ResolvedShapes,
+    trial: Mapping[str, Array],
+    heads: Heads,
+    effort: Effort,
+    progress: Progress,
 ) -> Slopes:
     """Gradients at every site that could be looked at.
 
     What is asked of a session decides what the runtime fuses, and so how it rounds. Gradients of all sites are asked
     for whichever of them are wanted, so that the replay of a plan, which wants fewer, gives the same bytes.
     """
+    progress("sensitivity", "gradients")
     known = {str(value.name) for node in shapes.model.graph for value in node.outputs}
     sites = [site for site in find_sites(model, shapes) if site.rewritable and str(site.output.name) in known]
     return Slopes(

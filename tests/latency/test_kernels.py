@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+from onnx_pointwise.deploying import Deployment
 from onnx_pointwise.errors import ProviderError
 from onnx_pointwise.graph.model_io import load
 from onnx_pointwise.graph.sites import Site, find_sites
 from onnx_pointwise.latency import kernels as latency
+from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.latency.kernels import site_latencies
 from onnx_pointwise.numerics.forms import SPATIAL, Form
 from onnx_pointwise.runtime.shape_inference import resolve
@@ -141,3 +144,24 @@ def test_layout_changes_between_pieces_count_and_those_at_the_ends_do_not() -> N
 def test_a_provider_that_does_not_load_is_an_error() -> None:
     with pytest.raises(ProviderError):
         site_latencies(sites(), provider="abacus")
+
+
+def test_probes_run_as_they_are_deployed_and_are_kept_apart(tmp_path: Path) -> None:
+    site = sites()[0]
+    cache = LatencyCache(tmp_path / "cache")
+    opened: list[set[str]] = []
+
+    class Watched(Deployment):
+        def made(self, model: ir.Model, examples: Any = None) -> ir.Model:
+            made = super().made(model, examples)
+            opened.append({node.op_type for node in made.graph})
+            return made
+
+    for precision, marks in ((None, set()), ("int8", {"QuantizeLinear"}), ("float16", {"Cast"})):
+        opened.clear()
+        found = site_latencies([site], forms=["reduce"], threads=1, cache=cache, deployment=Watched(precision))
+        assert found[site.name].dense > 0.0
+        assert opened and all(marks <= types for types in opened)
+        opened.clear()
+        site_latencies([site], forms=["reduce"], threads=1, cache=cache, deployment=Watched(precision))
+        assert not opened, "what was measured in this precision is known"

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnx_pointwise.deploying import Deployment
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph.model_io import load
 from onnx_pointwise.graph.plan import Choice, Plan
@@ -161,3 +162,36 @@ def test_given_inputs_are_what_is_timed_and_part_of_what_is_kept(
         study(chain(), cache=cache, inputs=inputs)
     assert ["inputs" in options for options in seen] == [False, True, True]
     assert seen[1]["inputs"] is given
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_whole_networks_are_timed_as_they_are_deployed(
+    precision: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, 8)
+    timed: list[ir.Model] = []
+    plain = network_module.compare
+
+    def compare(before: ir.Model, after: ir.Model, **more: Any) -> Any:
+        timed.extend((before, after))
+        return plain(before, after, **more)
+
+    monkeypatch.setattr(network_module, "compare", compare)
+    cache = LatencyCache(tmp_path / "cache")
+    study(chain(), cache=cache)
+    assert not any(_deployed(model) for model in timed)
+    timed.clear()
+    _, found = study(chain(), cache=cache, deployment=Deployment(precision))
+    assert timed and all(_deployed(model) for model in timed), "and nothing of float32 was taken for it"
+    assert found.deployed is not None and _deployed(found.deployed) and not _deployed(found.model)
+
+
+def _deployed(model: ir.Model) -> bool:
+    return bool({node.op_type for node in model.graph} & {"QuantizeLinear", "Cast"})
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_convolutions_are_found_in_the_deployed_network(precision: Any, tmp_path: Path) -> None:
+    sites, found = study(chain(16, 2), forms=("reduce",), threads=1, deployment=Deployment(precision))
+    alone = {site.name: found.sites[site.name].dense for site in sites}
+    assert all(found.inside[name] != seconds for name, seconds in alone.items()), "they are timed inside it"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from onnx_pointwise.jobs import expected
@@ -89,4 +91,7 @@ def test_stages_follow_what_is_asked_for() -> None:
     assert names(CheckSettings(providers=("cpu", "cuda"))) == ["check", "timing"] * 2
     assert names(SweepSettings(shares=(0.5,), pick="knee"))[-5:] == ["plans", "networks", "refit", "check", "timing"]
     assert names(InsertSettings(node="a", feature_maps=3)) == ["load", "moments", "refit", "check", "timing"]
+    deployed = Settings(target_macs=0.5, provider="none", deploy="int8", check=False)
+    assert names(deployed)[-2:] == ["refit", "deploy"]
+    assert names(replace(deployed, check=True))[-6:] == ["deploy", "timing", "check", "timing", "check", "timing"]
     assert names(ManySettings(scheduler="tcp://here", provider="none")) == []

@@ -16,11 +16,12 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 import onnx_pointwise
 from models import networks
+from onnx_pointwise.deploying import Deployment
+from onnx_pointwise.graph import load, save
 from tests import small
 from tests.commands import invoke
 from tests.graphs import relative
 from tools.quantize import app
-from tools.static_int8 import write_int8
 
 NETWORKS = Path(__file__).resolve().parents[2] / "models" / "networks.py"
 
@@ -28,6 +29,10 @@ NETWORKS = Path(__file__).resolve().parents[2] / "models" / "networks.py"
 def run(*arguments: str | Path) -> tuple[int, str]:
     result = invoke(app, *arguments)
     return result.exit_code, result.output
+
+
+def write_int8(source: Path, target: Path, examples: dict[str, Any]) -> None:
+    save(Deployment("int8").made(load(source), examples), target)
 
 
 def output(model: onnx.ModelProto | Path, images: NDArray[Any]) -> NDArray[Any]:

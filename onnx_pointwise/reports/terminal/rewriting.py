@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Group, RenderableType
 
 from onnx_pointwise.check import shortened
@@ -9,6 +12,7 @@ from onnx_pointwise.jobs import RewriteResult, SiteResult
 from onnx_pointwise.reports.plain import Text
 from onnx_pointwise.reports.terminal.answers import MOST_SITES, answers
 from onnx_pointwise.reports.terminal.checking import costs, verdict
+from onnx_pointwise.reports.terminal.deploying import deployed
 from onnx_pointwise.reports.terminal.figures import change, count, milliseconds, percent, rank, threads
 from onnx_pointwise.reports.terminal.sentences import ALL, assumptions, reasons
 from onnx_pointwise.reports.terminal.tables import FEW, SHOWN, Cell, Column, Grid
@@ -52,6 +56,7 @@ def rewrite(result: RewriteResult, *, whole: bool = False) -> RenderableType:
         *calibration(result),
         *latency(result),
         Text(),
+        *([] if result.deployed is None else deployed(result.deployed)),
         costs(result.before, result.after, result.check),
         *([] if result.check is None else [Text(), verdict(result.check)]),
         *assumptions(result.assumed_inputs, dict(result.input_shapes)),
@@ -136,7 +141,9 @@ def search(result: RewriteResult) -> list[Text]:
             Text(f"Searched for the {wanted} network whose {limits}: {made}, {kept or 'none'} of them kept it.")
         )
     if not result.plan.choices:
-        reason = "" if found is None or found.reason is None else f" {found.reason}"
+        why = None if result.deployed is None else result.deployed.reason
+        why = why if found is None or found.reason is None else found.reason
+        reason = "" if why is None else f" {why}"
         lines.append(Text(f"Nothing was rewritten; the model is as it was.{reason}", style="bold yellow"))
     return lines
 
@@ -148,8 +155,8 @@ def latency(result: RewriteResult) -> list[Text]:
         return [Text(f"Planned by arithmetic: {result.unmeasured}.")] if result.unmeasured is not None else []
     alone, inside = about["sites_alone_seconds"], about["sites_inside_seconds"]
     sentence = (
-        f"Planned for {about['provider']}, {threads(about['threads'])}: the convolutions that compete take "
-        f"{milliseconds(alone)} probed alone, {milliseconds(inside)} of the network's "
+        f"Planned for {about['provider']}, {threads(about['threads'])}{_precision(about)}: the convolutions that "
+        f"compete take {milliseconds(alone)} probed alone, {milliseconds(inside)} of the network's "
         f"{milliseconds(about['dense_seconds'])}."
     )
     if about["measured"] is not None:
@@ -158,6 +165,10 @@ def latency(result: RewriteResult) -> list[Text]:
             f"{about['predicted']:.3f} corrected, {about['measured']:.3f} measured."
         )
     return [Text(sentence)]
+
+
+def _precision(about: Mapping[str, Any]) -> str:
+    return f", in {about['precision']}" if "precision" in about else ""
 
 
 def _row(site: SiteResult, *, timed: bool) -> list[Cell]:
