@@ -83,7 +83,7 @@ def check(before: ModelSource | bytes, after: ModelSource | bytes, settings: Che
     if pairing.fits:
         results, more = _on_providers(pairing, settings)
         findings.extend(finding for finding in _located(more, pairing) if finding not in findings)
-    warnings = [*pairing.warnings, *provider_warnings(results)]
+    warnings = [*pairing.warnings, *provider_warnings(results, settings.threads)]
     warnings.extend(unreal_warning(pairing.inputs, results))
     return CheckResult(
         passed=not findings,

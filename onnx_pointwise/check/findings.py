@@ -15,7 +15,7 @@ from onnx_pointwise.check.running import Side, run
 from onnx_pointwise.check.trials import Batch
 from onnx_pointwise.graph import ModelSource
 from onnx_pointwise.numerics import Drift
-from onnx_pointwise.runtime import Array, output_of
+from onnx_pointwise.runtime import Array, ignores_threads, output_of
 from onnx_pointwise.settings import CheckSettings
 
 
@@ -236,6 +236,8 @@ def _limited_heads(provider: str, heads: Sequence[HeadCheck], max_drift: MaxDrif
 
 # Half precision inside a provider moves outputs by less than this.
 _PROVIDER_ERROR = 0.01
+# Rounding of float32 moves outputs by less than this, that of bfloat16 or float16 by more.
+_LESS_PRECISE = 5e-4
 
 
 def provider_faults(provider: str, dense: Mapping[str, Drift], rewritten: Mapping[str, Drift]) -> Iterator[Finding]:
@@ -277,7 +279,7 @@ def unreal_warning(inputs: Inputs, results: Sequence[ProviderCheck]) -> Iterator
         )
 
 
-def provider_warnings(results: Sequence[ProviderCheck]) -> Iterator[str]:
+def provider_warnings(results: Sequence[ProviderCheck], threads: int | None) -> Iterator[str]:
     """Say what is odd about a provider."""
     for result in results:
         if result.software:
@@ -288,6 +290,17 @@ def provider_warnings(results: Sequence[ProviderCheck]) -> Iterator[str]:
                     f"{result.provider} computes output '{name}' of the first network otherwise than the CPU already: "
                     f"it differs by {value.relative_l2:.2g}."
                 )
+        moved = max((value.relative_l2 for value in (result.dense_from_cpu or {}).values()), default=0.0)
+        if _LESS_PRECISE < moved <= _PROVIDER_ERROR:
+            yield (
+                f"{result.provider} computes in a lower precision than the CPU (the first network alone differs by "
+                f"{moved:.2g}): drift is that of both networks in this precision."
+            )
+        if threads is not None and ignores_threads(result.provider):
+            yield (
+                f"{result.provider} cannot be told how many threads to take: it ran with as many as it likes, not with "
+                f"{threads}."
+            )
         extra = len(result.nodes_off) - len(result.nodes_off_before)
         if extra > 0:
             yield f"On {result.provider} {extra} more nodes run on another provider than before."

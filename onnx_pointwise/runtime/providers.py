@@ -23,7 +23,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -31,6 +31,7 @@ import onnxruntime as ort
 
 from onnx_pointwise.errors import ModelError, ProviderError
 from onnx_pointwise.jsonable import json_ready
+from onnx_pointwise.runtime import openvino
 from onnx_pointwise.runtime.devices import Device, DriverError, cuda_devices, vulkan_devices
 from onnx_pointwise.runtime.machine import machine, package_versions
 from onnx_pointwise.runtime.runtime_errors import sentence
@@ -210,7 +211,7 @@ def open_session(
     Args:
         source: Path of a model, or a serialised model below 2 GiB.
         provider: Short name (``cpu``, ``cuda``, ``webgpu``...) or ONNX Runtime's own, with the provider's options after
-            a colon: ``cuda:use_tf32=0,device_id=1``.
+            a colon: ``cuda:use_tf32=0,device_id=1``; a value may be JSON in braces.
         threads: Threads inside one operator; None leaves the choice to the runtime.
         optimization: Graph optimisation level, a key of `OPTIMIZATION_LEVELS`.
         profile: Prefix of a profile that the session writes; ``session.end_profiling()`` gives the file's whole name.
@@ -232,7 +233,7 @@ def open_session(
     for key, value in (config or {}).items():
         settings.add_session_config_entry(key, value)
     try:
-        session = _create(source, entry, options, settings)
+        session = _create(source, entry, _with_threads(entry, options, threads), settings)
     except Exception as error:  # the runtime's exceptions share no base class
         reason = sentence(error)
         if entry.runtime_name == _CPU or type(error).__name__ in _MODEL_FAULTS:
@@ -289,6 +290,10 @@ def device_memory(provider: str) -> tuple[str, int] | None:
 # --- names and options ------------------------------------------------------------------------------------------------
 
 
+# Between options: no comma inside JSON, which may be two braces deep.
+_COMMA = re.compile(r",(?![^{}]*\})(?![^{}]*\{[^{}]*\}[^{}]*\})")
+
+
 def _parse(provider: str) -> tuple[_Entry, dict[str, str]]:
     """Split ``name:key=value,...`` into a registry entry and options."""
     if not isinstance(provider, str):
@@ -302,7 +307,7 @@ def _parse(provider: str) -> tuple[_Entry, dict[str, str]]:
         known = ", ".join(entry.name for entry in _entries())
         raise ProviderError(f"Unknown execution provider '{name}'; known are {known}.")
     options: dict[str, str] = {}
-    for item in filter(None, rest.split(",")):
+    for item in filter(None, _COMMA.split(rest)):
         key, equals, value = item.partition("=")
         if not (key.strip() and equals):
             raise ProviderError(f"Provider option '{item}' is not of the form key=value, as in 'cuda:use_tf32=0'.")
@@ -326,6 +331,9 @@ def _entries() -> tuple[_Entry, ...]:
             known = entries.get(runtime_name)
             name = known.name if known else runtime_name.removesuffix("ExecutionProvider").lower()
             entries[runtime_name] = _Entry(name, runtime_name, module.replace("_", "-"), module)
+    if "OpenVINOExecutionProvider" in _built_in_names():
+        known = entries["OpenVINOExecutionProvider"]
+        entries[known.runtime_name] = replace(known, package=openvino.BUILT_IN_PACKAGE)
     for runtime_name in _built_in_names():
         if runtime_name not in entries and runtime_name not in _IGNORED:
             name = runtime_name.removesuffix("ExecutionProvider").lower()
@@ -462,6 +470,8 @@ def _device(entry: _Entry) -> Device | None:
         metadata = device.device.metadata
         name = metadata.get("Description") or f"{device.device.vendor} {device.device.type.name}"
         return Device(name=name, software=False, driver=device.ep_metadata.get("version", ""))
+    if entry.name == openvino.NAME:  # built in, it says nothing of devices, and takes the processor unless told
+        return Device(name=machine().cpu, software=False, driver="")
     return None
 
 
@@ -517,6 +527,12 @@ def _open_probe(entry: _Entry, options: dict[str, str]) -> None:
             ) from error
         raise ProviderError(_failure(entry, sentence(error))) from error
     if entry.runtime_name not in session.get_providers():
+        if options:
+            given = ",".join(f"{key}={value}" for key, value in options.items())
+            raise ProviderError(
+                f"Provider {entry.name} does not load with the options '{given}', though it does without; a device "
+                "that they name may not be there: correct or leave them out."
+            )
         raise ProviderError(_failure(entry, "ONNX Runtime dropped it without a reason"))
 
 
@@ -603,6 +619,12 @@ def _no_device(entry: _Entry) -> str:
             "Vulkan has a GPU but ONNX Runtime sees none on this machine",
             f"set {SOFTWARE_VARIABLE}=1, which lets the provider ask Vulkan itself",
         )
+    if entry.name == openvino.NAME:
+        return _sentence(
+            entry,
+            "the plug-in offers no device on this machine, whose processor may be another maker's",
+            f"try the package {openvino.BUILT_IN_PACKAGE} in the place of onnxruntime, in an environment of its own",
+        )
     return _sentence(entry, "it offers no device on this machine", f"see the requirements of {entry.package}")
 
 
@@ -657,6 +679,20 @@ def _without_notes() -> Iterator[None]:
             os.write(2, b"".join(line for line in caught if not _NOTES.match(line)))
 
 
+def _with_threads(entry: _Entry, options: dict[str, str], threads: int | None) -> dict[str, str]:
+    """Hand the number of threads on to a provider that leaves that of the session aside."""
+    if entry.name != openvino.NAME:
+        return options
+    known = _known_options(str(entry.module), entry.runtime_name) if entry.plugin else None
+    return openvino.with_threads(options, threads, known)
+
+
+def ignores_threads(provider: str) -> bool:
+    """Whether a provider has no way to be told how many threads to take, though it runs on processors."""
+    entry, options = _parse(provider)
+    return entry.name == openvino.NAME and openvino.ignores_threads(_with_threads(entry, options, 1))
+
+
 def _require_known(entry: _Entry, options: dict[str, str]) -> None:
     """Refuse options that a plug-in would ignore: its library spells out each key it knows, as ``ep.<name>.<key>``."""
     known = _known_options(str(entry.module), entry.runtime_name)
@@ -668,5 +704,7 @@ def _require_known(entry: _Entry, options: dict[str, str]) -> None:
 @functools.cache
 def _known_options(module: str, runtime_name: str) -> frozenset[str]:
     path = Path(importlib.import_module(module).get_library_path())
+    if runtime_name == "OpenVINOExecutionProvider":
+        return openvino.plugin_options(path.read_bytes())
     pattern = rb"ep\." + re.escape(runtime_name.lower().encode()) + rb"\.([A-Za-z0-9_]+)\0"
     return frozenset(key.decode() for key in re.findall(pattern, path.read_bytes()))
