@@ -7,7 +7,14 @@ import onnx
 import pytest
 from onnx import helper
 
-from onnx_pointwise.runtime.profiling import _kernel_seconds, node_times, site_times
+from onnx_pointwise.runtime.profiling import (
+    FloatShare,
+    NodeTime,
+    _kernel_seconds,
+    float_shares,
+    node_times,
+    site_times,
+)
 from tests.graphs import BEHIND, conv_model, loop_model, make_model, normal, value
 
 
@@ -64,7 +71,25 @@ def test_runs_are_told_apart_and_only_the_last_ones_count() -> None:
     end = {"cat": "Session", "name": "model_run", "dur": 1, "args": {}}
     events = [kernel("a", 9), end, kernel("a", 1), kernel("b", 2), kernel("b", 3), end, kernel("a", 4), end]
     seconds = _kernel_seconds(events, runs=2)
-    assert seconds == {("a", "Conv", "P"): pytest.approx([1e-6, 4e-6]), ("b", "Conv", "P"): pytest.approx([5e-6, 0.0])}
+    assert seconds == {
+        ("a", "Conv", "P", None): pytest.approx([1e-6, 4e-6]),
+        ("b", "Conv", "P", None): pytest.approx([5e-6, 0.0]),
+    }
+
+
+def test_kernels_that_compute_in_float32_are_added_up_by_operator() -> None:
+    def kernel(op_type: str, seconds: float, reads: str | None) -> NodeTime:
+        return NodeTime("n", op_type, "cpu", seconds, None, reads)
+
+    times = [kernel("QLinearConv", 4.0, "uint8"), kernel("LRN", 1.0, "float"), kernel("LRN", 2.0, "float")]
+    times += [kernel("DequantizeLinear", 2.0, "uint8"), kernel("Shape", 0.5, "int64"), kernel("Constant", 0.5, None)]
+    assert float_shares(times) == [FloatShare("LRN", 2, 0.3), FloatShare("DequantizeLinear", 1, 0.2)]
+    assert float_shares([]) == []
+
+
+def test_kernels_say_what_they_read() -> None:
+    times = node_times(residual_model(), threads=1, runs=1, warmup=1)
+    assert {time.reads for time in times} == {"float"}
 
 
 def test_sites_add_up_their_kernels() -> None:
