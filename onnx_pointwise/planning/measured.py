@@ -14,6 +14,7 @@ from typing import Any
 from onnx_pointwise.errors import PlanError, TargetError
 from onnx_pointwise.graph import Plan, Refusal
 from onnx_pointwise.latency import NetworkLatency, Timing
+from onnx_pointwise.runtime import NOISY
 
 #: A target latency counts as met within this share of it.
 CLOSE = 0.05
@@ -72,10 +73,13 @@ def meeting(target: float, make: Callable[[float], Plan], timed: NetworkLatency)
         ask = _correct(tried, target)
     met = [attempt for attempt in tried if attempt.timing.ratio <= (1.0 + CLOSE) * target]
     if not met:
-        least = min(attempt.timing.ratio for attempt in tried)
+        best = min(tried, key=lambda attempt: attempt.timing.ratio)
+        noise = best.timing.noise
+        sure = f", as far as a machine tells on which that varies by {noise:.2f}" if noise > NOISY else ""
         raise PlanError(
             f"The target {target:.3g} of the latency on {timed.provider} cannot be reached: the best network took "
-            f"{least:.3f} of the untouched one's; ask for that or more, or let more forms and convolutions compete."
+            f"{best.timing.ratio:.3f} of the untouched one's{sure}; ask for that or more, or let more forms and "
+            "convolutions compete."
         )
     best = max(met, key=lambda attempt: attempt.timing.ratio)
     return replace(best.plan, latency=_record(timed, best.plan, best.timing))

@@ -37,11 +37,12 @@ from onnx_pointwise.runtime.segments import (
     without_shapes,
 )
 from onnx_pointwise.runtime.shape_inference import input_sizes, resolve
-from onnx_pointwise.runtime.timing import Latency, LatencyComparison, Verdict, compare, measure
+from onnx_pointwise.runtime.timing import NOISY, Latency, LatencyComparison, Verdict, compare, measure
 
 __all__ = [
     "CONVERSIONS",
     "MEMORY",
+    "NOISY",
     "UNNAMED",
     "Array",
     "AssignedNode",

@@ -4,7 +4,7 @@ Two networks are never timed one after the other: the machine drifts more than t
 round, in an order that rotates, together with a second session of the first network. Each round gives one ratio of the
 two latencies; their median is the answer, and a bootstrap over the rounds gives its interval. The ratio of the first
 network to its own second session, which a perfect measurement would find to be one, gives the noise floor: inside it
-the verdict is "no change".
+the verdict is "no change", or, where the floor is high, that this machine is too noisy to tell.
 
 Within its turn a network runs a few times in a row, the first time untimed when runs are short, so that its weights
 are back in the caches as they are in a process that runs this network alone. The fastest run of a turn stands for the
@@ -31,7 +31,9 @@ from onnx_pointwise.runtime.runner import Runner
 from onnx_pointwise.runtime.running import Timing
 from onnx_pointwise.schema import job, pair
 
-Verdict = Literal["faster", "slower", "no change"]
+Verdict = Literal["faster", "slower", "no change", "too noisy to tell"]
+#: A noise floor above this hides differences that matter.
+NOISY = 0.03
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
@@ -80,7 +82,8 @@ class LatencyComparison:
         ratio: Median over the rounds of the second network's latency by the first one's, each the fastest of its turn.
         interval: Bootstrap interval of ``ratio`` that holds it with 95 % confidence.
         noise: Noise floor: how far from 1 the same interval of the first network against itself reaches.
-        verdict: ``faster`` or ``slower`` where the whole interval lies beyond the noise floor, else ``no change``.
+        verdict: ``faster`` or ``slower`` where the whole interval lies beyond the noise floor, else ``no change``, or
+            ``too noisy to tell`` where that floor is above `NOISY`.
         rounds: Rounds that were run.
         provider: Short name and options of the execution provider, as given.
         device: The device's name, where it is known.
@@ -150,7 +153,7 @@ def compare(before: ModelSource | bytes, after: ModelSource | bytes, settings: T
         ratio=ratio,
         interval=interval,
         noise=noise,
-        verdict="faster" if interval[1] < 1 - noise else "slower" if interval[0] > 1 + noise else "no change",
+        verdict=_verdict(interval, noise),
         rounds=len(first),
         provider=settings.provider,
         device=provider_info(settings.provider).device,
@@ -159,6 +162,15 @@ def compare(before: ModelSource | bytes, after: ModelSource | bytes, settings: T
         bound=bound,
         input_shapes={name: tuple(array.shape) for name, array in feeds.items()},
     )
+
+
+def _verdict(interval: tuple[float, float], noise: float) -> Verdict:
+    """What to call a ratio by its interval and the noise floor."""
+    if interval[1] < 1 - noise:
+        return "faster"
+    if interval[0] > 1 + noise:
+        return "slower"
+    return "no change" if noise <= NOISY else "too noisy to tell"
 
 
 @job(Timing)

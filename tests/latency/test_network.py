@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import Site, find_sites
 from onnx_pointwise.latency import network as network_module
 from onnx_pointwise.latency.cache import LatencyCache
-from onnx_pointwise.latency.network import NetworkLatency, network_latency
+from onnx_pointwise.latency.network import NetworkLatency, Timing, _correction, network_latency
 from onnx_pointwise.numerics.forms import SPATIAL, Form
 from onnx_pointwise.runtime.shape_inference import resolve
 from tests.staircase import install, network_seconds
@@ -59,6 +60,43 @@ def test_what_the_network_rewritten_halfway_takes_more_corrects_predictions(monk
         found.time(plan).ratio,
     )
     assert abs(predicted - measured) < abs(promised - measured)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "noise", "promised", "kept"),
+    [
+        (0.7, 0.01, 0.4, 0.75),  # nothing but the floor that is always there: the measured share as it is
+        (0.7, 0.005, 0.4, 0.75),
+        (0.7, 0.13, 0.4, 0.875),  # as uncertain as corrections spread: halfway to none
+        (0.7, 1.0, 0.4, 0.996),  # so noisy that nothing was learned
+        (1.5, 0.01, 0.4, 0.25),
+        (0.0, 0.01, 0.4, 2.0),
+        (0.7, 0.01, 0.0, 1.0),
+    ],
+)
+def test_a_correction_is_weighed_by_its_uncertainty(ratio: float, noise: float, promised: float, kept: float) -> None:
+    assert _correction(Timing(ratio, noise, "faster"), promised) == pytest.approx(kept, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("noises", "times", "ratio"), [([0.02], 1, 0.5), ([0.2, 0.03], 2, 0.6), ([0.2, 0.05, 0.1], 3, 0.6)]
+)
+def test_a_noisy_machine_is_asked_again_and_the_quietest_answer_counts(
+    noises: list[float], times: int, ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, 8)
+    _, found = study(chain())
+    told = iter(SimpleNamespace(ratio=0.5 + 0.1 * at, noise=noise, verdict="faster") for at, noise in enumerate(noises))
+    asked: list[float] = []
+
+    def compare(*_: Any, **__: Any) -> SimpleNamespace:
+        answer = next(told)
+        asked.append(answer.noise)
+        return answer
+
+    monkeypatch.setattr(network_module, "compare", compare)
+    timing = found.time(Plan({name: Choice("reduce", 16) for name in found.sites}))
+    assert len(asked) == times and timing.ratio == pytest.approx(ratio) and timing.noise == min(noises)
 
 
 def test_only_treads_that_pay_inside_the_network_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +163,7 @@ def test_it_measures_real_networks(seed: int) -> None:
     assert sum(found.inside.values()) <= found.dense * (1.0 + 1e-9)
     timing = found.time(Plan({site.name: Choice("reduce_expand", (1, 1)) for site in sites}))
     assert timing.ratio > 0.0
-    assert timing.verdict in ("faster", "slower", "no change")
+    assert timing.verdict in ("faster", "slower", "no change", "too noisy to tell")
 
 
 def test_a_network_that_fails_on_stand_ins_is_judged_by_its_sites(monkeypatch: pytest.MonkeyPatch) -> None:

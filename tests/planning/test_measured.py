@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnx_pointwise.deploying import AS_IS
 from onnx_pointwise.errors import PlanError, TargetError
 from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.latency.network import NetworkLatency, Timing
@@ -20,7 +21,7 @@ SITES = 40
 class Machine:
     """Sites of one second each that each rank shortens; a network takes what a law makes of their sum."""
 
-    provider, threads, dense = "cpu", 1, float(SITES)
+    provider, threads, dense, deployment = "cpu", 1, float(SITES), AS_IS
 
     def __init__(self, law: Any = lambda share: share, kept: float = 1.0, noise: float = 0.01) -> None:
         self.law, self.kept, self.noise = law, kept, noise
@@ -80,6 +81,12 @@ def test_a_good_prediction_takes_one_measurement() -> None:
     machine = Machine(lambda share: 1.0 - 0.8 * (1.0 - share), kept=0.8)
     meeting(0.6, planner(0.1), as_latency(machine))
     assert len(machine.timed) == 1
+
+
+def test_a_refusal_says_how_far_the_machine_can_tell() -> None:
+    machine = Machine(lambda share: 0.3 + 0.7 * share, noise=0.12)
+    with pytest.raises(PlanError, match=r"took 0\.580 .* as far as a machine tells on which that varies by 0\.12; ask"):
+        meeting(0.5, planner(0.4), as_latency(machine))
 
 
 def test_what_is_out_of_reach_is_refused_with_the_best_there_was() -> None:

@@ -166,6 +166,15 @@ def test_many_models_have_a_section_each_and_no_name_of_an_element_twice() -> No
     assert json.loads(text) == made["models"][0]["result"]["plan"]
 
 
+def test_a_latency_that_nobody_can_tell_has_no_figure() -> None:
+    made = copy.deepcopy(document("rewrite"))
+    (on_cpu,) = made["check"]["providers"]
+    for timed in (on_cpu["latency"], made["check"]["latency"]):
+        timed |= {"verdict": "too noisy to tell", "ratio": 0.87654}
+    text = html(made)
+    assert "too noisy to tell" in text and "87.7 %" not in text
+
+
 def test_there_are_no_pages_of_other_results() -> None:
     with pytest.raises(OutputError, match="no report for 'bench'"):
         html({"origin": {"job": "bench"}})

@@ -17,6 +17,7 @@ from onnx_pointwise.progress import Expected
 from onnx_pointwise.reports import Steps
 from onnx_pointwise.reports.terminal import Column, Grid, change, fitting
 from onnx_pointwise.reports.terminal.checking import costs
+from onnx_pointwise.reports.terminal.running import comparison
 from onnx_pointwise.runtime import Latency, LatencyComparison, Verdict
 from tests.small import network
 
@@ -147,7 +148,12 @@ def test_steps_on_a_terminal_show_share_and_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "shown", "hidden"), [("no change", "no change", "118.4 %"), ("slower", "118.4 %", "no change")]
+    ("word", "shown", "hidden"),
+    [
+        ("no change", "no change", "118.4 %"),
+        ("too noisy to tell", "too noisy to tell", "118.4 %"),
+        ("slower", "118.4 %", "no change"),
+    ],
 )
 def test_a_latency_inside_the_noise_has_no_share(word: Verdict, shown: str, hidden: str) -> None:
     run = Latency(median=5e-4, p90=6e-4, throughput=1.0, runs=1, times=(5e-4,))
@@ -162,3 +168,5 @@ def test_a_latency_inside_the_noise_has_no_share(word: Verdict, shown: str, hidd
     Console(file=out, width=80).print(costs(checked.before, checked.after, checked))
     (line,) = [line for line in out.getvalue().splitlines() if line.startswith("Latency, cpu")]
     assert shown in line and hidden not in line and "0.50 ms" in line
+    assert ("differs from itself by 0.400" in comparison(timed)) == (word == "too noisy to tell")
+    assert ("1.184" in comparison(timed)) == (word != "too noisy to tell")

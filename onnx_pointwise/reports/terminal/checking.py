@@ -69,7 +69,7 @@ def costs(before: ModelCost, after: ModelCost, check: CheckResult | None = None)
             timed = result.latency
             gained = 1e3 * (timed.after.median - timed.before.median)
             # Medians of all runs differ by chance where the ratio of the turns, which decides, shows nothing.
-            differs = timed.verdict != "no change"
+            differs = timed.verdict in ("faster", "slower")
             table.add_row(
                 f"Latency, {result.provider}",
                 milliseconds(timed.before.median),

@@ -16,6 +16,7 @@ from onnx_pointwise.reports.terminal.deploying import deployed
 from onnx_pointwise.reports.terminal.figures import change, count, milliseconds, percent, rank, threads
 from onnx_pointwise.reports.terminal.sentences import ALL, assumptions, reasons
 from onnx_pointwise.reports.terminal.tables import FEW, SHOWN, Cell, Column, Grid
+from onnx_pointwise.runtime import NOISY
 
 _NAME = 40
 _NAMES = 4
@@ -162,9 +163,17 @@ def latency(result: RewriteResult) -> list[Text]:
     if about["measured"] is not None:
         sentence += (
             f" Latency as a share of before: {about['sum_of_sites']:.3f} by the sum of the sites, "
-            f"{about['predicted']:.3f} corrected, {about['measured']:.3f} measured."
+            f"{about['predicted']:.3f} corrected, {_measured(about)}."
         )
     return [Text(sentence)]
+
+
+def _measured(about: Mapping[str, Any]) -> str:
+    """The latency of the network as planned, where that could be told."""
+    noise = about.get("noise") or 0.0
+    if noise > NOISY:
+        return f"measured on a machine too noisy to tell closer than {about['measured']:.2f} by {noise:.2f}"
+    return f"{about['measured']:.3f} measured"
 
 
 def _precision(about: Mapping[str, Any]) -> str:

@@ -18,10 +18,20 @@ from onnx_pointwise.runtime import LatencyComparison, NodeTime, ProviderInfo
 def comparison(timed: LatencyComparison) -> str:
     """Say how the latencies of two networks compare."""
     low, high = timed.interval
+    if timed.verdict == "too noisy to tell":
+        return (
+            f"{timed.verdict}: one network differs from itself by {timed.noise:.3f}; between {low:.3f} and {high:.3f} "
+            f"of before (95 %, {timed.rounds} rounds). Time them again while nothing else runs."
+        )
     return (
         f"{timed.verdict}, {timed.ratio:.3f} of before (95 % within {low:.3f} to {high:.3f}, "
         f"noise floor {timed.noise:.3f}, {timed.rounds} rounds)."
     )
+
+
+def _change(timed: LatencyComparison) -> str:
+    """How much faster or slower, where that can be told."""
+    return "too noisy" if timed.verdict == "too noisy to tell" else f"{100 * (timed.ratio - 1):+.1f} %"
 
 
 def cache(info: CacheInfo, *, cleared: bool) -> RenderableType:
@@ -69,7 +79,7 @@ def bench(result: Benchmark, nodes: Sequence[NodeTime] = (), *, whole: bool = Tr
         threads = "default" if row.threads is None else str(row.threads)
         timed = [(result.model, row.latency, "")]
         if row.comparison is not None:
-            timed.append((result.other or "", row.comparison.after, f"{100 * (row.comparison.ratio - 1):+.1f} %"))
+            timed.append((result.other or "", row.comparison.after, _change(row.comparison)))
             verdicts.append(Text(f"Batch {batch}, threads {threads}: {comparison(row.comparison)}"))
         for name, latency, changed in timed:
             median, p90 = milliseconds(latency.median), milliseconds(latency.p90)
