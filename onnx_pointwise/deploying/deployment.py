@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ Array = NDArray[Any]
 
 Precision = Literal["float32", "float16", "int8"]
 _QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
+# Settings of the quantizer that hold names of nodes or tensors.
+_NAMING = {"nodes_to_quantize", "nodes_to_exclude", "TensorQuantOverrides"}
 _HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
@@ -58,6 +60,11 @@ class Deployment:
         """What of it a latency depends on; empty where networks run as they are."""
         told = sorted((name, str(value)) for name, value in self.settings.items())
         return f"{self.precision} {told} " if self.changes else ""
+
+    def nameless(self) -> Deployment:
+        """The same without settings that name nodes or tensors of one network: what stands for a part has others."""
+        kept = {name: value for name, value in self.settings.items() if name not in _NAMING}
+        return replace(self, settings=kept)
 
     def require(self, model: ir.Model) -> None:
         """See that it can be done to a network.

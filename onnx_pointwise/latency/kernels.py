@@ -347,8 +347,9 @@ class _Clock:
     ) -> None:
         self._provider, self._threads = provider, threads
         self._cache, self._progress = cache, progress
-        self._deployment = deployment
-        self._place = f"{place(provider, threads)}{' ' if deployment.key else ''}{deployment.key.strip()}"
+        self._deployment = deployment.nameless()
+        key = self._deployment.key.strip()
+        self._place = f"{place(provider, threads)} {key}" if key else place(provider, threads)
         self._known: dict[_Probe, float] = {}
 
     def seconds(self, probe: _Probe) -> float:

@@ -139,6 +139,16 @@ def test_settings_go_through_to_the_quantizer() -> None:
     assert scale.shape is not None and scale.shape.numpy() == ()
 
 
+def test_what_names_nodes_does_not_reach_what_stands_for_a_part() -> None:
+    given = {"nodes_to_quantize": "conv2", "nodes_to_exclude": "conv1", "reduce_range": "true"}
+    whole = Deployment("int8", given)
+    assert whole.nameless().settings == {"reduce_range": True}
+    other = conv_model(normal(16, 8, 3, 3), (8, 8))
+    feeds = {other.graph.input[0].name: normal(2, 8, 8, 8)}
+    assert "QuantizeLinear" in types_of(whole.nameless().made(load(other), feeds))
+    assert "QuantizeLinear" not in types_of(whole.made(load(other), feeds))
+
+
 def test_settings_are_part_of_what_a_latency_is_kept_by() -> None:
     keys = {Deployment("int8").key, Deployment("float16").key, Deployment("int8", {"per_channel": False}).key}
     assert len(keys) == 3

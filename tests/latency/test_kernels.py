@@ -152,6 +152,9 @@ def test_probes_run_as_they_are_deployed_and_are_kept_apart(tmp_path: Path) -> N
     opened: list[set[str]] = []
 
     class Watched(Deployment):
+        def nameless(self) -> Deployment:
+            return self
+
         def made(self, model: ir.Model, examples: Any = None) -> ir.Model:
             made = super().made(model, examples)
             opened.append({node.op_type for node in made.graph})
