@@ -12,9 +12,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 from onnx_pointwise.latency.cache import FOLDER_VARIABLE
+
+# How fast the machine is must not matter.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 KERAS = {"test_models.py", "test_export_keras.py", "test_digits.py"}
 

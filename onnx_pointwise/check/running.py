@@ -147,7 +147,7 @@ def run(
         hidden: Values inside it that are given beside the outputs, where a batch counts.
     """
     values = Kept()
-    with runtime_source(exposed(source, hidden)) as path:
+    with runtime_source(exposed(source, hidden), in_place=is_cpu(provider)) as path:
         if hidden:
             gc.collect()  # graphs are cyclic: only a collection gives the weights of the working copy back
         session = open_session(path, provider, threads=settings.threads, optimization=settings.optimization)

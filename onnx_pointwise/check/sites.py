@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnx_pointwise.check.kept import Kept
 from onnx_pointwise.check.running import exposed, shapes_of
 from onnx_pointwise.check.trials import Batch, is_open
 from onnx_pointwise.errors import ModelError
@@ -17,7 +18,7 @@ from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import ValueMeter
 from onnx_pointwise.runtime import Array, InputSpec, Piece, open_session, reads, run_session, without_shapes
 
-# Examples that are looked at: the values of all sites at once lie in memory, one example at a time.
+# Examples that are looked at; the values of all sites are kept for each, in a file where they are many.
 _EXAMPLES = 16
 
 
@@ -84,24 +85,36 @@ def compare_sites(
     drifts, own = ({site.name: ValueMeter(1) for site in moved} for _ in range(2))
     pieces = _pieces(second, moved, threads)
     sources, outputs = ([getattr(site, part) for site in moved] for part in ("source", "output"))
-    with (
-        runtime_source(exposed(before, dict.fromkeys(sources + outputs))) as one,
-        runtime_source(exposed(after, outputs)) as other,
-    ):
-        dense, rewritten = (open_session(path, "cpu", threads=threads) for path in (one, other))
-        for feeds in _examples(specs, batches):
-            wanted = [name for name in dict.fromkeys(sources + outputs) if name not in feeds]
-            true = dict(zip(wanted, run_session(dense, wanted, feeds), strict=True)) | feeds
-            now = dict(zip(outputs, run_session(rewritten, outputs, feeds), strict=True))
-            for site in moved:
-                _add(drifts[site.name], true[site.output], now[site.output])
-                if site.name in pieces:
-                    (alone,) = pieces[site.name].run({site.source: true[site.source]})
-                    _add(own[site.name], true[site.output], alone)
+    examples = _examples(specs, batches)
+    # One after the other: both networks at once may be more than the memory.
+    fed = {spec.name for spec in specs}
+    wanted = [name for name in dict.fromkeys(sources + outputs) if name not in fed]
+    true = _values(before, wanted, examples, threads)
+    now = _values(after, outputs, examples, threads)
+    for feeds, first_gave, second_gave in zip(examples, true, now, strict=True):
+        assert not isinstance(first_gave, str) and not isinstance(second_gave, str), "only values are kept"
+        known = {**first_gave, **feeds}
+        for site in moved:
+            _add(drifts[site.name], known[site.output], second_gave[site.output])
+            if site.name in pieces:
+                (alone,) = pieces[site.name].run({site.source: known[site.source]})
+                _add(own[site.name], known[site.output], alone)
     return tuple(
         SiteCheck(name, output, _relative(drifts.get(name)), _relative(own.get(name)))
         for name, output in _in_order(moved, gone)
     )
+
+
+def _values(
+    source: ModelSource | bytes, names: Sequence[str], examples: Sequence[Mapping[str, Array]], threads: int | None
+) -> Kept:
+    """What a network has at some values, for each example."""
+    kept = Kept()
+    with runtime_source(exposed(source, names), in_place=True) as path:
+        session = open_session(path, "cpu", threads=threads)
+        for feeds in examples:
+            kept.add(dict(zip(names, run_session(session, names, feeds), strict=True)))
+    return kept
 
 
 def _add(meter: ValueMeter, reference: Array, output: Array) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -12,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.errors import InputError
+from onnx_pointwise.errors import InputError, OnnxPointwiseError
 from onnx_pointwise.examples.preprocessing import (
     ImageInput,
     Layout,
@@ -140,7 +141,8 @@ def calibrate(
     most = LIMIT if limit is None else limit
     if isinstance(source, str | Path):
         return _from_path(model, Path(source), specs, image, most, preprocessing, layout, seed)
-    arrays = _gather(_parts(source, specs), most)
+    with contextlib.closing(_guarded(_parts(source, specs))) as parts:
+        arrays = _gather(parts, most)
     arrays, mapped = _prepared(model, arrays, image, preprocessing, layout, seed)
     return _checked(arrays, specs, most, {"source": "given"}, _GIVEN, mapped)
 
@@ -332,28 +334,59 @@ def _batched(array: Array, specs: list[InputSpec]) -> Array:
     return array[None] if shape is not None and array.ndim == len(shape) - 1 else array
 
 
-def _parts(source: Any, specs: list[InputSpec]) -> Iterator[Mapping[str, Array]]:
+def _parts(source: Any, specs: list[InputSpec]) -> Generator[Mapping[str, Array], None, None]:
     if isinstance(source, np.ndarray):
         yield {_only(specs): source}
     elif isinstance(source, Mapping):
         yield source
     elif isinstance(source, CalibrationDataReader):
-        yield from _read(source)
+        yield from _read(source, specs)
     elif isinstance(source, Iterable):
         for part in source:
-            yield part if isinstance(part, Mapping) else {_only(specs): np.asarray(part)}
+            yield _batch(part, specs)
     else:
         raise InputError(f"Calibration inputs cannot come from an object of type {type(source).__name__}.")
 
 
-def _read(reader: CalibrationDataReader) -> Iterator[Mapping[str, Array]]:
+def _batch(part: Any, specs: list[InputSpec]) -> Mapping[str, Array]:
+    """Name the arrays of a batch, as readers and loaders give them: by name, one array, or one for each input."""
+    if isinstance(part, Mapping):
+        return part
+    if isinstance(part, list | tuple) and part and all(hasattr(item, "shape") for item in part):
+        if len(part) != len(specs):
+            raise InputError(
+                f"A calibration batch holds {len(part)} arrays, but the model has {len(specs)} inputs "
+                f"({'; '.join(map(str, specs))}); give the inputs alone, without labels, or by name."
+            )
+        return {spec.name: np.asarray(item) for spec, item in zip(specs, part, strict=True)}
+    return {_only(specs): np.asarray(part)}
+
+
+def _guarded(parts: Generator[Mapping[str, Array], None, None]) -> Generator[Mapping[str, Array], None, None]:
+    """Turn whatever somebody else's reader raises into a sentence, when it begins, on the way, and when it ends."""
+    count = 0
+    try:
+        with contextlib.closing(parts):
+            for part in parts:
+                yield part
+                count += 1
+    except (OnnxPointwiseError, MemoryError):
+        raise
+    except Exception as error:  # whatever it raises
+        raise InputError(
+            f"The calibration inputs cannot be read: what gives them failed after {count} batches with "
+            f"{type(error).__name__}: {error}; correct it, or take other examples (--calibration synthetic, none)."
+        ) from error
+
+
+def _read(reader: CalibrationDataReader, specs: list[InputSpec]) -> Iterator[Mapping[str, Array]]:
     """Read all batches; one that can be rewound is left as if nobody had read it, for the quantizer, say."""
     rewind = getattr(reader, "rewind", None)
     if callable(rewind):
         rewind()
     try:
         while (batch := reader.get_next()) is not None:
-            yield batch
+            yield _batch(batch, specs)
     finally:
         if callable(rewind):
             rewind()

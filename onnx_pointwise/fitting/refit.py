@@ -367,7 +367,7 @@ def site_session(
     if not alone.rewritable or str(alone.output.name) != str(site.output.name):
         raise PlanError(f"Site '{site.name}' reads differently once it stands alone; leave it out of the plan.")
     BottleneckPass(Plan({alone.name: choice}), {alone.name: replacement})(part)
-    with runtime_source(part) as data:
+    with runtime_source(part, in_place=True) as data:
         return open_waiting(data, threads)
 
 

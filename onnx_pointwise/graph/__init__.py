@@ -17,6 +17,7 @@ from onnx_pointwise.graph.freeze import frozen, overridable
 from onnx_pointwise.graph.functions import inlined
 from onnx_pointwise.graph.map_types import holds_map
 from onnx_pointwise.graph.model_io import (
+    Detached,
     ModelSource,
     as_model,
     file_bytes,
@@ -52,6 +53,7 @@ __all__ = [
     "BottleneckPass",
     "Choice",
     "ConvPiece",
+    "Detached",
     "ModelCost",
     "ModelSource",
     "Named",

@@ -126,14 +126,14 @@ def staged_text(path: str | Path, text: str) -> Iterator[None]:
         yield
 
 
-def data_name(name: str, digest: str) -> str:
-    """Name the external data file of a model file."""
-    return f"{name}.{digest}.data"
+def data_name(name: str, digest: str, number: int = 0) -> str:
+    """Name a file of a model's external data: the first one, or another by its number from 0."""
+    return f"{name}.{digest}.data" if number == 0 else f"{name}.{digest}.{number + 1}.data"
 
 
 def is_data_name(candidate: str, name: str) -> bool:
     """Tell whether a file's name is one that `data_name` gives for a model file of the given name."""
-    return re.fullmatch(re.escape(name) + r"\.[0-9a-f]{8}\.data", candidate) is not None
+    return re.fullmatch(re.escape(name) + r"\.[0-9a-f]{8}(\.[0-9]+)?\.data", candidate) is not None
 
 
 def require_apart(inputs: Mapping[str, Named], outputs: Mapping[str, Named]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -37,6 +38,9 @@ _OPERANDS = {
 _PROTOBUF_LIMIT = 2**31 - 1
 # Larger models reach the runtime as a file with external data: it maps those, instead of holding copies.
 _IN_MEMORY_LIMIT = 64 * 2**20
+# Nodes and stored tensors at most: in memory each takes up to 10 kB, in all the copies that a job makes. Networks that
+# people export have thousands, and tens of thousands where loops were unrolled.
+_MOST_PARTS = 200_000
 # Where a model keeps the path it was read from, for sentences about it; it is not saved with the model.
 _ORIGIN = "onnx_pointwise.origin"
 
@@ -181,9 +185,25 @@ def _require_model(proto: onnx.ModelProto, where: str) -> None:
         name = proto.graph.sparse_initializer[0].values.name
         raise ModelError(f"{where}: the initializer '{name}' is sparse; export the model with dense weights.")
     bodies = [(function.node, function.input) for function in proto.functions]
+    count = _parts(proto.graph) + sum(_parts_of(nodes) for nodes, _ in bodies)
+    if count > _MOST_PARTS:
+        raise ModelError(
+            f"{where}: holds {count} nodes and stored tensors; networks of more than {_MOST_PARTS} are not worked on, "
+            "export it without unrolling its loops."
+        )
     _require_one_of_each(proto.graph.node, [item.name for item in proto.graph.input], proto.graph.initializer, where)
     for nodes, inputs in bodies:
         _require_one_of_each(nodes, inputs, (), where)
+
+
+def _parts(graph: onnx.GraphProto) -> int:
+    """Count the nodes and stored tensors of a graph, those in its bodies included."""
+    return len(graph.initializer) + _parts_of(graph.node)
+
+
+def _parts_of(nodes: Sequence[onnx.NodeProto]) -> int:
+    bodies = (graph for node in nodes for attribute in node.attribute for graph in (attribute.g, *attribute.graphs))
+    return len(nodes) + sum(map(_parts, bodies))
 
 
 def _require_one_of_each(
@@ -385,7 +405,7 @@ def staged(model: ir.Model, path: str | Path, *, use_external_data_format: bool 
 def saved_bytes(model: ir.Model) -> int:
     """Count the bytes that ``save(model, "model.onnx")`` would write, external data included."""
     layout = _lay_out(model, "model.onnx", external=None)
-    return layout.size + layout.data_size
+    return layout.size + sum(layout.data_sizes)
 
 
 def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | None = None) -> None:
@@ -395,8 +415,9 @@ def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | 
         model: The model; it is left as it is.
         path: The ``.onnx`` file to write. External data goes into ``<name>.<digest>.data`` beside it, named after its
             content: old and new data lie side by side until the model is replaced, so that an interruption leaves the
-            old pair whole. Data of the model that is replaced is removed. Where the file is a symbolic link, what it
-            leads to is written.
+            old pair whole. Where the model was read from several files of data, there are as many of them
+            (``<name>.<digest>.2.data``...). Data of the model that is replaced is removed. Where the file is a symbolic
+            link, what it leads to is written.
         use_external_data_format: Store large tensors outside the file. ``None`` keeps the model's own way, and turns
             to external data above the 2 GiB that one file can hold.
 
@@ -410,47 +431,48 @@ def save(model: ir.Model, path: str | Path, *, use_external_data_format: bool | 
     layout = _lay_out(model, place.name, external=use_external_data_format)
     if layout.size > _PROTOBUF_LIMIT:
         raise OutputError(f"{path}: the model holds more than 2 GiB; it must be saved with external data.")
-    if layout.data and place.parent.resolve() != path.parent.resolve():
+    if layout.data_sizes and place.parent.resolve() != path.parent.resolve():
         raise OutputError(
             f"{path}: is a link into another folder, by which ONNX Runtime would not find the external data; "
             f"name {place} itself."
         )
     # Where no model was, data of that name belong to one that was renamed, as those do that this model reads.
     replaced, read = place.exists(), [tensor.path for tensor in external_tensors(model)]
-    data_file = None
+    data_files: list[str] = []
     with atomic_folder(path) as scratch:
-        if layout.data:
-            data_file = data_name(place.name, layout.data_digest())
-            layout = lay_out(model, data_file=data_file)
-        _write(layout, scratch / path.name, data_file)
+        if layout.data_sizes:
+            names = functools.partial(data_name, place.name, layout.data_digest())
+            data_files = [names(number) for number in range(len(layout.data_sizes))]
+            layout = lay_out(model, names=names)
+        _write(layout, scratch / path.name, data_files)
     if replaced:
-        _remove_older_data(place, data_file, read)
+        _remove_older_data(place, data_files, read)
 
 
-def _remove_older_data(place: Path, data_file: str | None, kept: Iterable[str | os.PathLike[str]]) -> None:
+def _remove_older_data(place: Path, data_files: Sequence[str], kept: Iterable[str | os.PathLike[str]]) -> None:
     """Remove external data that earlier models of this name, or interrupted attempts at one, have left."""
     needed = {os.path.realpath(path) for path in kept}
     with contextlib.suppress(OSError):  # the model is written all the same
         for item in place.parent.iterdir():
-            ours = is_data_name(item.name, place.name) and item.name != data_file and not item.is_symlink()
+            ours = is_data_name(item.name, place.name) and item.name not in data_files and not item.is_symlink()
             if ours and os.path.realpath(item) not in needed:
                 item.unlink()
 
 
 def _lay_out(model: ir.Model, name: str, *, external: bool | None) -> Layout:
-    data_file = f"{name}.{'0' * 8}.data"  # as long as the name that it gets when it is written
+    names = functools.partial(data_name, name, "0" * 8)  # as long as the names that they get when they are written
     if external is None and not external_tensors(model):
         layout = lay_out(model)
-        return layout if layout.size <= _PROTOBUF_LIMIT else lay_out(model, data_file=data_file)
-    return lay_out(model, data_file=None if external is False else data_file)
+        return layout if layout.size <= _PROTOBUF_LIMIT else lay_out(model, names=names)
+    return lay_out(model, names=None if external is False else names)
 
 
-def _write(layout: Layout, path: Path, data_file: str | None) -> None:
+def _write(layout: Layout, path: Path, data_files: Sequence[str]) -> None:
     with path.open("wb") as stream:
         layout.write(stream)
-    if data_file is not None:
-        with path.with_name(data_file).open("wb") as stream:
-            layout.write_data(stream)
+    for number, name in enumerate(data_files):
+        with path.with_name(name).open("wb") as stream:
+            layout.write_data(stream, number)
 
 
 def to_bytes(model: ir.Model) -> bytes:
@@ -476,12 +498,27 @@ def serialize(model: ir.Model) -> onnx.ModelProto:
     return onnx.load_from_string(to_bytes(model))
 
 
+class Detached(bytes):
+    """A serialised model without those of its weights that lie in files, for a session on the CPU.
+
+    Attributes:
+        folder: The folder that these files are named in.
+    """
+
+    folder: str
+
+
 @contextlib.contextmanager
-def runtime_source(source: ModelSource | bytes) -> Iterator[str | bytes]:
+def runtime_source(source: ModelSource | bytes, *, in_place: bool = False) -> Iterator[str | bytes]:
     """Give a model in the shape an ONNX Runtime session takes: a path, or bytes.
 
     A path is handed on as it is. Models in memory become bytes while small, else a temporary file whose weights lie
     in external data, which the runtime maps instead of copying; the file lives until the block ends.
+
+    Args:
+        source: The model.
+        in_place: The session is one on the CPU, which finds weights where they lie: those in files are neither copied
+            nor read here, and the bytes are `Detached`.
     """
     if isinstance(source, bytes):
         yield source
@@ -489,21 +526,45 @@ def runtime_source(source: ModelSource | bytes) -> Iterator[str | bytes]:
         yield str(source)
     else:
         model = load(source)
-        data_file = "model.onnx.data"
-        layout = lay_out(model, data_file=data_file)
-        if layout.size + layout.data_size < _IN_MEMORY_LIMIT:
+        detached = _detached(model) if in_place else None
+        if detached is not None:
+            yield detached
+            return
+        layout = lay_out(model, names=_scratch_name)
+        if layout.size + sum(layout.data_sizes) < _IN_MEMORY_LIMIT:
             yield to_bytes(model)
             return
         with ScratchFolder() as folder:
             path = folder / "model.onnx"
             try:
-                _write(layout, path, data_file)
+                _write(layout, path, [_scratch_name(number) for number in range(len(layout.data_sizes))])
             except OSError as error:
                 raise OutputError(
                     f"{folder}: the model cannot be put there for ONNX Runtime ({error.strerror}); "
                     "set TMPDIR to a folder with more room."
                 ) from error
             yield str(path)
+
+
+def _scratch_name(number: int) -> str:
+    return "model.onnx.data" if number == 0 else f"model.onnx.{number + 1}.data"
+
+
+def _detached(model: ir.Model) -> Detached | None:
+    """Serialise a model without the weights that lie in files of one folder; None where that leaves too much."""
+    held = [value.const_value for value in model.graph.initializers.values()]
+    outside = [tensor for tensor in held if isinstance(tensor, ir.ExternalTensor)]
+    folders = {os.path.abspath(tensor.base_dir) for tensor in outside}  # noqa: PTH100
+    if len(folders) != 1:
+        return None
+    layout = lay_out(model, in_place=True)
+    if layout.size >= _IN_MEMORY_LIMIT:
+        return None
+    stream = io.BytesIO()
+    layout.write(stream)
+    detached = Detached(stream.getvalue())
+    detached.folder = folders.pop()
+    return detached
 
 
 def as_model(source: ModelSource | bytes) -> ir.Model:

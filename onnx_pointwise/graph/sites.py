@@ -419,7 +419,8 @@ def _pads(node: ir.Node, rank: int) -> Shape | str:
 
 
 def _stored_params(node: ir.Node, folds: tuple[ir.Node, ...]) -> int:
-    values = [*node.inputs[1:], *(value for fold in folds for value in fold.inputs if constant(value) is not None)]
+    made = {value for user in (node, *folds) for value in user.outputs}
+    values = [*node.inputs[1:], *(value for fold in folds for value in fold.inputs if value not in made)]
     return sum(tensor.size for value in values for tensor in leaves(value))
 
 

@@ -8,8 +8,10 @@ result is an ordinary ``.onnx`` file: protobuf lets the fields of a message stan
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import IO
 
 import onnx
@@ -27,6 +29,9 @@ _LENGTH_DELIMITED = 2
 
 # Tensors up to this size stay inside the file even where the others go outside, as in onnx.save.
 _SMALL = 1024
+# Tensors from this size on start where every system can map them: memory is mapped in steps of up to 64 KiB.
+_MAPPED = 2**20
+_STEP = 2**16
 
 
 @dataclass(frozen=True)
@@ -42,30 +47,35 @@ class _Entry:
         return len(self.header) + (0 if self.tensor is None else self.tensor.nbytes)
 
 
+@dataclass
+class _DataFile:
+    """What lies in one file of external data: tensors and where each starts."""
+
+    parts: list[tuple[int, ir.TensorProtocol]] = field(default_factory=list)
+    size: int = 0
+
+
 @dataclass(frozen=True)
 class Layout:
     """A model, ready to be written.
 
     Attributes:
         size: Bytes of the model file.
-        data: Tensors of the external data file in their order, one behind the other; empty where all is in one file.
+        data_sizes: Bytes of each file of external data; empty where all is in one file.
     """
 
     size: int
-    data: tuple[ir.TensorProtocol, ...]
+    data_sizes: tuple[int, ...]
     _head: bytes
     _entries: tuple[_Entry, ...]
-
-    @property
-    def data_size(self) -> int:
-        """Bytes of the external data file."""
-        return sum(tensor.nbytes for tensor in self.data)
+    _data: tuple[_DataFile, ...]
 
     def data_digest(self) -> str:
-        """Eight hexadecimal digits that stand for the bytes of the external data file."""
+        """Eight hexadecimal digits that stand for the bytes of the external data."""
         digest = hashlib.sha256()
-        for tensor in self.data:
-            digest.update(tensor.tobytes())
+        for file in self._data:
+            for _, tensor in file.parts:
+                _hand_out(tensor, digest.update)
         return digest.hexdigest()[:8]
 
     def write(self, stream: IO[bytes]) -> None:
@@ -76,25 +86,36 @@ class Layout:
             if entry.tensor is not None:
                 _write_data(entry.tensor, stream)
 
-    def write_data(self, stream: IO[bytes]) -> None:
-        """Write the external data file."""
-        for tensor in self.data:
+    def write_data(self, stream: IO[bytes], number: int = 0) -> None:
+        """Write a file of external data.
+
+        Args:
+            stream: Where it goes, from its start.
+            number: Which one it is.
+        """
+        written = 0
+        for start, tensor in self._data[number].parts:
+            stream.write(bytes(start - written))
             _write_data(tensor, stream)
+            written = start + tensor.nbytes
 
 
-def lay_out(model: ir.Model, *, data_file: str | None = None) -> Layout:
+def lay_out(model: ir.Model, *, names: Callable[[int], str] | None = None, in_place: bool = False) -> Layout:
     """Lay a model out for writing.
+
+    Where weights go outside the file, there are as many files of them as the model was read from, and each tensor
+    starts at a multiple of what all of them started at there. What is stored once for several tensors stays so.
 
     Args:
         model: The model; it is left as it is, and must stay so until it is written.
-        data_file: Name of the external data file that takes the large initializers; ``None`` for a single file.
+        names: Name of each file of external data, by its number from 0; ``None`` for a single file.
+        in_place: Leave weights that lie in other files where they are.
 
     Raises:
         ModelError: What is not an initializer of the main graph fills more than the 2 GiB of one message.
     """
     entries: list[_Entry] = []
-    data: list[ir.TensorProtocol] = []
-    offset = 0
+    data = _Data(model)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
@@ -105,16 +126,16 @@ def lay_out(model: ir.Model, *, data_file: str | None = None) -> Layout:
             entries.append(_Entry(proto.SerializeToString(deterministic=True)))
             continue
         header = _header(name, tensor)
-        if data_file is None or tensor.nbytes <= _SMALL:
+        if in_place and isinstance(tensor, ir.ExternalTensor):
+            _point(header, str(tensor.location), tensor.offset or 0, tensor.nbytes)
+        elif names is None or tensor.nbytes <= _SMALL:
             raw = _tag(_TENSOR_RAW_DATA, tensor.nbytes)
             entries.append(_Entry(header.SerializeToString(deterministic=True) + raw, tensor))
             continue
-        header.data_location = onnx.TensorProto.EXTERNAL
-        for key, entry in (("location", data_file), ("offset", offset), ("length", tensor.nbytes)):
-            header.external_data.add(key=key, value=str(entry))
+        else:
+            number, offset = data.place(tensor)
+            _point(header, names(number), offset, tensor.nbytes)
         entries.append(_Entry(header.SerializeToString(deterministic=True)))
-        data.append(tensor)
-        offset += tensor.nbytes
 
     proto = without_initializers(model)
     try:
@@ -126,7 +147,53 @@ def lay_out(model: ir.Model, *, data_file: str | None = None) -> Layout:
     proto.ClearField("graph")
     inside = len(graph) + sum(len(_tag(_GRAPH_INITIALIZER, entry.size)) + entry.size for entry in entries)
     head = proto.SerializeToString(deterministic=True) + _tag(_MODEL_GRAPH, inside) + graph
-    return Layout(len(head) - len(graph) + inside, tuple(data), head, tuple(entries))
+    sizes = tuple(file.size for file in data.files)
+    return Layout(len(head) - len(graph) + inside, sizes, head, tuple(entries), tuple(data.files))
+
+
+class _Data:
+    """Where the tensors of a model lie in files of external data."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.files: list[_DataFile] = []
+        held = [value.const_value for value in model.graph.initializers.values()]
+        outside = [tensor for tensor in held if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > _SMALL]
+        # Zeros say nothing; of the others, the largest power of two that divides them all.
+        common = math.gcd(*(tensor.offset or 0 for tensor in outside))
+        self._step = min(common & -common, _STEP) or 1
+        self._known: dict[str, int] = {}
+        self._placed: dict[tuple[str, int, int], tuple[int, int]] = {}
+        self._last = 0
+
+    def place(self, tensor: ir.TensorProtocol) -> tuple[int, int]:
+        """Find room for a tensor: the number of its file, and where it starts there.
+
+        Those that lie in one file stay together, and what is new goes to what stands before it.
+        """
+        key = None
+        if isinstance(tensor, ir.ExternalTensor):
+            origin = os.path.normpath(str(tensor.path))
+            self._last = self._known.setdefault(origin, len(self._known))
+            key = origin, tensor.offset or 0, tensor.nbytes
+            if key in self._placed:
+                return self._placed[key]
+        while len(self.files) <= self._last:
+            self.files.append(_DataFile())
+        file = self.files[self._last]
+        step = _STEP if tensor.nbytes >= _MAPPED else self._step
+        start = -(-file.size // step) * step
+        file.parts.append((start, tensor))
+        file.size = start + tensor.nbytes
+        if key is not None:
+            self._placed[key] = self._last, start
+        return self._last, start
+
+
+def _point(header: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Say in which file the data of a tensor lie, and where."""
+    header.data_location = onnx.TensorProto.EXTERNAL
+    for key, entry in (("location", location), ("offset", offset), ("length", length)):
+        header.external_data.add(key=key, value=str(entry))
 
 
 def _header(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
@@ -139,13 +206,37 @@ def _header(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
 
 
 def _write_data(tensor: ir.TensorProtocol, stream: IO[bytes]) -> None:
-    data = tensor.tobytes()
-    if len(data) != tensor.nbytes:
+    _hand_out(tensor, stream.write)
+
+
+def _hand_out(tensor: ir.TensorProtocol, take: Callable[[bytes], object]) -> None:
+    """Give the bytes of a tensor away, those that lie in a file a piece at a time: they may be more than the memory."""
+    if isinstance(tensor, ir.ExternalTensor):
+        sink = _Sink(take)
+        tensor.tofile(sink)
+        count = sink.count
+    else:
+        data = tensor.tobytes()
+        count = len(data)
+        if count == tensor.nbytes:
+            take(data)
+    if count != tensor.nbytes:
         raise ModelError(
-            f"The tensor '{tensor.name}' holds {len(data)} bytes where its shape needs {tensor.nbytes}; "
+            f"The tensor '{tensor.name}' holds {count} bytes where its shape needs {tensor.nbytes}; "
             "export the model again."
         )
-    stream.write(data)
+
+
+class _Sink:
+    """A file of which nothing but ``write`` is used."""
+
+    def __init__(self, take: Callable[[bytes], object]) -> None:
+        self._take = take
+        self.count = 0
+
+    def write(self, data: bytes) -> None:
+        self.count += len(data)
+        self._take(data)
 
 
 def without_initializers(model: ir.Model) -> onnx.ModelProto:

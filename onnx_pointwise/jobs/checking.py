@@ -13,7 +13,7 @@ from onnx_pointwise.jobs.attempts import Attempt
 from onnx_pointwise.jobs.loading import Network
 from onnx_pointwise.jobs.looking import Evidence
 from onnx_pointwise.jobs.results import Score
-from onnx_pointwise.runtime import open_session
+from onnx_pointwise.runtime import open_session, provider_name
 from onnx_pointwise.settings import CheckSettings, Settings
 
 #: Seconds of timing both networks after a rewrite; `bench` takes longer over it.
@@ -91,7 +91,7 @@ def scored(model: ModelSource, settings: Settings) -> float | None:
     """The user's own score of a network; ``None`` without one."""
     if settings.evaluate is None:
         return None
-    with runtime_source(model) as source:
+    with runtime_source(model, in_place=provider_name(settings.runs_on) == "cpu") as source:
         session = open_session(source, settings.runs_on, threads=settings.threads)
         try:
             return float(settings.evaluate(session))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import time
@@ -156,14 +157,19 @@ class LatencyCache:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             if write or self.path.is_file():
                 base = self._connect(heal=write)
+        damaged = False
         try:
-            with contextlib.suppress(sqlite3.Error, ValueError):
-                yield base
-                if base is not None:
-                    base.commit()
+            yield base
+            if base is not None:
+                base.commit()
+        except (sqlite3.Error, ValueError) as error:
+            damaged = type(error) is sqlite3.DatabaseError  # others are of locks, and of files that are read-only
         finally:
             if base is not None:
                 base.close()
+        if damaged and write:
+            with contextlib.suppress(OSError):
+                self.path.unlink()  # what is put in next starts over
 
     def _connect(self, *, heal: bool) -> sqlite3.Connection:
         base = sqlite3.connect(self.path, timeout=5.0)
@@ -179,6 +185,11 @@ class LatencyCache:
             self.path.unlink()  # no database: nothing is lost by starting over
             return self._connect(heal=False)
         return base
+
+
+def is_duration(value: Any) -> bool:
+    """Whether an entry may be a time: other programs, other versions and damage may have left anything there."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _marks(values: Sequence[str]) -> str:

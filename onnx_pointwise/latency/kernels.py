@@ -36,7 +36,7 @@ from onnx_pointwise.graph import (
     whole,
 )
 from onnx_pointwise.jsonable import json_ready
-from onnx_pointwise.latency.cache import LatencyCache
+from onnx_pointwise.latency.cache import LatencyCache, is_duration
 from onnx_pointwise.numerics import FORMS, SPATIAL, Form, Rank, full_rank
 from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import Runner, machine, open_session, provider_info, provider_name
@@ -359,7 +359,7 @@ class _Clock:
         wanted = {f"{self._place} {probe}": probe for probe in probes if probe not in self._known}
         if self._cache is not None and wanted:
             stored = self._cache.get(wanted)
-            self._known |= {wanted.pop(key): float(seconds) for key, seconds in stored.items()}
+            self._known |= {wanted.pop(key): float(seconds) for key, seconds in stored.items() if is_duration(seconds)}
         done = 0
         for group in _groups(list(wanted.values())):
             self._progress("convolutions in other forms", done, len(wanted))
@@ -380,7 +380,7 @@ class _Clock:
             session, feeds = self._open(probes, folder / "profile")
             runner = Runner(session, feeds, self._provider, "latency probe")
             for _ in range(warmup + runs):
-                runner.first_run()
+                runner.run()
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         samples = _chain_seconds(events, len(probes))[warmup:]
         # Disturbances only ever add time, and the profile counts whole microseconds.
@@ -392,7 +392,7 @@ class _Clock:
         runs, warmup = _counts([probe])
         session, feeds = self._open([probe])
         runner = Runner(session, feeds, self._provider, "latency probe")
-        samples = sorted(runner.first_run() for _ in range(warmup + 2 * runs))
+        samples = sorted(runner.run() for _ in range(warmup + 2 * runs))
         return float(np.mean(samples[:runs]))
 
     def _open(

@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +33,7 @@ from onnx_pointwise.graph import (
     pieces,
     replacement,
 )
-from onnx_pointwise.latency.cache import LatencyCache
+from onnx_pointwise.latency.cache import LatencyCache, is_duration
 from onnx_pointwise.latency.kernels import TOLERANCE, SiteLatency, place, site_latencies
 from onnx_pointwise.numerics import FORMS, Factors, Form, Rank
 from onnx_pointwise.progress import Within, unheard
@@ -347,12 +347,24 @@ def _dense_times(known: NetworkLatency) -> list[Any]:
 
 def _kept(cache: LatencyCache | None, key: str, make: Callable[[], list[Any]]) -> list[Any]:
     known = cache.get([key]) if cache is not None else {}
-    if key not in known:
+    if key not in known or not _is_measured(known[key]):
         known = {key: make()}
         if cache is not None:
             cache.put(known)
     value: list[Any] = known[key]
     return value
+
+
+def _is_measured(value: Any) -> bool:
+    """Whether what a cache holds is what was kept: a time or a ratio, a number, and a verdict or seconds by name."""
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    first, second, third = value
+    if not is_duration(first) or not isinstance(second, int | float) or second < 0:
+        return False
+    if isinstance(third, dict):
+        return all(isinstance(seconds, int | float) and seconds >= 0 for seconds in third.values())
+    return third in get_args(Verdict)
 
 
 def _network_key(known: NetworkLatency) -> str:

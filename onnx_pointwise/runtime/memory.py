@@ -55,7 +55,7 @@ def peak_memory(model: ModelSource | bytes, settings: Watching) -> PeakMemory:
     feeds = settings.feeds(model)
     # The session here finds faults that a message from a dead process could not name.
     with runtime_source(model) as source:
-        settings.runner(source, feeds, model).first_run()
+        settings.runner(source, feeds, model).run()
     with laid_out(model, feeds) as files:
         work = files | {
             "provider": settings.provider,

@@ -66,7 +66,7 @@ def node_times(model: ModelSource | bytes, settings: Profiling) -> list[NodeTime
         ScratchFolder() as folder,
     ):
         runner = settings.runner(source, feeds, model, profile=folder / "profile")
-        runner.first_run()
+        runner.run()
         for _ in range(settings.warmup - 1 + settings.runs):
             runner.run()
         events = json.loads(Path(runner.session.end_profiling()).read_text(encoding="utf-8"))

@@ -30,6 +30,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_pointwise.errors import ModelError, ProviderError
+from onnx_pointwise.graph import Detached
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import openvino
 from onnx_pointwise.runtime.devices import Device, DriverError, cuda_devices, vulkan_devices
@@ -47,6 +48,8 @@ OPTIMIZATION_LEVELS = {
 SOFTWARE_VARIABLE = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"
 
 _CPU = "CPUExecutionProvider"
+# Names the folder of a serialised model's external data, which the runtime else looks for where the process is.
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _QUIET = 4  # only what ends the process is logged; everything else arrives as an exception
 _DEFAULT_SEVERITY = 2
 
@@ -209,7 +212,7 @@ def open_session(
     """Open a session on one provider, and on no other.
 
     Args:
-        source: Path of a model, or a serialised model below 2 GiB.
+        source: Path of a model, or a serialised model below 2 GiB; a `Detached` one only on the CPU.
         provider: Short name (``cpu``, ``cuda``, ``webgpu``...) or ONNX Runtime's own, with the provider's options after
             a colon: ``cuda:use_tf32=0,device_id=1``; a value may be JSON in braces.
         threads: Threads inside one operator; None leaves the choice to the runtime.
@@ -230,6 +233,8 @@ def open_session(
             f"{where}: {'is a directory; name the .onnx file in it' if Path(source).is_dir() else 'no such file'}."
         )
     settings = _settings(threads, optimization, profile)
+    if isinstance(source, Detached):
+        settings.add_session_config_entry(_DATA_FOLDER, source.folder)
     for key, value in (config or {}).items():
         settings.add_session_config_entry(key, value)
     try:

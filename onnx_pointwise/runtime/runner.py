@@ -106,7 +106,17 @@ class Runner:
         self._plain, self.bound = True, "host"
 
     def run(self) -> float:
-        """Run once; give the seconds until the outputs are there."""
+        """Run once; give the seconds until the outputs are there.
+
+        Raises:
+            ModelError: The network does not run, or does so no more.
+        """
+        try:
+            return self._run()
+        except Exception as error:  # the runtime's exceptions share no base class
+            raise ModelError(f"{self._name}: the model does not run: {sentence(error)}.") from error
+
+    def _run(self) -> float:
         start = time.perf_counter()
         if self._plain:
             self.session.run(None, self._arrays)
@@ -118,15 +128,8 @@ class Runner:
             # From the second run on, bound outputs must have the rank that the file declares; without binding the
             # runtime takes any, and so do those who deploy such files.
             self.unbind()
-            return self.run()
+            return self._run()
         return time.perf_counter() - start
-
-    def first_run(self) -> float:
-        """Run for the first time, when a model's faults show."""
-        try:
-            return self.run()
-        except Exception as error:  # the runtime's exceptions share no base class
-            raise ModelError(f"{self._name}: the model does not run: {sentence(error)}.") from error
 
 
 def one_batch(model: ModelSource | bytes, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -168,13 +171,13 @@ def inputs_that_run(
         return None
     specs = input_specs(model)
     first = split_inputs(specs, given, limit=1)[0]
-    with runtime_source(model) as source:
+    with runtime_source(model, in_place=providers.provider_name(provider) == "cpu") as source:
         session = providers.open_session(source, provider)
         name = model_name(model)
         try:
-            Runner(session, feeds_for(model, None, input_shapes, seed), provider, name).first_run()
+            Runner(session, feeds_for(model, None, input_shapes, seed), provider, name).run()
         except ModelError:
-            Runner(session, feeds_for(model, first, None, seed), provider, name).first_run()
+            Runner(session, feeds_for(model, first, None, seed), provider, name).run()
             return feedable(first)
     return None
 

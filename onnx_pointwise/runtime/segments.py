@@ -79,7 +79,7 @@ class Piece:
         for name, version in model.graph.opset_imports.items():
             graph.opset_imports.setdefault(name, version)
         part = ir.Model(graph, ir_version=model.ir_version, functions=tuple(model.functions.values()))
-        with runtime_source(part) as source:
+        with runtime_source(part, in_place=True) as source:
             self._session = open_waiting(source, threads)
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:

@@ -174,7 +174,7 @@ def _run_for_shapes(
         if name not in inputs:
             raise ModelError(f"Input '{name}' declares no shape; give one with --input-shape {name}:1,...")
         feeds[name] = np.zeros(inputs[name], value.dtype.numpy())
-    with runtime_source(probe) as source:
+    with runtime_source(probe, in_place=True) as source:
         try:
             results = open_session(source).run(wanted, feeds)
         except Exception as error:  # the runtime's own exception types derive from Exception only

@@ -26,7 +26,7 @@ import numpy as np
 from onnx_pointwise.graph import ModelSource, runtime_source
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime.inputs import Array
-from onnx_pointwise.runtime.providers import provider_info
+from onnx_pointwise.runtime.providers import provider_info, provider_name
 from onnx_pointwise.runtime.runner import Runner
 from onnx_pointwise.runtime.running import Timing
 from onnx_pointwise.schema import job, pair
@@ -134,7 +134,8 @@ def compare(before: ModelSource | bytes, after: ModelSource | bytes, settings: T
     """
     feeds = settings.feeds(before)
     with contextlib.ExitStack() as stack:
-        paths = [stack.enter_context(runtime_source(source)) for source in (before, after)]
+        in_place = provider_name(settings.provider) == "cpu"
+        paths = [stack.enter_context(runtime_source(source, in_place=in_place)) for source in (before, after)]
         runners = [
             settings.runner(path, feeds, source, config=_CONFIG)
             for path, source in ((paths[0], before), (paths[1], after), (paths[0], before))
@@ -182,7 +183,7 @@ def measure(model: ModelSource | bytes, settings: Timing) -> Latency:
         settings: How it is run, in place of the keywords that follow.
     """
     feeds = settings.feeds(model)
-    with runtime_source(model) as source:
+    with runtime_source(model, in_place=provider_name(settings.provider) == "cpu") as source:
         runner = settings.runner(source, feeds, model)
         (turns,) = interleave([runner], settings.runs, settings.warmup, settings.max_seconds)
     return _latency(turns, _batch(feeds))
@@ -241,7 +242,7 @@ def _rotation(count: int, index: int) -> list[int]:
 def _warm(runner: Runner, warmup: int, seconds: float) -> float:
     """Run untimed until the count or the time is reached; give the fastest run's seconds."""
     start = time.perf_counter()
-    fastest = runner.first_run()
+    fastest = runner.run()
     for done in range(1, warmup):
         if done >= _MIN_WARMUP and time.perf_counter() - start > seconds:
             break

@@ -315,7 +315,7 @@ class _Walk:
 
 
 def _session(model: ir.Model, threads: int | None) -> ort.InferenceSession:
-    with runtime_source(model) as source:
+    with runtime_source(model, in_place=True) as source:
         return open_waiting(source, threads)
 
 

@@ -99,5 +99,5 @@ def kernel_session(site: Site, threads: int | None = None) -> ort.InferenceSessi
     attributes = [attribute for attribute in site.node.attributes.values() if attribute.name != "group"]
     node = ir.Node("", site.op_type, [x, w, b], attributes, outputs=[ir.Value(name="y", type=kind)])
     graph = ir.Graph([x, w, b], node.outputs, nodes=[node], opset_imports={"": 13}, name=site.name)
-    with runtime_source(ir.Model(graph, ir_version=8)) as source:
+    with runtime_source(ir.Model(graph, ir_version=8), in_place=True) as source:
         return open_waiting(source, threads)

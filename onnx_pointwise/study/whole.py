@@ -56,7 +56,7 @@ class WholeNetwork:
             name = named.get(str(site.output.name))
             if name is not None:
                 self._open(copy.graph, site, name)
-        with runtime_source(copy) as source:
+        with runtime_source(copy, in_place=True) as source:
             self._session = open_session(source, "cpu", threads=threads)
         self._reference = self._run({}) if self._outputs else []
 

@@ -9,6 +9,7 @@ import pytest
 
 from onnx_pointwise import cache_info, clear_cache
 from onnx_pointwise.errors import OutputError
+from onnx_pointwise.latency import network
 from onnx_pointwise.latency.cache import FOLDER_VARIABLE, LatencyCache, folder
 
 
@@ -79,3 +80,36 @@ def test_clearing_forgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_without_the_variable_it_lies_with_the_users_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FOLDER_VARIABLE)
     assert "onnx-pointwise" in folder().parts
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "headless"])
+def test_a_file_that_is_damaged_further_in_heals_with_the_second_attempt(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    cache = LatencyCache(path)
+    cache.put({str(number): float(number) for number in range(2000)})
+    data = bytearray(path.read_bytes())
+    assert len(data) > 20 * 4096
+    if damage == "cut":
+        del data[5 * 4096 + 100 :]
+    elif damage == "overwritten":
+        data[4096:] = b"\xa5" * (len(data) - 4096)
+    else:
+        data[:100] = bytes(100)
+    path.write_bytes(data)
+    found = cache.get(map(str, range(2000)))
+    assert all(value == float(key) for key, value in found.items())
+    for _ in range(2):
+        cache.put({"new": 1.0})
+    assert cache.get(["new"]) == {"new": 1.0}
+
+
+@pytest.mark.parametrize(
+    "entry", ["text", 1.0, [], [1.0, 2], ["a", 2, {}], [1.0, 2, {"a": "b"}], [1.0, 0.1, "quick"], [-1.0, 2, {}]]
+)
+def test_measurements_of_networks_that_are_none_are_made_again(entry: object, tmp_path: Path) -> None:
+    cache = LatencyCache(tmp_path / "c.sqlite")
+    cache.put({"key": entry})
+    assert network._kept(cache, "key", lambda: [1.0, 3, {"conv": 0.5}]) == [1.0, 3, {"conv": 0.5}]
+    assert cache.get(["key"]) == {"key": [1.0, 3, {"conv": 0.5}]}, "and kept in its place"
+    cache.put({"key": [0.5, 0.1, "faster"]})
+    assert network._kept(cache, "key", list) == [0.5, 0.1, "faster"]

@@ -37,8 +37,11 @@ def staircase(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Replace the measurement by a staircase in the rank with treads of ``step``."""
 
     def seconds(probe: latency._Probe) -> float:
-        return sum(
-            -(-conv.in_channels // step) * -(-conv.out_channels // step) * np.prod(conv.kernel) for conv in probe.chain
+        return float(
+            sum(
+                -(-conv.in_channels // step) * -(-conv.out_channels // step) * np.prod(conv.kernel)
+                for conv in probe.chain
+            )
         )
 
     monkeypatch.setattr(latency._Clock, "_time", lambda self, probes: {probe: seconds(probe) for probe in probes})
@@ -168,3 +171,16 @@ def test_probes_run_as_they_are_deployed_and_are_kept_apart(tmp_path: Path) -> N
         opened.clear()
         site_latencies([site], forms=["reduce"], threads=1, cache=cache, deployment=Watched(precision))
         assert not opened, "what was measured in this precision is known"
+
+
+@pytest.mark.parametrize("entry", ["text", None, -1.0, 0, float("nan"), [1.0], {"a": 1}, True])
+def test_entries_of_the_cache_that_are_no_times_are_measured_again(
+    entry: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staircase(monkeypatch, 8)
+    (site,) = sites(40, 5)
+    cache = LatencyCache(tmp_path / "c.sqlite")
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "get", lambda keys: dict.fromkeys(keys, entry))
+        assert site_latencies([site], cache=cache) == site_latencies([site])
+    assert site_latencies([site], cache=cache) == site_latencies([site]), "they took the places of the bad ones"

@@ -104,8 +104,6 @@ class Clockwork:
         Clockwork.now += self.seconds
         return self.seconds
 
-    first_run = run
-
 
 def interleave(monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float], **options: Any) -> tuple[Any, list[str]]:
     log: list[str] = []
