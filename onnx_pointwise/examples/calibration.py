@@ -231,10 +231,15 @@ def calibration_path(source: str | Path) -> Path | None:
 
 def _with_key(path: Path) -> tuple[Path, str | None]:
     """Part ``file.npz:key``."""
-    if not path.exists() and ":" in path.name:
-        stem, _, key = str(path).rpartition(":")
-        return Path(stem), key
-    return path, None
+    if path.exists() or ":" not in path.name:
+        return path, None
+    text = str(path)
+    # Names of arrays may hold colons, too: input:0.
+    for place in (index for index, sign in enumerate(text) if sign == ":"):
+        if Path(text[:place]).is_file():
+            return Path(text[:place]), text[place + 1 :]
+    stem, _, key = text.rpartition(":")
+    return Path(stem), key
 
 
 def read_npz(path: str | Path) -> dict[str, Array]:

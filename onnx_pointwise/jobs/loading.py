@@ -40,6 +40,10 @@ _DRAWN = (
     "Only drawn images tell how far this network may go: on real ones its answers may move further. Name some with "
     "--calibration, or --inputs to check with."
 )
+_SILENT = (
+    "No output of the network holds numbers to measure errors by, so nothing shows what errors do: plan and weights "
+    "come from the kernels alone. Name a value inside it with --head."
+)
 _EXACT = "No rank is below full, so weights come from the kernels alone; example inputs are not needed."
 
 
@@ -187,6 +191,8 @@ def _told(net: Network, examples: Calibration, settings: Settings) -> Calibratio
     """Look at what examples can tell; those that tell nothing are left aside, as if there were none."""
     if not examples.inputs or len({np.shape(array)[:1] for array in examples.inputs.values()}) > 1:
         return examples
+    if not net.heads.gauges:
+        return Calibration({}, {**examples.description, "warnings": [_SILENT]})
     found = telling(net.base, net.shapes, net.heads, examples.inputs, threads=settings.jobs)
     warnings = found.warnings()
     if settings.searches and settings.inputs is None and examples.description["source"] == "synthetic":

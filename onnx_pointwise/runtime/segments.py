@@ -19,7 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import Site, holds_map, runtime_source, still
+from onnx_pointwise.graph import Site, holds_map, named_after, origin, runtime_source, still
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.runtime_errors import sentence
 from onnx_pointwise.scratch import ScratchFolder
@@ -41,7 +41,7 @@ def without_shapes(model: ir.Model) -> ir.Model:
         for node in graph:
             for value in node.outputs:
                 value.shape = None
-    return copy
+    return named_after(copy, model)
 
 
 def tensor_outputs(model: ir.Model) -> list[str]:
@@ -79,8 +79,13 @@ class Piece:
         for name, version in model.graph.opset_imports.items():
             graph.opset_imports.setdefault(name, version)
         part = ir.Model(graph, ir_version=model.ir_version, functions=tuple(model.functions.values()))
-        with runtime_source(part, in_place=True) as source:
-            self._session = open_waiting(source, threads)
+        try:
+            with runtime_source(part, in_place=True) as source:
+                self._session = open_waiting(source, threads)
+        except ModelError as error:
+            if origin(model) is None:
+                raise
+            raise ModelError(str(error).replace("the model in memory", str(origin(model)), 1)) from error
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """Compute the outputs for one batch.

@@ -19,6 +19,7 @@ from onnx_pointwise.graph import (
     concrete_inputs,
     holds_map,
     inlined,
+    named_after,
     origin,
     quiet,
     runtime_inputs,
@@ -75,7 +76,7 @@ def input_sizes(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | Non
 
 
 def _resolve_at(model: ir.Model, inputs: Mapping[str, Shape], assumed: tuple[str, ...]) -> ResolvedShapes:
-    copy = inlined(model.clone(), where=origin(model) or "the model in memory")
+    copy = named_after(inlined(model.clone(), where=origin(model) or "the model in memory"), model)
     _forget_shapes(copy, inputs)
     # What inference cannot do is left to the run, so its warnings would only alarm.
     with quiet("onnx_ir.passes.common.shape_inference"):

@@ -284,3 +284,14 @@ def test_one_array_of_a_file_is_read_without_a_name(tmp_path: Path) -> None:
     assert (name, len(array), rest) == ("", 4, [])
     with pytest.raises(InputError, match="holds no array 'c'; it holds a, b"):
         read_npz(f"{tmp_path / 'two.npz'}:c")
+
+
+def test_names_of_arrays_may_hold_colons(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, **{"input:0": np.zeros(2), "b": np.ones(2)})
+    (found,) = read_npz(f"{path}:input:0").values()
+    np.testing.assert_array_equal(found, np.zeros(2))
+    (found,) = read_npz(f"{path}:b").values()
+    np.testing.assert_array_equal(found, np.ones(2))
+    with pytest.raises(InputError, match=r"a\.npz: holds no array 'input:1'; it holds input:0, b"):
+        read_npz(f"{path}:input:1")

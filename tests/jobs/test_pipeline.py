@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from onnx import helper
 
 import onnx_pointwise
 from models.networks import metric
@@ -28,7 +29,7 @@ from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, full_rank, has_f
 from onnx_pointwise.planning import repair
 from onnx_pointwise.settings import CheckSettings
 from tests import small
-from tests.graphs import conv_model, normal
+from tests.graphs import conv_model, make_model, normal, value
 from tests.staircase import install
 
 #: Forms that put a 1x1 beside the kernel.
@@ -461,3 +462,35 @@ def test_a_score_that_fails_is_said_in_a_sentence(small_folder: Path) -> None:
         onnx_pointwise.rewrite(
             small_folder / "small.onnx", target_macs=0.7, evaluate=score, calibration=None, provider="none"
         )
+
+
+def test_examples_tell_nothing_where_no_output_holds_numbers(tmp_path: Path) -> None:
+    """Optional values, text and the like: the plan comes from the kernels, and the check says what it lacks."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="conv", pads=[1] * 4),
+        helper.make_node("Optional", ["a"], ["y"]),
+    ]
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None))
+    outputs = [helper.make_value_info("y", kind)]
+    model = make_model(nodes, [value("x", ["n", 16, 8, 8])], outputs, {"w": normal(16, 16, 3, 3)})
+    path = tmp_path / "optional.onnx"
+    path.write_bytes(model.SerializeToString())
+    asked: dict[str, Any] = {"target_macs": 0.7, "latency": False, "provider": "none"}
+    result = onnx_pointwise.rewrite(path, calibration=normal(16, 16, 8, 8), **asked)
+    said = result.calibration["warnings"]
+    assert "No output of the network holds numbers to measure errors by" in said[0]
+    assert "Name a value inside it with --head" in said[0]
+    assert not result.passed
+    assert onnx_pointwise.rewrite(path, calibration=None, **asked).plan.choices == result.plan.choices
+
+
+def test_a_part_that_the_runtime_refuses_is_named_after_its_file(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="twice", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["y"], name="twice"),
+    ]
+    model = make_model(nodes, [value("x", ["n", 16, 8, 8])], [value("y", None)], {"w": normal(16, 16, 3, 3)})
+    path = tmp_path / "twice.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"twice\.onnx: ONNX Runtime cannot load the model: .*same node name"):
+        onnx_pointwise.rewrite(path, calibration=normal(16, 16, 8, 8), target_macs=0.7, latency=False, provider="none")
