@@ -83,9 +83,10 @@ class Piece:
             with runtime_source(part, in_place=True) as source:
                 self._session = open_waiting(source, threads)
         except ModelError as error:
-            if origin(model) is None:
+            path, reason = origin(model), str(error).partition("cannot load the model: ")[2]
+            if path is None or not reason:
                 raise
-            raise ModelError(str(error).replace("the model in memory", str(origin(model)), 1)) from error
+            raise ModelError(f"{path}: ONNX Runtime cannot load the model: {reason}") from error
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """Compute the outputs for one batch.
