@@ -167,7 +167,8 @@ def drift(
 ) -> float:
     """Relative L2 drift of the outputs as they are, their root mean square."""
     rewritten = model.clone()
-    BottleneckPass(Plan(choices), replacements)(rewritten)
+    whole = tuple(name for name in replacements if name not in choices)
+    BottleneckPass(Plan(choices, corrected=whole), replacements)(rewritten)
     pairs = zip(run(model, feeds), run(rewritten, feeds), strict=True)
     shares = [share for before, after in pairs if (share := relative_drift(before, after)) is not None]
     return float(np.sqrt(np.mean(shares)))

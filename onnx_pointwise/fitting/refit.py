@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
+from onnx_pointwise.fitting.order import latest, worth_correcting
 from onnx_pointwise.fitting.surroundings import surroundings
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, Site, find_sites, runtime_source
 from onnx_pointwise.numerics import (
@@ -41,7 +42,7 @@ from onnx_pointwise.numerics import (
     workers,
 )
 from onnx_pointwise.progress import Within, unheard
-from onnx_pointwise.runtime import TwinRun, open_waiting, reads, site_values
+from onnx_pointwise.runtime import TwinRun, open_waiting
 from onnx_pointwise.study import Effort, named_seed, patch_count
 
 Array = NDArray[Any]
@@ -109,6 +110,7 @@ def refit(
     choices: Mapping[str, Choice],
     inputs: Mapping[str, Array],
     *,
+    corrected: Collection[str] = (),
     copies: Mapping[str, Array] | None = None,
     method: Method = "als",
     known: Known | None = None,
@@ -124,6 +126,7 @@ def refit(
         sites: The model's sites in graph order.
         choices: Form and rank by site name; sites that lie in subgraphs are left out.
         inputs: Example inputs by name, [N, ...].
+        corrected: Names of sites that stay whole, and whose weights make up for what drifts before them.
         copies: Copies of them by name, [n * N, ...]; what is held back for the choice of a ridge is, with its copies.
         method: How the factors are computed, see `factorize`.
         known: What is known beforehand; nothing if None.
@@ -143,7 +146,9 @@ def refit(
     inputs = _together(inputs, copies)
     names = {str(value.name) for node in model.graph for value in node.outputs}
     threads = effort.threads
-    taken = [site for site in sites if site.name in choices and str(site.output.name) in names]
+    taken = [site for site in sites if site.name in choices or site.name in corrected]
+    taken = [site for site in taken if str(site.output.name) in names]
+    taken = worth_correcting(model, taken, choices, known.answers)
     done: dict[str, SiteRefit] = {}
     left = _tasks(model, taken, choices, known.answers)
     under_way: deque[tuple[_Problem, Callable[[], SiteRefit]]] = deque()
@@ -181,13 +186,13 @@ class _Task:
 
     Attributes:
         site: The site.
-        choice: Form and rank.
+        choice: Form and rank; None where it stays whole.
         branch: Name of the value that its output is added to and that is to be corrected with it; None for none.
         activation: What follows.
     """
 
     site: Site
-    choice: Choice
+    choice: Choice | None
     branch: str | None
     activation: Activation
 
@@ -219,8 +224,8 @@ def _solve(problem: _Problem, known: Known, method: Method, rounds: int, threads
     solved = reconstruct(
         kernel.astype(site.dtype),
         bias,
-        choice.form,
-        choice.rank,
+        None if choice is None else choice.form,
+        0 if choice is None else choice.rank,
         problem.blocks(),
         shift=problem.shift,
         method=method,
@@ -236,26 +241,15 @@ def _solve(problem: _Problem, known: Known, method: Method, rounds: int, threads
 def _tasks(
     model: ir.Model, sites: Sequence[Site], choices: Mapping[str, Choice], answers: Collection[str]
 ) -> list[_Task]:
-    latest = _latest(model, sites)
+    last = latest(model, sites)
     tasks = []
     for number, site in enumerate(sites):
         branch, activation = surroundings(model, site, answers)
-        if branch is not None and latest[branch] >= number:
+        if branch is not None and last[branch] >= number:
             # The branch is still to come, and will correct this site in turn.
             branch, activation = None, Activation()
-        tasks.append(_Task(site, choices[site.name], branch, activation))
+        tasks.append(_Task(site, choices.get(site.name), branch, activation))
     return tasks
-
-
-def _latest(model: ir.Model, sites: Sequence[Site]) -> dict[str, int]:
-    """Number of the last site that each value depends on, by its name; -1 for none."""
-    numbers = {name: number for number, site in enumerate(sites) for name in site_values(site)}
-    latest: dict[str, int] = defaultdict(lambda: -1)
-    for node in model.graph:
-        last = max((latest[name] for name in reads(node)), default=-1)
-        for value in node.outputs:
-            latest[str(value.name)] = max(last, numbers.get(str(value.name), -1))
-    return latest
 
 
 def _ready(run: TwinRun, left: Sequence[_Task], most: int) -> list[_Task]:
@@ -337,14 +331,14 @@ def _blocks(
 
 
 def site_session(
-    model: ir.Model, site: Site, choice: Choice, replacement: Replacement, threads: int | None = None
+    model: ir.Model, site: Site, choice: Choice | None, replacement: Replacement, threads: int | None = None
 ) -> ort.InferenceSession:
     """Open a session of a rewritten site alone.
 
     Args:
         model: The untouched model.
         site: One of its sites.
-        choice: Form and rank.
+        choice: Form and rank; None where it stays whole.
         replacement: Weights that fit them.
         threads: Threads of the session; the runtime's own choice if None.
 
@@ -366,7 +360,8 @@ def site_session(
     (alone,) = find_sites(part)
     if not alone.rewritable or str(alone.output.name) != str(site.output.name):
         raise PlanError(f"Site '{site.name}' reads differently once it stands alone; leave it out of the plan.")
-    BottleneckPass(Plan({alone.name: choice}), {alone.name: replacement})(part)
+    plan = Plan({}, corrected=(alone.name,)) if choice is None else Plan({alone.name: choice})
+    BottleneckPass(plan, {alone.name: replacement})(part)
     with runtime_source(part, in_place=True) as data:
         return open_waiting(data, threads)
 

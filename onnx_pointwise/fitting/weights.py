@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.fitting.refit import Known, SiteRefit, too_wide
 from onnx_pointwise.fitting.refit import refit as sequential_refit
-from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement
+from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, find_sites
 from onnx_pointwise.numerics import beside, in_order, workers
 from onnx_pointwise.progress import Progress, silent, within
 from onnx_pointwise.runtime import Piece, without_shapes
@@ -47,6 +48,7 @@ def make_weights(
     found: Study,
     choices: Mapping[str, Choice],
     *,
+    corrected: Collection[str] = (),
     refit: bool = True,
     rounds: int = 2,
     predict: bool = True,
@@ -57,6 +59,7 @@ def make_weights(
     Args:
         found: What the examples told.
         choices: Form and rank by site name; those of sites that were not studied are left out.
+        corrected: Names of sites that stay whole, whose weights a refit may change.
         refit: Whether to refit at all.
         rounds: Rounds through activations, see `reconstruct`.
         predict: Whether to tell what drift is to be expected, which takes a rehearsal.
@@ -86,19 +89,8 @@ def make_weights(
     fixed = {site.name: found.factors(site, kept[site.name], start=starts[site.name]) for site in wide}
     with beside(threads) as begin:
         unfitted = begin(lambda: without_refit(1) if kept else {})
-        refits = sequential_refit(
-            found.shapes.model,
-            found.sites,
-            kept,
-            found.fit,
-            copies=found.copies,
-            method=found.method,
-            known=Known(found.norms, found.heads.names, starts, fixed),
-            batch=found.batch,
-            effort=found.effort,
-            rounds=rounds,
-            progress=within(progress, "refit"),
-        )
+        known = Known(found.norms, found.heads.names, starts, fixed)
+        refits = _refitted(found, kept, known, corrected, rounds, progress)
         plain = unfitted()
     fitted = {name: done.replacement for name, done in refits.items()}
     if measured is None:
@@ -111,6 +103,39 @@ def make_weights(
     before, after = measured.drifts("trial", [plain, fitted])
     gain = min(1.0, after / before) if before > 0.0 else 1.0
     return Weights(fitted, refits, first, second, predicted * gain)
+
+
+def _refitted(
+    found: Study,
+    choices: Mapping[str, Choice],
+    known: Known,
+    corrected: Collection[str],
+    rounds: int,
+    progress: Progress,
+) -> dict[str, SiteRefit]:
+    """Refit sites, those that stay whole among them where the network runs in parts as far as they lie."""
+    sites = find_sites(found.model, found.shapes, min_channels=1)
+    whole = [site.name for site in sites if site.name in corrected and not too_wide(site, found.effort.memory)]
+    try:
+        return sequential_refit(
+            found.shapes.model,
+            sites,
+            choices,
+            found.fit,
+            corrected=whole,
+            copies=found.copies,
+            method=found.method,
+            known=known,
+            batch=found.batch,
+            effort=found.effort,
+            rounds=rounds,
+            progress=within(progress, "refit"),
+        )
+    except (InputError, ModelError):
+        if not whole:
+            raise
+        # Behind the last site that is rewritten examples may be mixed, or of several sizes; nobody has to go there.
+        return _refitted(found, choices, known, (), rounds, progress)
 
 
 def drift_of(
@@ -172,7 +197,8 @@ class _Measured:
 
 def _rewritten(found: Study, choices: Mapping[str, Choice], weights: Mapping[str, Replacement]) -> ir.Model:
     model = found.shapes.model.clone()
-    BottleneckPass(Plan(choices, method=found.method), weights)(model)
+    corrected = tuple(name for name in weights if name not in choices)
+    BottleneckPass(Plan(choices, method=found.method, corrected=corrected), weights)(model)
     return model
 
 

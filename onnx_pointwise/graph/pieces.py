@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from onnx_pointwise.graph.shapes import Shape
 from onnx_pointwise.graph.sites import Site
@@ -85,17 +86,19 @@ def whole(site: Site) -> ConvPiece:
     return _piece(site, site.out_channels, site.in_channels, range(len(site.kernel_shape)), site.in_size)
 
 
-def pieces(site: Site, form: Form, rank: Rank) -> tuple[ConvPiece, ...]:
+def pieces(site: Site, form: Form | Literal["dense"], rank: Rank) -> tuple[ConvPiece, ...]:
     """List the convolutions of a site in a form, in the order in which they run.
 
     Args:
         site: A site that may be rewritten.
-        form: The form.
+        form: The form; ``dense`` for the site as it is.
         rank: Channels between the pieces; a pair ``(R_in, R_out)``, or one number for both, for ``reduce_expand``.
 
     Raises:
         PlanError: The kernel cannot be rewritten in this form.
     """
+    if form == "dense":
+        return (whole(site),)
     view = view_of(form, site.kernel_shape)
     r_in, r_out = (rank, rank) if isinstance(rank, int) else rank
     inputs = site.in_channels if form == "expand" else r_in

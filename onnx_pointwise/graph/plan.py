@@ -52,6 +52,8 @@ class Plan:
         refusals: Refusal by site name.
         method: How the factors are computed, see ``factorize``.
         budget: What was asked for, for the record.
+        corrected: Sites that stay whole, whose weights make up for what those before them have changed, where examples
+            tell how; by name.
         calibration: What the weights are computed from, for the record.
         latency: What was measured on the provider that the plan was made for, for the record; empty where it was made
             by arithmetic alone.
@@ -61,21 +63,23 @@ class Plan:
     refusals: Mapping[str, Refusal] = field(default_factory=dict)
     method: Method = "als"
     budget: Mapping[str, Any] = field(default_factory=dict)
+    corrected: tuple[str, ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
     latency: Mapping[str, Any] = field(default_factory=dict)
 
     def without(self, refused: Mapping[str, Refusal]) -> Plan:
-        """Take sites out of the plan.
+        """Take sites out of the plan; they stay whole.
 
         Args:
             refused: Why, by site name.
         """
         choices = {name: choice for name, choice in self.choices.items() if name not in refused}
-        return replace(self, choices=choices, refusals={**self.refusals, **refused})
+        whole = (*self.corrected, *(name for name in self.choices if name in refused)) if choices else ()
+        return replace(self, choices=choices, refusals={**self.refusals, **refused}, corrected=whole)
 
     @json_ready
     def to_dict(self) -> dict[str, Any]:
-        """Give a JSON-ready dict; only ``method`` and ``sites`` matter when it is read again."""
+        """Give a JSON-ready dict; only ``method``, ``sites`` and ``corrected`` matter when it is read again."""
         sites: dict[str, Any] = {}
         for name, choice in self.choices.items():
             rank = [int(part) for part in choice.rank] if isinstance(choice.rank, tuple) else int(choice.rank)
@@ -90,6 +94,7 @@ class Plan:
             "calibration": dict(self.calibration),
             "latency": dict(self.latency),
             "sites": sites,
+            "corrected": list(self.corrected),
             "refusals": {name: refusal.to_dict() for name, refusal in self.refusals.items()},
         }
 
@@ -135,7 +140,12 @@ class Plan:
                 f"{where}: 'latency' is what was measured when the plan was made, and is not whole; leave it as it was "
                 "written, or leave it out."
             )
-        return cls(choices, method=method, budget=budget, latency=latency)
+        corrected = document.get("corrected", [])
+        if not isinstance(corrected, list) or not all(isinstance(name, str) for name in corrected):
+            raise PlanError(f"{where}: 'corrected' must be a list of names of convolutions; it may be left out.")
+        if both := [name for name in corrected if name in choices]:
+            raise PlanError(f"{where}: '{both[0]}' is rewritten, so it cannot stand among those corrected as they are.")
+        return cls(choices, method=method, budget=budget, corrected=tuple(corrected), latency=latency)
 
 
 # What is written down of measurements: seconds and shares, which may be missing where nothing was timed.
@@ -223,8 +233,8 @@ def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
     Raises:
         PlanError: A site of the plan is not in the model, or cannot be rewritten, or not in the form chosen.
     """
-    for name, choice in plan.choices.items():
-        site = sites.get(name)
+    for name in (*plan.choices, *plan.corrected):
+        site, choice = sites.get(name), plan.choices.get(name)
         if site is None:
             close = difflib.get_close_matches(name, sites, n=_NAMED, cutoff=0.3)
             known = ", ".join(f"'{item}'" for item in (close or list(sites)[:_NAMED]))
@@ -236,6 +246,8 @@ def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
         if not site.rewritable:
             assert site.refusal is not None
             raise PlanError(f"Convolution '{name}' cannot be rewritten: {site.refusal.reason}")
+        if choice is None:
+            continue
         if not has_form(choice.form, site.kernel_shape):
             size = "x".join(map(str, site.kernel_shape))
             raise PlanError(

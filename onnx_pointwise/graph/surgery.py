@@ -91,11 +91,12 @@ class BottleneckPass(ir.passes.InPlacePass):
             for name, choice in self.plan.choices.items()
         }
         names = _Names(model)
+        weights |= {name: self.replacements[name] for name in self.plan.corrected if name in self.replacements}
         inserted = [node for name in weights for node in _rewrite_site(model, sites[name], weights[name], names)]
         merge_pointwise(inserted)
-        if self.plan.choices:
+        if weights:
             named_no_more(model)
-        return ir.passes.PassResult(model, modified=bool(self.plan.choices))
+        return ir.passes.PassResult(model, modified=bool(weights))
 
 
 class _Names:

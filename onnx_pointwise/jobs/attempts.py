@@ -48,7 +48,9 @@ def fitted(net: Network, plan: Plan, found: Study | None, settings: Settings, *,
         if found is not None:
             # A refit from two or three examples does harm that only others would show.
             refit = settings.refit and bool(found.held)
-            made = make_weights(found, plan.choices, refit=refit, predict=predict, progress=settings.tell)
+            made = make_weights(
+                found, plan.choices, corrected=plan.corrected, refit=refit, predict=predict, progress=settings.tell
+            )
         weights = dict(made.replacements) if made is not None else {}
         for name, choice in plan.choices.items():
             if name not in weights and name in sites:  # the surgery says what is wrong with others

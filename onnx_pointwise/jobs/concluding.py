@@ -83,7 +83,18 @@ def _report(site: Site, made: Attempt, found: Study | None, curves: tuple[Curve,
     shape = SiteShape.of(site)
     if choice is None:
         refusal = plan.refusals.get(site.name) or site.refusal or Refusal("not_in_plan", "The plan leaves it out.")
-        return SiteResult(site.name, None, None, None, dense, dense, refusal, shape=shape, curves=curves)
+        return SiteResult(
+            site.name,
+            None,
+            None,
+            None,
+            dense,
+            dense,
+            refusal,
+            corrected=site.name in made.weights,
+            shape=shape,
+            curves=curves,
+        )
     seen = found.moments.get(site.name) if found is not None else None
     timed = plan.latency.get("sites", {}).get(site.name)
     return SiteResult(

@@ -38,6 +38,7 @@ class SiteResult:
         moment: How closely its inputs were looked at: ``exact``, ``stationary`` or ``channels``, see
             ``collect.SiteMoments``; ``None`` where only the kernel was.
         latency: Latency after as a share of before, by measurement of the site; ``None`` where it was not measured.
+        corrected: Whether it stays whole, with weights that make up for what those before it have changed.
         shape: What the convolution is.
         pieces: The convolutions in its place, in the order in which they run; none where it stays dense.
         curves: What each rank would lose, by form; none where nothing had to be decided.
@@ -52,6 +53,7 @@ class SiteResult:
     refusal: Refusal | None
     moment: str | None = None
     latency: float | None = None
+    corrected: bool = False
     shape: SiteShape | None = None
     pieces: tuple[SitePiece, ...] = ()
     curves: tuple[Curve, ...] = ()
@@ -93,6 +95,7 @@ class SiteResult:
             "params_after": None if self.after is None else self.after.params,
             "refusal": None if self.refusal is None else self.refusal.to_dict(),
             "moment": self.moment,
+            "corrected": self.corrected,
             "latency": self.latency,
             "pieces": [piece.to_dict() for piece in self.pieces],
             "curves": [curve.to_dict() for curve in self.curves],

@@ -26,6 +26,7 @@ from onnx_pointwise.numerics.factorize import (
     error_curves,
     factorize,
     is_exact,
+    whole,
 )
 from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, Rank, full_rank, has_form, view_of
 from onnx_pointwise.numerics.heldout import expand_curve, held_curves
@@ -116,5 +117,6 @@ __all__ = [
     "tap_blend",
     "view_of",
     "weighted_drift",
+    "whole",
     "workers",
 ]

@@ -68,8 +68,8 @@ class Factors:
     """The pieces of one rewritten convolution.
 
     Attributes:
-        form: How the kernel was split.
-        rank: Channels between the pieces; `(R_in, R_out)` for `reduce_expand`.
+        form: How the kernel was split; `dense` where it is whole, and only other weights.
+        rank: Channels between the pieces; `(R_in, R_out)` for `reduce_expand`, 0 for `dense`.
         before: The 1x1 in front, [R_in, I], its rows of norm 1 in the root mean square, or with orthonormal columns
             where R_in >= I; None for `expand`. Of spatial forms the kernel in front, [R, I, *k] with 1 for the axes
             that `kernel` keeps, likewise.
@@ -80,7 +80,7 @@ class Factors:
             factors as stored.
     """
 
-    form: Form
+    form: Form | Literal["dense"]
     rank: Rank
     before: AnyArray | None
     kernel: AnyArray
@@ -96,6 +96,11 @@ class Factors:
             for side in (self.before, self.after)
         ]
         return tuple(piece for piece in (sides[0], self.kernel, sides[1]) if piece is not None)
+
+
+def whole(kernel: AnyArray) -> Factors:
+    """A kernel [O, I, *k] as the one piece of a convolution that is not split."""
+    return Factors("dense", 0, None, kernel, None, 0.0)
 
 
 @dataclass(frozen=True)
@@ -211,7 +216,8 @@ def compose(factors: Factors) -> Array:
         size = tuple(map(max, size, before.shape[2:]))
         before = before.reshape(len(before), -1)
     core = factors.kernel.reshape(*factors.kernel.shape[:2], -1)
-    return view_of(factors.form, size).to_kernel(_merge(before, core, factors.after))
+    view = View(tuple(size)) if factors.form == "dense" else view_of(factors.form, size)
+    return view.to_kernel(_merge(before, core, factors.after))
 
 
 def relative_error(kernel: AnyArray, approximation: AnyArray, second_moment: AnyArray | Norm | None = None) -> float:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_pointwise.numerics.activation import LINEAR, Activation
-from onnx_pointwise.numerics.factorize import Factors, Method, compose, factorize
+from onnx_pointwise.numerics.factorize import Factors, Method, compose, factorize, whole
 from onnx_pointwise.numerics.forms import Form, Rank
 from onnx_pointwise.numerics.moments import Moments, Sums, blended, raised, shrinkage, tap_blend
 from onnx_pointwise.numerics.norm import Norm
@@ -83,7 +83,7 @@ class Reconstruction:
 def reconstruct(
     kernel: NDArray[np.floating],
     bias: Array64 | None,
-    form: Form,
+    form: Form | None,
     rank: Rank,
     blocks: Sequence[Callable[[], Block]],
     *,
@@ -100,7 +100,8 @@ def reconstruct(
     Args:
         kernel: The trained kernel [O, I, *k].
         bias: The trained bias [O].
-        form: How the site is rewritten.
+        form: How the site is rewritten; None where it stays one convolution, whose weights alone make up for what has
+            drifted before it.
         rank: Channels between the pieces.
         blocks: Each gives patches and targets, the same ones at each call, in any thread. They are asked for once and
             again for each round.
@@ -182,7 +183,7 @@ class _Problem:
 
     kernel: NDArray[np.floating]
     offset: Array64
-    form: Form
+    form: Form | None
     rank: Rank
     parts: Sequence[_Part]
     shift: Array32
@@ -207,28 +208,17 @@ class _Problem:
             The solutions before the first round and after each.
         """
         kernel, flat = self.kernel, self.kernel.astype(np.float64).reshape(len(self.kernel), -1)
-        taps = math.prod(kernel.shape[2:])
         covariance, mean = moments.covariance(), moments.mean()
         level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
-        # The ridge is for the target alone. In the norm of the factorisation it would hide which directions matter.
-        lifted = blended(covariance, taps, tap_blend(moments.count, len(covariance), taps))
-        lifted = raised(lifted, max(shrinkage(lifted, moments.count), _LEAST) * level)
-        norm = Norm.of(lifted, kernel.shape[1], taps)
+        norm = None if self.form is None else self.norm(covariance, moments.count, level)
         ridge, solver = _solver(covariance, ridge, level)
 
         def solve(start: Factors | None = None) -> tuple[Factors, Array64, Array64]:
             target = flat
             if solver is not None:
                 target = flat + cho_solve(solver, moments.cross_covariance().T).T
-            factors = factorize(
-                target.reshape(kernel.shape).astype(kernel.dtype),
-                self.form,
-                self.rank,
-                method=self.method,
-                second_moment=norm,
-                outputs=self.outputs,
-                start=None if start is None else start.before,
-            )
+            wanted = target.reshape(kernel.shape).astype(kernel.dtype)
+            factors = whole(wanted) if norm is None else self.factors(wanted, norm, start)
             composed = compose(factors).reshape(len(flat), -1)
             return factors, self.offset + moments.target_mean() + (flat - composed) @ mean, composed
 
@@ -245,6 +235,26 @@ class _Problem:
             solutions.append(_Solved(factors, constant, error, ridge, composed - flat, constant - self.offset))
         moments.put_back(first)  # whoever solves next starts from the residuals again
         return solutions
+
+    def norm(self, covariance: Array64, count: int, level: float) -> Norm:
+        """The norm of the factorisation; without the ridge, in which it would not show which directions matter."""
+        taps = math.prod(self.kernel.shape[2:])
+        lifted = blended(covariance, taps, tap_blend(count, len(covariance), taps))
+        lifted = raised(lifted, max(shrinkage(lifted, count), _LEAST) * level)
+        return Norm.of(lifted, self.kernel.shape[1], taps)
+
+    def factors(self, target: NDArray[np.floating], norm: Norm, start: Factors | None) -> Factors:
+        """Split a target kernel."""
+        assert self.form is not None
+        return factorize(
+            target,
+            self.form,
+            self.rank,
+            method=self.method,
+            second_moment=norm,
+            outputs=self.outputs,
+            start=None if start is None else start.before,
+        )
 
     def held_loss(self, solved: _Solved) -> float:
         """Squared error behind the activation on the blocks held back."""

@@ -238,7 +238,16 @@ def plan_of(
         {name: chosen[name] for name in order if name in chosen},
         {name: refusals[name] for name in order if name in refusals},
         method,
+        corrected=_corrected(sites, chosen, refusals),
     )
+
+
+def _corrected(sites: Sequence[Site], chosen: Mapping[str, Choice], refusals: Mapping[str, Refusal]) -> tuple[str, ...]:
+    """Sites that stay whole and may have other weights: all but those that were excluded, where any is rewritten."""
+    if not chosen:
+        return ()
+    whole = [site for site in sites if site.rewritable and site.name not in chosen]
+    return tuple(site.name for site in whole if refusals[site.name].code != "excluded")
 
 
 def _shared_out(

@@ -31,6 +31,7 @@ class Trial:
     def point(self, error: float, drift: float) -> Point:
         """What was measured with it."""
         factors = self.replacement.factors
+        assert factors.form != "dense", "trials are split"
         return Point(factors.form, factors.rank, self.bound, error, drift)
 
     def weights(self, site: Site) -> dict[str, Array]:

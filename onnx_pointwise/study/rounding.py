@@ -94,6 +94,7 @@ def roundings(
         energy = _energy(site, moments[site.name], norms.get(site.name))
         for number, weights in enumerate(tried[site.name]):
             factors = weights.factors
+            assert factors.form != "dense", "what is tried is split"
             assert isinstance(factors.rank, int), "forms of one rank are tried"
             step = ranges[site.name, number] / _LEVELS
             last = factors.pieces[1].astype(np.float64)

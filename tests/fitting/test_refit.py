@@ -21,6 +21,7 @@ from onnx_pointwise.study.survey import Effort
 from tests.networks import (
     CHANNELS,
     NETWORKS,
+    Builder,
     branching,
     drift,
     examples,
@@ -32,7 +33,7 @@ from tests.networks import (
     unet,
 )
 
-refitting = sys.modules[refit.__module__]
+refitting, weighing = sys.modules[refit.__module__], sys.modules[make_weights.__module__]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -253,3 +254,52 @@ def test_few_examples_hold_none_back():
     weights = make_weights(found, halved(sites))
     assert weights.drift is None
     assert set(weights.replacements) == {site.name for site in sites}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_stays_whole_makes_up_for_what_was_rewritten(name):
+    model = NETWORKS[name]()
+    shapes, sites = prepared(model)
+    found = look(model, shapes, sites, examples(160))
+    every = halved(sites)
+    some = {site.name: every[site.name] for site in sites[1::2]}
+    others = [site.name for site in sites if site.name not in some]
+    alone, helped = make_weights(found, some), make_weights(found, some, corrected=others)
+    # The first one sees what it always saw, and nothing is to be made up for.
+    assert set(helped.replacements) == {*some, *others[1:]}
+    assert {helped.replacements[one].factors.form for one in others[1:]} == {"dense"}
+    fresh = examples(64, seed=9)
+    assert drift(model, some, helped.replacements, fresh) < drift(model, some, alone.replacements, fresh)
+    assert helped.drift < alone.drift
+
+
+def test_what_stays_whole_is_left_alone_where_a_refit_did_harm(monkeypatch):
+    model = residual()
+    shapes, sites = prepared(model)
+    found = look(model, shapes, sites, examples(48))
+    some = halved(sites[:2])
+    monkeypatch.setattr(weighing, "sequential_refit", lambda *given, **more: spoilt(refit(*given, **more)))
+    made = make_weights(found, some, corrected=[site.name for site in sites[2:]])
+    assert made.dropped > made.drift
+    assert set(made.replacements) == set(some)
+
+
+def spoilt(done):
+    return {
+        name: replace(one, replacement=replace(one.replacement, bias=one.replacement.bias + 9.0))
+        for name, one in done.items()
+    }
+
+
+def test_what_lies_where_examples_are_mixed_is_left_alone():
+    b = Builder()
+    x = b.add("Relu", b.conv(b.add("Relu", b.conv("x", 3, CHANNELS)), CHANNELS, CHANNELS))
+    halves = b.add("Reshape", x, b.ints(-1, CHANNELS // 2, 12, 12))
+    model = b.model(b.conv(halves, CHANNELS // 2, 4))
+    shapes, sites = prepared(model)
+    found = replace(look(model, shapes, sites, examples(48)), batch=16)
+    some = halved(sites[:1])
+    made = make_weights(found, some, corrected=[sites[1].name])
+    assert set(made.replacements) == set(some)
+    alone = make_weights(found, some)
+    assert (made.drift, made.dropped) == (alone.drift, alone.dropped)

@@ -85,6 +85,22 @@ def test_round_trip(choices: dict[str, Choice], method: Any) -> None:
     assert (again.choices, again.method, again.budget) == (without_errors(plan), method, {"ratio": 0.5})
 
 
+def test_what_is_corrected_goes_with_the_plan() -> None:
+    plan = Plan({"a": Choice("reduce", 2), "b": Choice("reduce", 3)}, corrected=("c", "d"))
+    assert Plan.from_json(plan.to_json()).corrected == ("c", "d")
+    refusal = Refusal("slower", "It is slower.")
+    # What leaves the plan stays whole, too; where nothing is left, nothing is to be made up for.
+    assert plan.without({"b": refusal}).corrected == ("c", "d", "b")
+    assert plan.without({"a": refusal, "b": refusal}).corrected == ()
+
+
+def test_what_is_corrected_must_be_there() -> None:
+    sites = {site.name: site for site in find_sites(load(two_convs()))}
+    require_sites(Plan({}, corrected=("block1/conv",)), sites)
+    with pytest.raises(PlanError, match="The model has no convolution 'block3/conv'"):
+        require_sites(Plan({}, corrected=("block3/conv",)), sites)
+
+
 def test_ranks_of_numpy_are_written_as_numbers() -> None:
     ranks: Any = (np.int64(3), np.int32(5))
     plan = Plan({"a": Choice("reduce", ranks[0]), "b": Choice("reduce_expand", ranks)})
@@ -127,6 +143,12 @@ def test_an_edited_plan_replays_as_edited() -> None:
         ('{"sites": {}, "version": 2}', "version 2 of the plan format is not known here"),
         ('{"sites": {}, "version": "1"}', "version '1' of the plan format is not known here"),
         ('{"sites": {}, "budget": 0.5}', "'budget' must be an object"),
+        ('{"sites": {}, "corrected": "a"}', "'corrected' must be a list of names of convolutions"),
+        ('{"sites": {}, "corrected": [3]}', "'corrected' must be a list of names of convolutions"),
+        (
+            '{"sites": {"a": {"rank": 3}}, "corrected": ["b", "a"]}',
+            "'a' is rewritten, so it cannot stand among those corrected as they are",
+        ),
         ('{"sites": {}, "method": "magic"}', "unknown method 'magic'; use one of svd, whitened, als"),
         ('{"sites": {}, "method": ["als"]}', r"unknown method \['als'\]"),
         ('{"sites": {"a": {"rank": 1}, "a": {"rank": 2}}}', "'a' stands in it twice; keep one of them"),

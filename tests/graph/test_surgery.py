@@ -23,7 +23,7 @@ from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import find_sites
 from onnx_pointwise.graph.surgery import BottleneckPass, Replacement, corrected
 from onnx_pointwise.numerics import forms
-from onnx_pointwise.numerics.factorize import compose, factorize
+from onnx_pointwise.numerics.factorize import compose, factorize, whole
 from onnx_pointwise.numerics.forms import FORMS, Form, Rank, has_form
 from tests.graphs import (
     BEHIND,
@@ -53,6 +53,15 @@ def rewritten(
     result = BottleneckPass(Plan(choices), replacements)(loaded)
     assert result.modified
     proto = serialize(result.model)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def in_place(model: onnx.ModelProto, weights: Replacement) -> onnx.ModelProto:
+    """Give the only site of a model other weights."""
+    loaded = load(model).clone()
+    assert BottleneckPass(Plan({}, corrected=("conv",)), {"conv": weights})(loaded).modified
+    proto = serialize(loaded)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
@@ -205,6 +214,9 @@ def test_every_form_of_any_convolution_does_what_was_predicted(case: dict[str, A
         assert full.graph.input[0] == model.graph.input[0]
         stored = helper.np_dtype_to_tensor_dtype(kernel.dtype)
         assert {tensor.data_type for tensor in full.graph.initializer} <= {stored}
+    same = in_place(model, Replacement(whole(weights), bias if site.folds else None))
+    assert relative(dense(noise), Responses(same, batch)(noise)) < close
+    assert sum(node.op_type == "Conv" for node in same.graph.node) == 1
 
 
 @pytest.mark.parametrize("dtype", [np.float64, ml_dtypes.bfloat16])
@@ -673,6 +685,28 @@ def test_the_bias_takes_up_what_factors_do_to_the_mean() -> None:
     bare = corrected(only_site(conv_model(kernel, [8, 8])), made, mean)
     assert bare.bias is not None
     np.testing.assert_allclose(flat[1] @ mean + bare.bias, flat[0] @ mean, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("behind", ["none", "batchnorm"])
+@pytest.mark.parametrize("bias", [None, normal(6)])
+def test_a_convolution_that_stays_whole_gets_other_weights_where_it_is(behind: str, bias: np.ndarray | None) -> None:
+    model = conv_model(normal(6, 5, 3, 3), [7, 7], batch=1, bias=bias, behind=behind, pads=[1, 2, 0, 1], strides=[2, 1])
+    other, offset = normal(6, 5, 3, 3, seed=8), normal(6, seed=9)
+    made = in_place(model, Replacement(whole(other), offset.astype(np.float64)))
+    wanted = conv_model(other, [7, 7], batch=1, bias=offset, pads=[1, 2, 0, 1], strides=[2, 1])
+    x = normal(1, 5, 7, 7)
+    np.testing.assert_allclose(run(made, x=x)[0], run(wanted, x=x)[0], rtol=1e-5, atol=1e-5)
+    (node,) = made.graph.node
+    assert (node.name, node.attribute) == (model.graph.node[0].name, model.graph.node[0].attribute)
+    assert made.graph.output == model.graph.output
+    assert len(made.graph.initializer) == 2
+
+
+def test_a_convolution_that_stays_whole_stays_as_it_is_without_weights() -> None:
+    model = load(conv_model(normal(6, 5, 3, 3), [7, 7]))
+    before = serialize(model).SerializeToString(deterministic=True)
+    assert not BottleneckPass(Plan({}, corrected=("conv",)))(model).modified
+    assert serialize(model).SerializeToString(deterministic=True) == before
 
 
 def test_what_made_a_kernel_goes_with_it_to_the_last_constant() -> None:

@@ -27,6 +27,8 @@ from onnx_pointwise.jobs.loading import require_other_file
 from onnx_pointwise.latency.cache import FOLDER_VARIABLE
 from onnx_pointwise.numerics.forms import FORMS, SPATIAL, Form, full_rank, has_form
 from onnx_pointwise.planning import repair
+from onnx_pointwise.reports.html import html
+from onnx_pointwise.reports.terminal.rewriting import calibration
 from onnx_pointwise.settings import CheckSettings
 from tests import small
 from tests.graphs import conv_model, make_model, normal, value
@@ -494,3 +496,30 @@ def test_a_part_that_the_runtime_refuses_is_named_after_its_file(tmp_path: Path)
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match=r"twice\.onnx: ONNX Runtime cannot load the model: .*same node name"):
         onnx_pointwise.rewrite(path, calibration=normal(16, 16, 8, 8), target_macs=0.7, latency=False, provider="none")
+
+
+def test_convolutions_that_stay_whole_are_corrected_and_those_excluded_are_not(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"calibration": small.examples(96), "provider": "none", "latency": False}
+    result = onnx_pointwise.rewrite(
+        small.network(), ranks={"conv2": Choice("reduce", 3)}, nodes_to_exclude=["conv4"], **given
+    )
+    # The stem has nothing before it to make up for; conv4 was left out by name.
+    assert {site.name for site in result.sites if site.corrected} == {"conv3"}
+    assert result.plan.corrected == ("conv1", "conv3")
+    assert [site["corrected"] for site in result.to_dict()["sites"]] == [False, False, True, False]
+    assert all(site.before == site.after for site in result.sites if site.name != "conv2")
+    before = {tensor.name: tensor.raw_data for tensor in small.network().graph.initializer}
+    after = {tensor.name: tensor.raw_data for tensor in serialize(result.model).graph.initializer}
+    assert {name for name in before if after.get(name) != before[name]} == {"conv2.w", "conv2.b", "conv3.w", "conv3.b"}
+    sentence = "One convolution that stays whole got other weights, too, to make up for the others."
+    assert sentence in [str(line) for line in calibration(result)]
+    assert "1 of the convolutions that stay whole got other weights, too" in html(result.to_dict())
+
+    path = tmp_path / "plan.json"
+    path.write_text(result.plan.to_json(), encoding="utf-8")
+    assert content(onnx_pointwise.rewrite(small.network(), plan=path, **given).model) == content(result.model)
+    left = Plan.from_json(path.read_text(encoding="utf-8").replace('"corrected": [', '"corrected": [], "was": ['))
+    alone = onnx_pointwise.rewrite(small.network(), plan=left, **given)
+    assert not any(site.corrected for site in alone.sites)
+    assert result.calibrated is not None and alone.calibrated is not None
+    assert result.calibrated.drift < alone.calibrated.drift

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_pointwise.numerics.factorize import FORMS, compose, factorize
+from onnx_pointwise.numerics.factorize import FORMS, compose, factorize, whole
 from onnx_pointwise.numerics.moments import Moments, blended, shrunk, tap_blend
 from onnx_pointwise.numerics.reconstruct import RIDGES, Activation, Block, _proven, _solver, reconstruct
 
@@ -270,3 +270,36 @@ def test_the_proof_leaves_no_traces():
     assert first.factors.kernel.tobytes() == second.factors.kernel.tobytes()
     assert first.bias.tobytes() == second.bias.tobytes()
     assert (first.error, first.ridge) == (second.error, second.ridge)
+
+
+@CHECKED
+@given(st.integers(0, 2**31), st.booleans(), st.sampled_from([40, 400, 4000]))
+def test_a_kernel_that_stays_whole_never_gets_worse(seed, branch, count):
+    problem = Problem(seed, branch=branch, count=count)
+    trained = whole(problem.kernel)
+    done = reconstruct(problem.kernel, problem.bias, None, 0, problem.blocks)
+    reached = problem.error(done.factors, done.bias)
+    assert reached <= problem.error(trained, problem.bias) * (1.0 + 1e-5)
+    assert (done.factors.form, done.factors.before, done.factors.after) == ("dense", None, None)
+    assert done.factors.kernel.shape == problem.kernel.shape
+    assert done.factors.kernel.dtype == np.float32
+    problem.added = None
+    assert done.error == pytest.approx(problem.error(done.factors, done.bias), rel=2e-3)
+
+
+def test_a_kernel_that_stays_whole_undoes_what_can_be_undone():
+    problem = Problem(1, drift=0.4)
+    done = reconstruct(problem.kernel, problem.bias, None, 0, problem.blocks)
+    assert problem.error(done.factors, done.bias) < 0.1 * problem.error(whole(problem.kernel), problem.bias)
+
+
+def test_a_kernel_that_stays_whole_is_not_led_astray_by_noise():
+    """Of a few patches it learns as much as the ones held back bear out."""
+    many, few = Problem(3, drift=0.0, count=20_000), Problem(3, drift=0.0, count=64)
+    noise, moved = np.random.default_rng(0), []
+    for problem in (many, few):
+        problem.targets = problem.targets + 3.0 * noise.standard_normal(problem.targets.shape).astype(np.float32)
+        done = reconstruct(problem.kernel, problem.bias, None, 0, problem.blocks)
+        moved.append(np.linalg.norm(done.factors.kernel - problem.kernel) / np.linalg.norm(problem.kernel))
+        assert done.ridge >= 0.1
+    assert max(moved) < 0.1

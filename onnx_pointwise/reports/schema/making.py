@@ -35,13 +35,14 @@ _PIECE: dict[str, Any] = {
 
 MADE: dict[str, Schema] = {
     "plan": whole(
-        "Form and rank by convolution; read again, only method and sites matter.",
+        "Form and rank by convolution; read again, only method, sites and corrected matter.",
         format={"const": "onnx_pointwise plan"},
         version={"const": 1},
         method=one_of("als", "whitened", "svd"),
         budget=named(ANY),
         calibration=named(ANY),
         latency=named(ANY),
+        corrected=every(TEXT),
         sites=named(whole(optional=("error",), form=FORM, rank=RANK, error=NUMBER)),
         refusals=named(ref("refusal")),
     ),
@@ -65,6 +66,7 @@ MADE: dict[str, Schema] = {
         params_after=maybe(WHOLE),
         refusal=maybe(ref("refusal")),
         moment=maybe(one_of("exact", "stationary", "channels")),
+        corrected=TRUTH,
         latency=maybe(NUMBER),
         pieces=every(whole(**_PIECE, macs=maybe(WHOLE))),
         curves=every(ref("curve")),

@@ -118,6 +118,9 @@ def calibration(result: RewriteResult) -> list[Text]:
         elif found.dropped is not None:
             other = f"{found.dropped:.3g} with a refit, which was dropped"
         lines.append(Text(f"Drift on examples held back: {found.drift:.3g}{plan}; {other}."))
+        if corrected := sum(site.corrected for site in result.sites):
+            which = "One convolution that stays" if corrected == 1 else f"{corrected} convolutions that stay"
+            lines.append(Text(f"{which} whole got other weights, too, to make up for the others."))
     lines += search(result)
     if result.score is not None:
         score = result.score
