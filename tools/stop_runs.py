@@ -10,6 +10,8 @@ code 2 and leave all as it was. Exit code 1 where a run did not.
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import random
 import shutil
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,11 +39,58 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Source:
-    """What every run reads, and where it may leave temporary files."""
+    """What every run reads, where it may leave temporary files, and whether it begins with all libraries imported."""
 
     model: Path
     examples: str
     temporary: Path
+    forked: bool = False
+
+
+class Forked:
+    """A run in a fork of a process that has imported the libraries; otherwise like one of `subprocess`."""
+
+    def __init__(self, line: Sequence[str], temporary: Path) -> None:
+        handle, self._said = tempfile.mkstemp()
+        os.close(handle)
+        self._process = _SERVER.Process(target=_run, args=(list(line), temporary, self._said))
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, or the number of the signal with a minus; None while it runs."""
+        code: int | None = self._process.exitcode
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, which a run that has ended no longer hears."""
+        if self._process.pid is not None and self._process.is_alive():
+            os.kill(self._process.pid, number)
+
+    def communicate(self) -> tuple[None, bytes]:
+        """Wait for the end; gives what went to the error stream."""
+        self._process.join()
+        said = Path(self._said)
+        text = said.read_bytes()
+        said.unlink()
+        return None, text
+
+
+def _run(line: Sequence[str], temporary: Path, said: str) -> None:
+    os.setsid()
+    for number, place in ((1, os.devnull), (2, said)):
+        os.dup2(os.open(place, os.O_WRONLY), number)
+    os.environ["TMPDIR"] = str(temporary)
+    tempfile.tempdir = None
+    sys.argv = ["onnx-pointwise", *line[3:]]
+    try:
+        importlib.import_module("onnx_pointwise.cli").main()
+    finally:
+        sys.stderr.flush()
+
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["onnx_pointwise.cli", "onnxruntime", "scipy.linalg", "scipy.optimize"])
 
 
 def line(folder: Path, share: float, source: Source) -> list[str]:
@@ -51,8 +101,10 @@ def line(folder: Path, share: float, source: Source) -> list[str]:
     return [*given, "--no-latency", "--jobs", "1"]
 
 
-def start(folder: Path, share: float, source: Source) -> subprocess.Popen[bytes]:
+def start(folder: Path, share: float, source: Source) -> subprocess.Popen[bytes] | Forked:
     """Begin a run."""
+    if source.forked:
+        return Forked(line(folder, share, source), source.temporary)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(source.temporary), "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     return subprocess.Popen(line(folder, share, source), env=environment, start_new_session=True, **pipes)
@@ -133,7 +185,7 @@ def stopped(
             wrong.append(f"it left {', '.join(left)}")
     for item in source.temporary.iterdir():
         shutil.rmtree(item, ignore_errors=True)
-    return wrong, seconds, process.returncode
+    return wrong, seconds, process.returncode or 0
 
 
 def on_full_disk(base: Path, source: Source, old: Files, room: int) -> list[str]:
@@ -164,13 +216,18 @@ def command(
     seed: Annotated[int, typer.Option(help="What the moments are drawn from.")] = 0,
     model: Annotated[Path, typer.Option(help="What is rewritten.")] = MODEL,
     calibration: Annotated[str, typer.Option(help="Its example inputs.")] = EXAMPLES,
+    forked: Annotated[
+        bool, typer.Option("--forked", help="Leave the imports out of what is stopped; a fraction of the time.")
+    ] = False,
 ) -> None:
     """Stop a rewrite at random moments, or let its disk be full, and see what it leaves behind."""
     drawn = random.Random(seed)
     bad = 0
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
-        source = Source(model.absolute(), calibration, base / "temporary")
+        source = Source(model.absolute(), calibration, base / "temporary", forked)
+        if forked:
+            os.environ["OMP_NUM_THREADS"] = "1"  # of the process that all runs are forks of
         source.temporary.mkdir()
         old, _ = reference(base / "old", 0.6, source)
         new, seconds = reference(base / "new", 0.35, source)
