@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ def is_foreign(source: Any) -> bool:
     if not isinstance(source, str | Path):
         return False
     path = Path(source)
-    return path.suffix.lower() in {*_KERAS, _TORCH} or (path / "saved_model.pb").is_file()
+    # Path.is_file raises where a name is too long.
+    return path.suffix.lower() in {*_KERAS, _TORCH} or os.path.isfile(path / "saved_model.pb")  # noqa: PTH113
 
 
 def exported(source: str | Path) -> ir.Model:

@@ -156,7 +156,7 @@ def require_apart(inputs: Mapping[str, Named], outputs: Mapping[str, Named]) -> 
             if _same(path, read):
                 what = "is the input itself" if other == "IN" else f"is an input, too ({other})"
                 raise OutputError(f"{path}: {what}; name another file for {role}.")
-            if path.exists() and read.is_dir() and _within(path, read):
+            if os.path.exists(path) and os.path.isdir(read) and _within(path, read):  # noqa: PTH110, PTH112, never raise
                 raise OutputError(f"{path}: lies among the inputs in {read} ({other}); name another file for {role}.")
         for other, written in writes[:number]:
             if _same(path, written):

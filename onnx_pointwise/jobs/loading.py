@@ -221,5 +221,9 @@ def require_other_file(source: str | Path, target: str | Path) -> None:
         OutputError: Both are the same file.
     """
     source, target = Path(source), Path(target)
-    if source.resolve() == target.resolve() or (target.exists() and source.exists() and source.samefile(target)):
+    try:
+        same = source.resolve() == target.resolve() or source.samefile(target)
+    except OSError:  # one of them is not there yet, or has a name that no file can have, which is told where it matters
+        same = False
+    if same:
         raise OutputError(f"{target}: is the input itself; name another file to write.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,9 +95,9 @@ def models_in(source: str | Path) -> list[Path] | None:
     path = Path(source)
     if is_foreign(path):
         return None
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112, does not raise where a name is too long
         found = sorted(item for item in path.rglob("*.onnx") if item.is_file())
-    elif _PATTERN & set(str(source)) and not path.exists():
+    elif _PATTERN & set(str(source)) and not os.path.exists(path):  # noqa: PTH110
         start = Path(path.anchor) if path.is_absolute() else Path()
         found = sorted(item for item in start.glob(str(path.relative_to(start))) if item.is_file())
     else:

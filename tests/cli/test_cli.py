@@ -505,3 +505,20 @@ def test_heads_are_read_with_weight_and_kind(texts: list[str], named: dict[str, 
 def test_a_head_without_a_name_is_refused() -> None:
     with pytest.raises(PlanError, match="name a value, as VALUE, VALUE:2, VALUE:classes"):
         parsing.heads("--head", [""])
+
+
+@pytest.mark.parametrize("role", ["OUT", "--json", "--save-plan"])
+def test_names_longer_than_a_file_can_have_are_refused_before_any_work(
+    role: str, small_folder: Path, tmp_path: Path
+) -> None:
+    long = tmp_path / ("z" * 300 + ".onnx")
+    given = [tmp_path / "out.onnx", role, long] if role != "OUT" else [long]
+    asked = ("--target-macs", "0.6", "--provider", "none", "--calibration", small_folder)
+    result = invoke(app, "rewrite", small_folder / "small.onnx", *given, *asked)
+    assert result.exit_code == 2
+    assert "cannot be written (File name too long); name another place" in " ".join(result.output.split())
+    assert list(tmp_path.iterdir()) == []
+    if role == "OUT":
+        result = invoke(app, "rewrite", long, tmp_path / "out.onnx", *asked)
+        assert result.exit_code == 2
+        assert "cannot be read: File name too long" in " ".join(result.output.split())
