@@ -22,7 +22,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import numpy as np
@@ -53,8 +55,12 @@ class Forked:
     def __init__(self, line: Sequence[str], temporary: Path) -> None:
         handle, self._said = tempfile.mkstemp()
         os.close(handle)
-        self._process = _SERVER.Process(target=_run, args=(list(line), temporary, self._said))
+        ready, tell = _SERVER.Pipe(duplex=False)
+        self._process = _SERVER.Process(target=_run, args=(list(line), temporary, self._said, tell))
         self._process.start()
+        ready.recv()  # before that, a signal would meet the fork and not the command
+        ready.close()
+        tell.close()
 
     @property
     def returncode(self) -> int | None:
@@ -76,17 +82,23 @@ class Forked:
         return None, text
 
 
-def _run(line: Sequence[str], temporary: Path, said: str) -> None:
+def _run(line: Sequence[str], temporary: Path, said: str, tell: Connection) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, _leave)  # as the command does while it is loaded
     for number, place in ((1, os.devnull), (2, said)):
         os.dup2(os.open(place, os.O_WRONLY), number)
     os.environ["TMPDIR"] = str(temporary)
     tempfile.tempdir = None
     sys.argv = ["onnx-pointwise", *line[3:]]
+    tell.send(None)
     try:
         importlib.import_module("onnx_pointwise.cli").main()
     finally:
         sys.stderr.flush()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
 
 
 _SERVER = multiprocessing.get_context("forkserver")
