@@ -130,9 +130,8 @@ def made_up(swept: Sweep, *points: tuple[float, float]) -> Front:
     head = one.check.heads[0]
     made = []
     for share, drift in points:
-        provider = replace(
-            one.check.providers[0], heads=(replace(head, drift=drift, severity=severity("numbers", drift, LIMITS)),)
-        )
+        moved = replace(head, drift=drift, severity=severity("numbers", drift, LIMITS["numbers"]))
+        provider = replace(one.check.providers[0], heads=(moved,))
         made.append(replace(one, asked=share, latency=share, check=replace(one.check, providers=(provider,))))
     return front_of("cpu", "latency", "drift", made)
 
