@@ -424,6 +424,10 @@ def _stored_params(node: ir.Node, folds: tuple[ir.Node, ...]) -> int:
     return sum(tensor.size for value in values for tensor in leaves(value))
 
 
+# Scale, bias, mean and variance: a damaged BatchNormalization may have fewer.
+_NORMALISED_BY = 4
+
+
 def _folds(node: ir.Node, channels: int, rank: int) -> tuple[ir.Node, ...]:
     """Collect the chain of constant arithmetic behind a convolution that folds into its kernel and bias."""
     folds: list[ir.Node] = []
@@ -442,9 +446,10 @@ def _is_affine(node: ir.Node, value: ir.Value, channels: int, rank: int) -> bool
         return False
     if node.op_type == "BatchNormalization":
         return (
-            node.inputs[0] is value
+            len(node.inputs) == _NORMALISED_BY + 1
+            and node.inputs[0] is value
             and _int(node, "training_mode", 0) == 0
-            and all(constant(item) is not None for item in node.inputs[1:])
+            and all((held := constant(item)) is not None and held.size == channels for item in node.inputs[1:])
             and not any(out.name for out in node.outputs[1:])  # before opset 14, more outputs meant training
         )
     if node.op_type not in ("Mul", "Add", "Sub", "Div") or len(node.inputs) != 2:

@@ -240,6 +240,18 @@ def test_batch_normalization_in_training_does_not_fold(
     assert len(only(model).folds) == (0 if training else 1)
 
 
+@pytest.mark.parametrize(("inputs", "size"), [("sbm", 6), ("sb", 6), ("sbmvv", 6), ("sbmv", 5), ("sbmv", 1)])
+def test_a_damaged_batch_normalization_does_not_fold(inputs: str, size: int) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "W"], ["c"], name="conv"),
+        helper.make_node("BatchNormalization", ["c", *inputs], ["y"], name="bn"),
+    ]
+    weights = {"W": normal(6, 4, 3, 3), **{name: np.ones(size, np.float32) for name in set(inputs)}}
+    model = ir.from_proto(make_model(nodes, [value("x", [2, 4, 8, 8])], [value("y", None)], weights))
+    (site,) = find_sites(model)
+    assert site.folds == () and site.weights()[0].shape == (6, 4, 3, 3)
+
+
 def test_folding_does_not_cross_a_second_consumer_or_a_subgraph() -> None:
     nodes = [
         helper.make_node("Conv", ["x", "W"], ["c"], name="conv"),
