@@ -27,7 +27,7 @@ from onnx_pointwise.check.findings import (
 )
 from onnx_pointwise.check.limits import LIKENESSES, Limits, limits_of
 from onnx_pointwise.check.results import CheckResult, Finding, Inputs, ProviderCheck, Trial
-from onnx_pointwise.check.running import Run, Side, described, is_cpu, run, shapes_of
+from onnx_pointwise.check.running import Run, Side, described, run, shapes_of
 from onnx_pointwise.check.sites import SiteCheck, compare_sites
 from onnx_pointwise.check.trials import Batch, batches_of, first_item, images_for
 from onnx_pointwise.errors import InputError, ModelError
@@ -42,6 +42,7 @@ from onnx_pointwise.runtime import (
     input_sizes,
     input_specs,
     inputs_that_run,
+    is_cpu,
     model_name,
     origin_of,
     output_of,

@@ -22,22 +22,22 @@ from onnx_pointwise.graph import (
     named_after,
     random_nodes,
     runtime_inputs,
-    runtime_source,
     stilled,
 )
 from onnx_pointwise.runtime import (
     AssignedNode,
     InputSpec,
     input_specs,
+    is_cpu,
     model_name,
     nodes_off_provider,
     not_compared,
     open_initializers,
     open_session,
-    provider_name,
     resolve,
     run_outputs,
     sentence,
+    session_source,
 )
 from onnx_pointwise.settings import CheckSettings
 
@@ -107,11 +107,6 @@ def shapes_of(model: ir.Model, shapes: Shapes | None) -> ResolvedShapes:
     return resolve(model, one)
 
 
-def is_cpu(provider: str) -> bool:
-    """Whether a provider is the CPU, that the others are measured by."""
-    return provider_name(provider) == "cpu"
-
-
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +142,7 @@ def run(
         hidden: Values inside it that are given beside the outputs, where a batch counts.
     """
     values = Kept()
-    with runtime_source(exposed(source, hidden), in_place=is_cpu(provider)) as path:
+    with session_source(exposed(source, hidden), provider) as path:
         if hidden:
             gc.collect()  # graphs are cyclic: only a collection gives the weights of the working copy back
         session = open_session(path, provider, threads=settings.threads, optimization=settings.optimization)

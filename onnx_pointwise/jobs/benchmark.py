@@ -22,6 +22,7 @@ from onnx_pointwise.runtime import (
     compare,
     input_sizes,
     input_specs,
+    is_cpu,
     machine,
     measure,
     model_name,
@@ -29,7 +30,6 @@ from onnx_pointwise.runtime import (
     open_initializers,
     peak_memory,
     provider_info,
-    provider_name,
     resolve,
 )
 from onnx_pointwise.schema import job
@@ -164,7 +164,7 @@ def _advice(
     model: ModelSource | bytes, row: BenchmarkRow, given: Mapping[str, Any], settings: BenchSettings
 ) -> tuple[Advice, ...]:
     """What the first row advises, where kernels can be timed."""
-    if not settings.advice or provider_name(settings.provider) != "cpu":
+    if not settings.advice or not is_cpu(settings.provider):
         return ()
     settings.tell("advice", "the kernels")
     graph = as_model(model)

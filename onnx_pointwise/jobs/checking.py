@@ -8,12 +8,12 @@ import onnx_ir as ir
 
 from onnx_pointwise.check import CheckResult, Finding, check, sites_between
 from onnx_pointwise.errors import InputError
-from onnx_pointwise.graph import ModelSource, runtime_source
+from onnx_pointwise.graph import ModelSource
 from onnx_pointwise.jobs.attempts import Attempt
 from onnx_pointwise.jobs.loading import Network
 from onnx_pointwise.jobs.looking import Evidence
 from onnx_pointwise.jobs.results import Score
-from onnx_pointwise.runtime import open_session, provider_name
+from onnx_pointwise.runtime import open_session, session_source
 from onnx_pointwise.settings import CheckSettings, Settings
 
 #: Seconds of timing both networks after a rewrite; `bench` takes longer over it.
@@ -91,7 +91,7 @@ def scored(model: ModelSource, settings: Settings) -> float | None:
     """The user's own score of a network; ``None`` without one."""
     if settings.evaluate is None:
         return None
-    with runtime_source(model, in_place=provider_name(settings.runs_on) == "cpu") as source:
+    with session_source(model, settings.runs_on) as source:
         session = open_session(source, settings.runs_on, threads=settings.threads)
         try:
             return float(settings.evaluate(session))

@@ -23,9 +23,9 @@ from onnx_pointwise.runtime import (
     compare,
     float_shares,
     inputs_that_run,
+    is_cpu,
     node_times,
     provider_info,
-    provider_name,
 )
 from onnx_pointwise.settings import CheckSettings, Settings
 
@@ -153,7 +153,7 @@ def _floats(
     net: Network, model: ir.Model, inputs: Mapping[str, Array] | None, settings: Settings
 ) -> tuple[FloatShare, ...]:
     """Kernels that compute in float32 all the same; known on the CPU alone, where a profile sees kernels."""
-    if not _is_timed(settings) or provider_name(settings.runs_on) != "cpu":
+    if not _is_timed(settings) or not is_cpu(settings.runs_on):
         return ()
     times = node_times(
         model,

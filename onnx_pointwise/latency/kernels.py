@@ -39,7 +39,7 @@ from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency.cache import LatencyCache, is_duration
 from onnx_pointwise.numerics import FORMS, SPATIAL, Form, Rank, full_rank
 from onnx_pointwise.progress import Within, unheard
-from onnx_pointwise.runtime import Runner, machine, open_session, provider_info, provider_name
+from onnx_pointwise.runtime import Runner, is_cpu, machine, open_session, provider_info
 from onnx_pointwise.scratch import ScratchFolder
 
 #: Latencies closer than this share of the dense site's count as equal.
@@ -369,7 +369,7 @@ class _Clock:
             self._cache.put({key: self._known[probe] for key, probe in wanted.items()})
 
     def _time(self, probes: Sequence[_Probe]) -> dict[_Probe, float]:
-        if provider_name(self._provider) == "cpu":
+        if is_cpu(self._provider):
             return self._profile(probes)
         return {probe: self._run(probe) for probe in probes}
 

@@ -43,9 +43,9 @@ from onnx_pointwise.runtime import (
     Verdict,
     compare,
     input_specs,
+    is_cpu,
     measure,
     node_times,
-    provider_name,
     random_inputs,
 )
 
@@ -336,7 +336,7 @@ def _dense_times(known: NetworkLatency) -> list[Any]:
     dense = measure(model, **given, max_seconds=_COMPARE_SECONDS / 2)
     # The quiet quarter: on a busy machine the median of the whole and those of its kernels were a third apart.
     seconds = float(np.quantile(dense.times, 0.25))
-    if provider_name(provider) != "cpu":
+    if not is_cpu(provider):
         return [seconds, 0, {}]
     kernels = node_times(model, **given, runs=_PROFILE_RUNS)
     times: dict[str, float] = {}

@@ -17,11 +17,13 @@ from onnx_pointwise.runtime.providers import (
     discover,
     ignores_threads,
     installed_providers,
+    is_cpu,
     nodes_off_provider,
     open_session,
     provider_info,
     provider_name,
     require,
+    session_source,
 )
 from onnx_pointwise.runtime.runner import Runner, inputs_that_run, model_name, one_batch, open_initializers
 from onnx_pointwise.runtime.runtime_errors import sentence
@@ -71,6 +73,7 @@ __all__ = [
     "input_specs",
     "inputs_that_run",
     "installed_providers",
+    "is_cpu",
     "machine",
     "measure",
     "model_name",
@@ -93,6 +96,7 @@ __all__ = [
     "run_outputs",
     "run_session",
     "sentence",
+    "session_source",
     "site_values",
     "split_inputs",
     "tensor_outputs",

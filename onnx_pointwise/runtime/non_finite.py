@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from onnx_pointwise.errors import ModelError
-from onnx_pointwise.graph import ModelSource, as_model, runtime_source
+from onnx_pointwise.graph import ModelSource, as_model
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime.inputs import Array, feedable
-from onnx_pointwise.runtime.providers import open_session, provider_name
+from onnx_pointwise.runtime.providers import open_session, session_source
 from onnx_pointwise.runtime.runner import model_name
 from onnx_pointwise.runtime.runtime_errors import sentence
 from onnx_pointwise.runtime.segments import without_shapes
@@ -82,7 +82,7 @@ def first_non_finite(
     values = [value for node in copy.graph for value in node.outputs if value.name]
     copy.graph.outputs.extend(value for value in values if value.name not in declared)
     arrays = feedable(feeds)
-    with runtime_source(copy, in_place=provider_name(provider) == "cpu") as source:
+    with session_source(copy, provider) as source:
         # Without optimisations nodes are what the file says, and infinities made where it says.
         session = open_session(source, provider, optimization="none")
         kinds = {output.name: output.type for output in session.get_outputs()}

@@ -23,6 +23,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_pointwise.errors import ModelError, ProviderError
-from onnx_pointwise.graph import Detached
+from onnx_pointwise.graph import Detached, ModelSource, runtime_source
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import openvino
 from onnx_pointwise.runtime.devices import Device, DriverError, cuda_devices, vulkan_devices
@@ -168,6 +169,16 @@ def provider_name(provider: str) -> str:
         ProviderError: No provider has this name.
     """
     return _parse(provider)[0].name
+
+
+def is_cpu(provider: str) -> bool:
+    """Whether a provider, named as for `open_session`, is the CPU, that the others are measured by."""
+    return provider_name(provider) == "cpu"
+
+
+def session_source(model: ModelSource | bytes, provider: str) -> AbstractContextManager[str | bytes]:
+    """Give a model in the shape that `open_session` takes for a provider, see `runtime_source`."""
+    return runtime_source(model, in_place=is_cpu(provider))
 
 
 def provider_info(provider: str) -> ProviderInfo:

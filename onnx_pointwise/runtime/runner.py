@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import ModelSource, as_model, origin, overridable, runtime_source
+from onnx_pointwise.graph import ModelSource, as_model, origin, overridable
 from onnx_pointwise.runtime import providers
 from onnx_pointwise.runtime.inputs import Array, feedable, input_specs, random_inputs, require_inputs, split_inputs
 from onnx_pointwise.runtime.runtime_errors import sentence
@@ -171,7 +171,7 @@ def inputs_that_run(
         return None
     specs = input_specs(model)
     first = split_inputs(specs, given, limit=1)[0]
-    with runtime_source(model, in_place=providers.provider_name(provider) == "cpu") as source:
+    with providers.session_source(model, provider) as source:
         session = providers.open_session(source, provider)
         name = model_name(model)
         try:

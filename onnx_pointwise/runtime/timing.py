@@ -23,10 +23,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnx_pointwise.graph import ModelSource, runtime_source
+from onnx_pointwise.graph import ModelSource
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime.inputs import Array
-from onnx_pointwise.runtime.providers import provider_info, provider_name
+from onnx_pointwise.runtime.providers import provider_info, session_source
 from onnx_pointwise.runtime.runner import Runner
 from onnx_pointwise.runtime.running import Timing
 from onnx_pointwise.schema import job, pair
@@ -134,8 +134,7 @@ def compare(before: ModelSource | bytes, after: ModelSource | bytes, settings: T
     """
     feeds = settings.feeds(before)
     with contextlib.ExitStack() as stack:
-        in_place = provider_name(settings.provider) == "cpu"
-        paths = [stack.enter_context(runtime_source(source, in_place=in_place)) for source in (before, after)]
+        paths = [stack.enter_context(session_source(source, settings.provider)) for source in (before, after)]
         runners = [
             settings.runner(path, feeds, source, config=_CONFIG)
             for path, source in ((paths[0], before), (paths[1], after), (paths[0], before))
@@ -183,7 +182,7 @@ def measure(model: ModelSource | bytes, settings: Timing) -> Latency:
         settings: How it is run, in place of the keywords that follow.
     """
     feeds = settings.feeds(model)
-    with runtime_source(model, in_place=provider_name(settings.provider) == "cpu") as source:
+    with session_source(model, settings.provider) as source:
         runner = settings.runner(source, feeds, model)
         (turns,) = interleave([runner], settings.runs, settings.warmup, settings.max_seconds)
     return _latency(turns, _batch(feeds))
