@@ -59,7 +59,7 @@ class Deployment:
     def key(self) -> str:
         """What of it a latency depends on; empty where networks run as they are."""
         told = sorted((name, str(value)) for name, value in self.settings.items())
-        return f"{self.precision} {told} " if self.changes else ""
+        return f"{self.precision} {told}" if self.changes else ""
 
     def nameless(self) -> Deployment:
         """The same without settings that name nodes or tensors of one network: what stands for a part has others."""

@@ -100,7 +100,8 @@ class Promise:
         drift = head.drift if head.drift_bound is None else head.drift_bound
         shares = [] if drift is None else [_share(drift, self.limits["numbers"][0])]
         if head.judged_by == "agreement" and head.decisive is not None:
-            limit = (head.limits or self.limits[head.kind])[0]
+            assert head.limits is not None, "it was judged"
+            limit = head.limits[0]
             if head.kind == "picture":
                 decibels = head.decisive if head.agreement_bound is None else head.agreement_bound
                 shares.append(10.0 ** ((limit - decibels) / 20.0))

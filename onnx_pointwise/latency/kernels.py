@@ -348,8 +348,7 @@ class _Clock:
         self._provider, self._threads = provider, threads
         self._cache, self._progress = cache, progress
         self._deployment = deployment.nameless()
-        key = self._deployment.key.strip()
-        self._place = f"{place(provider, threads)} {key}" if key else place(provider, threads)
+        self._place = place(provider, threads, self._deployment)
         self._known: dict[_Probe, float] = {}
 
     def seconds(self, probe: _Probe) -> float:
@@ -416,13 +415,13 @@ def _counts(probes: Sequence[_Probe]) -> tuple[int, int]:
     return (_LONG_RUNS, _LONG_WARMUP) if probes[0].long else (_RUNS, _WARMUP)
 
 
-def place(provider: str, threads: int | None) -> str:
+def place(provider: str, threads: int | None, deployment: Deployment = AS_IS) -> str:
     """Describe all that a latency depends on beside what is run: part of the keys of the cache."""
     info, here = provider_info(provider), machine()
     runtime = {name: version for name, version in here.versions.items() if name.startswith("onnxruntime")}
     return (
         f"way {_WAY}, {provider}, {info.device}, {info.driver}, {here.cpu}, {'/'.join(here.instruction_sets)}, "
-        f"{here.cores} cores, {runtime}, {threads} threads:"
+        f"{here.cores} cores, {runtime}, {threads} threads:" + (f" {deployment.key}" if deployment.changes else "")
     )
 
 

@@ -104,7 +104,7 @@ class NetworkLatency:
         kept: What a network that is rewritten halfway saves, as a share of what its sites promise.
         inputs: What the network is timed on; random inputs if ``None``.
         deployment: What is made of a network before it runs.
-        deployed: What is made of the untouched one.
+        deployed: What is made of the untouched one; the network itself if ``None``.
     """
 
     model: ir.Model
@@ -120,6 +120,11 @@ class NetworkLatency:
     inputs: Mapping[str, Array] | None = None
     deployment: Deployment = AS_IS
     deployed: ir.Model | None = None
+
+    @property
+    def untouched(self) -> ir.Model:
+        """The network that runs where nothing is rewritten."""
+        return self.model if self.deployed is None else self.deployed
 
     def seconds(self, name: str, choice: Choice | None) -> float:
         """What a site takes inside the network.
@@ -203,12 +208,11 @@ class NetworkLatency:
             for name, choice in plan.choices.items()
         }
         BottleneckPass(plan, weights)(rewritten)
-        before = self.model if self.deployed is None else self.deployed
         after = _deployed(rewritten, self.shapes, self.deployment, self.inputs)
         told: list[Any] = []
         for _ in range(_TRIES):
             timed = compare(
-                before,
+                self.untouched,
                 after,
                 inputs=self.inputs,
                 input_shapes=None if self.inputs is not None else self.shapes.inputs,
@@ -330,15 +334,14 @@ def _deployed(
 def _dense_times(known: NetworkLatency) -> list[Any]:
     """Seconds of one run, number of kernels, and seconds of each convolution and of all other kernels, under ''."""
     inputs, provider = known.inputs, known.provider
-    model = known.model if known.deployed is None else known.deployed
     given: dict[str, Any] = {"input_shapes": known.shapes.inputs} if inputs is None else {"inputs": inputs}
     given |= {"provider": provider, "threads": known.threads}
-    dense = measure(model, **given, max_seconds=_COMPARE_SECONDS / 2)
+    dense = measure(known.untouched, **given, max_seconds=_COMPARE_SECONDS / 2)
     # The quiet quarter: on a busy machine the median of the whole and those of its kernels were a third apart.
     seconds = float(np.quantile(dense.times, 0.25))
     if not is_cpu(provider):
         return [seconds, 0, {}]
-    kernels = node_times(model, **given, runs=_PROFILE_RUNS)
+    kernels = node_times(known.untouched, **given, runs=_PROFILE_RUNS)
     times: dict[str, float] = {}
     for kernel in kernels:
         times[kernel.site or ""] = times.get(kernel.site or "", 0.0) + kernel.seconds
@@ -381,7 +384,7 @@ def _network_key(known: NetworkLatency) -> str:
     for name, array in (known.inputs or {}).items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
     sizes = {name: tuple(shape) for name, shape in known.shapes.inputs.items()}
-    return f"{place(known.provider, known.threads)} {known.deployment.key}network {sizes} {digest.hexdigest()}"
+    return f"{place(known.provider, known.threads, known.deployment)} network {sizes} {digest.hexdigest()}"
 
 
 def _attribute(item: ir.Attr) -> str:
