@@ -19,6 +19,7 @@ from onnx_pointwise.errors import (
     OutputError,
     PlanError,
     ProviderError,
+    RangeError,
     SettingError,
     TargetError,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "ProviderError",
+    "RangeError",
     "Refusal",
     "RewriteResult",
     "Rewritten",

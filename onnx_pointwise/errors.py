@@ -14,6 +14,10 @@ class SettingError(OnnxPointwiseError, TypeError):
     """What was asked for is given as a value of another kind: text for a number, one name for a list of them."""
 
 
+class RangeError(OnnxPointwiseError, ValueError):
+    """A number that was asked for lies below the smallest that makes sense."""
+
+
 class ModelError(OnnxPointwiseError):
     """The input is not a model that can be read, described or run."""
 

@@ -56,6 +56,15 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+def below(value: Any, least: float) -> bool:
+    """Tell whether a number, or any in a list or mapping, is below another; what is not a number is."""
+    if isinstance(value, Mapping):
+        return any(below(item, least) for item in value.values())
+    if isinstance(value, Sequence | np.ndarray):
+        return any(below(item, least) for item in value)
+    return value is not None and not value >= least
+
+
 def words(hint: Any) -> str:
     """Say what kind of value an annotation names; empty where it is not known here."""
     origin = get_origin(hint)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ParamSpec, Protocol, TypeVar, get_type_hints, overload
 
-from onnx_pointwise.errors import SettingError
-from onnx_pointwise.kinds import fits, words
+from onnx_pointwise.errors import RangeError, SettingError
+from onnx_pointwise.kinds import below, fits, words
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -24,7 +24,7 @@ _Other = TypeVar("_Other", contravariant=True)
 _Settings = TypeVar("_Settings", contravariant=True)
 _Result = TypeVar("_Result", covariant=True)
 
-_SENTENCE, _UNIT, _LINE = "sentence", "unit", "line"
+_SENTENCE, _UNIT, _LEAST, _LINE = "sentence", "unit", "least", "line"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class Line:
         name: The option, where it is not the field's own name: ``--input-shape``.
         metavar: What stands for the value in the help.
         syntax: How text becomes the value, a name that the command line knows; plain types need none.
-        least: The smallest number allowed.
         without: The sentence of ``--no-...``, for what is on by default.
         parts: A dataclass of options that together make the value, by its method ``value``.
     """
@@ -43,7 +42,6 @@ class Line:
     name: str = ""
     metavar: str | None = None
     syntax: str = ""
-    least: float | None = None
     without: str = ""
     parts: type | None = None
 
@@ -51,21 +49,22 @@ class Line:
 _PLAIN = Line()
 
 
-def about(sentence: str, *, unit: str = "", line: Line | None = _PLAIN) -> dict[str, Any]:
+def about(sentence: str, *, unit: str = "", least: float | None = None, line: Line | None = _PLAIN) -> dict[str, Any]:
     """Describe a field; ``line`` is ``None`` for what only the Python API takes."""
-    return {_SENTENCE: sentence, _UNIT: unit, _LINE: line}
+    return {_SENTENCE: sentence, _UNIT: unit, _LEAST: least, _LINE: line}
 
 
-def option(default: _T, sentence: str, *, unit: str = "", line: Line | None = _PLAIN) -> _T:
+def option(default: _T, sentence: str, *, unit: str = "", least: float | None = None, line: Line | None = _PLAIN) -> _T:
     """Declare a field that may be left out.
 
     Args:
         default: Its value then.
         sentence: What it is, for the help of the commands and for docstrings.
         unit: What its numbers count, or the values they may have.
+        least: The smallest number allowed, of several each.
         line: What the command line needs beyond; ``None`` for what only the Python API takes.
     """
-    return field(default=default, metadata=about(sentence, unit=unit, line=line))
+    return field(default=default, metadata=about(sentence, unit=unit, least=least, line=line))
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ class Option:
         default: Its value where it is left out; ``dataclasses.MISSING`` where it must be given.
         sentence: What it is.
         unit: What its numbers count, or the values they may have; may be empty.
+        least: The smallest number allowed, of several each; ``None`` where any may be.
         topic: ``TITLE`` of the class that first declared it.
         line: What the command line needs beyond; ``None`` for what only the Python API takes.
         positional: Whether the keyword may be left out before its value.
@@ -88,6 +88,7 @@ class Option:
     default: Any
     sentence: str
     unit: str
+    least: float | None
     topic: str
     line: Line | None
     positional: bool
@@ -110,6 +111,7 @@ def options(settings: type) -> list[Option]:
             default=item.default,
             sentence=item.metadata.get(_SENTENCE, ""),
             unit=item.metadata.get(_UNIT, ""),
+            least=item.metadata.get(_LEAST),
             topic=getattr(home[item.name], "TITLE", ""),
             line=item.metadata.get(_LINE),
             positional=not item.kw_only,
@@ -127,7 +129,8 @@ def shared(settings: object, other: type) -> dict[str, Any]:
 def checked(settings: type[_T]) -> type[_T]:
     """Let a settings class refuse names that it does not have, and values of another kind than its fields take.
 
-    Put it above ``dataclass``. What a value may say, within its kind, is left to those who read it.
+    Numbers below the smallest that a field allows are refused, too. Put it above ``dataclass``. What else a value may
+    say, within its kind, is left to those who read it.
     """
     made = settings.__init__
     listed = options(settings)
@@ -145,6 +148,8 @@ def checked(settings: type[_T]) -> type[_T]:
                 raise SettingError(
                     f"{item.name} cannot be {value!r:.60}{f', it takes {what}' if what else ''}: {item.text}"
                 )
+            if item.least is not None and value is not item.default and below(value, item.least):
+                raise RangeError(f"{item.name} cannot be {value!r:.60}, {item.least} is the least: {item.text}")
 
     settings.__init__ = init  # type: ignore[method-assign]
     return settings

@@ -114,7 +114,7 @@ class Examples:
         "Example inputs: .npz, file.npz:key, .npy, a folder, synthetic, none; auto draws images if it takes them.",
         line=Line(metavar="SOURCE", syntax="source"),
     )
-    calibration_limit: int | None = option(None, "Example inputs to use at most.", line=Line(least=1))
+    calibration_limit: int | None = option(None, "Example inputs to use at most.", least=1)
     preprocessing: Preprocessing | str | None = option(
         None,
         "What pixels are mapped to, or the name of a preset; found out where the model tells, else assumed.",
@@ -146,7 +146,7 @@ class Smallest:
     min_channels: int | None = option(
         None,
         f"Leave convolutions with fewer input feature maps dense; {MIN_CHANNELS} without example inputs, 1 with them.",
-        line=Line(least=1),
+        least=1,
     )
 
 
@@ -168,7 +168,7 @@ class Choosing:
         0.0,
         "Time to run variations of a plan for targets in, and keep what measures better.",
         unit="seconds",
-        line=Line(least=0.0),
+        least=0.0,
     )
 
 
@@ -187,9 +187,7 @@ class Threads:
 
     TITLE: ClassVar[str] = "Target"
 
-    threads: int | None = option(
-        None, "Threads that the network runs with; the runtime's choice otherwise.", line=Line(least=1)
-    )
+    threads: int | None = option(None, "Threads that the network runs with; the runtime's choice otherwise.", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,11 +261,12 @@ class Working:
 
     TITLE: ClassVar[str] = "Target"
 
-    jobs: int | None = option(None, "Processors to compute plan and weights on; all otherwise.", line=Line(least=1))
+    jobs: int | None = option(None, "Processors to compute plan and weights on; all otherwise.", least=1)
     memory: int = option(
         MEMORY,
         "Memory for activations and moments, about; what does not fit lies in files.",
         unit="bytes",
+        least=2**20,
         line=Line(metavar="2G|500M", syntax="bytes"),
     )
 
@@ -369,9 +368,11 @@ class Trying:
     TITLE: ClassVar[str] = "Check"
 
     batch_sizes: Sequence[int] = option(
-        (1, 3), "Batch sizes to try where the model leaves the batch dimension open.", line=None
+        (1, 3), "Batch sizes to try where the model leaves the batch dimension open.", least=1, line=None
     )
-    latency_seconds: float = option(10.0, "Time that the latency takes on each provider.", unit="seconds", line=None)
+    latency_seconds: float = option(
+        10.0, "Time that the latency takes on each provider; 0 for none.", unit="seconds", least=0.0, line=None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,7 +440,7 @@ class Drawing:
 
     TITLE: ClassVar[str] = "Model"
 
-    seed: int = option(0, "Seed of everything that is drawn.")
+    seed: int = option(0, "Seed of everything that is drawn.", least=0)
 
 
 # --- what each job takes ----------------------------------------------------------------------------------------------
@@ -649,14 +650,15 @@ class BenchSettings(Opponent, Device, Optimising, Telling, Shapes, Freezing, Dra
     batch_sizes: Sequence[int] = option(
         (),
         "Batch sizes of inputs that leave theirs open; as the shapes are otherwise.",
-        line=Line("--batch", least=1),
+        least=1,
+        line=Line("--batch"),
     )
     thread_counts: Sequence[int | None] = option(
-        (None,), "Threads inside one operator, each measured.", line=Line("--threads", least=1, syntax="counts")
+        (None,), "Threads inside one operator, each measured.", least=1, line=Line("--threads", syntax="counts")
     )
-    runs: int = option(100, "Timed runs of each network and row, at most.", line=Line(least=1))
-    warmup: int = option(10, "Untimed runs before them.", line=Line(least=1))
-    max_seconds: float = option(10.0, "Time that a row may take.", unit="seconds", line=Line(least=0.01))
+    runs: int = option(100, "Timed runs of each network and row, at most.", least=1)
+    warmup: int = option(10, "Untimed runs before them.", least=1)
+    max_seconds: float = option(10.0, "Time that a row may take.", unit="seconds", least=0.01)
     memory: bool = option(False, "Measure peak memory too, each network in a process of its own.")
     advice: bool = option(
         True, "Say what the figures advise, on the CPU.", line=Line(without="Only time; no kernels, no advice.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ import onnx_pointwise
 from onnx_pointwise.cli.app import app
 from onnx_pointwise.cli.options import with_options
 from onnx_pointwise.cli.parsing import SYNTAXES
-from onnx_pointwise.errors import OnnxPointwiseError, PlanError, SettingError
+from onnx_pointwise.errors import OnnxPointwiseError, PlanError, RangeError, SettingError
 from onnx_pointwise.examples import Preprocessing
 from onnx_pointwise.graph import Choice
 from onnx_pointwise.jobs import insertion
@@ -210,6 +212,43 @@ def test_values_of_another_kind_are_refused(settings: type, given: dict[str, Any
             settings(**given)
 
 
+@pytest.mark.parametrize(
+    ("settings", "given", "words"),
+    [
+        (Settings, {"seed": -1}, "seed cannot be -1, 0 is the least: Seed of everything"),
+        (CheckSettings, {"seed": np.int64(-1)}, "seed cannot be .*-1.*, 0 is the least"),
+        (Settings, {"jobs": 0}, "jobs cannot be 0, 1 is the least: Processors to compute"),
+        (SweepSettings, {"memory": -5}, r"memory cannot be -5, 1048576 is the least: .* \(bytes\)"),
+        (Settings, {"repair_seconds": float("nan")}, "repair_seconds cannot be nan, 0.0 is the least"),
+        (BenchSettings, {"thread_counts": (None, 0)}, r"thread_counts cannot be \(None, 0\), 1 is the least"),
+        (BenchSettings, {"batch_sizes": np.array([1, 0])}, r"batch_sizes cannot be array\(.*, 1 is the least"),
+        (CheckSettings, {"batch_sizes": [0]}, r"batch_sizes cannot be \[0\], 1 is the least"),
+    ],
+)
+def test_numbers_below_the_smallest_are_refused(settings: type, given: dict[str, Any], words: str) -> None:
+    for error in (RangeError, OnnxPointwiseError, ValueError):
+        with pytest.raises(error, match=f"^{words}"):
+            settings(**given)
+
+
+@pytest.mark.parametrize("line", [("--seed", "-1"), ("--jobs", "0"), ("--memory", "-5"), ("--calibration-limit", "0")])
+def test_the_command_line_refuses_them_with_its_own_exit_code(line: tuple[str, str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["rewrite", "in.onnx", "out.onnx", "--target-macs", "0.5", *line])
+    assert result.exit_code == 2 and line[0] in result.output
+    config = tmp_path / "job.json"
+    name = line[0][2:].replace("-", "_")
+    config.write_text(json.dumps({name: int(line[1]), "target_macs": 0.5}))
+    result = CliRunner().invoke(app, ["rewrite", "in.onnx", "out.onnx", "--config", str(config)])
+    assert result.exit_code == 2
+    assert re.search(rf"'{name}' does not take '{line[1]}'|{line[0]} {line[1]}", result.output)
+
+
+def test_the_smallest_itself_is_taken() -> None:
+    made = Settings(seed=0, jobs=1, memory=2**20, repair_seconds=0.0)
+    assert (made.seed, made.jobs, made.memory) == (0, 1, 2**20)
+    assert BenchSettings(thread_counts=(1, None)).thread_counts == (1, None)
+
+
 def test_numbers_of_other_libraries_are_numbers() -> None:
     made = Settings(target_macs=np.float32(0.5), seed=np.int64(3), check=np.True_, ranks={"a": np.int32(4)})  # type: ignore[arg-type]
     assert made.target_macs == 0.5 and made.seed == 3
@@ -255,7 +294,7 @@ def test_a_command_line_that_says_nothing_leaves_the_defaults() -> None:
 class Extra:
     TITLE: ClassVar[str] = "Extra"
 
-    brightness: float = option(0.5, "How bright it shall be.", unit="lumen", line=Line(least=0.0))
+    brightness: float = option(0.5, "How bright it shall be.", unit="lumen", least=0.0)
     glare: bool = option(True, "Let it glare.", line=Line(without="Do not let it glare."))
     names: tuple[str, ...] = option((), "Names of it.", line=Line("--name", syntax="forms"))
     hidden: int = option(1, "Not for the command line.", line=None)

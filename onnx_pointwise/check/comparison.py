@@ -263,9 +263,6 @@ def _require_arguments(settings: CheckSettings) -> None:
         raise InputError("Name at least one execution provider to check on.")
     for provider in settings.providers:
         require(provider)
-    for size in settings.batch_sizes:
-        if size < 1:
-            raise InputError(f"A batch size must be at least 1, not {size}.")
     if settings.require not in LIKENESSES[:-1]:
         raise InputError(f"What is required must be one of {', '.join(LIKENESSES[:-1])}, not '{settings.require}'.")
     limits_of(settings.limits)

@@ -169,7 +169,7 @@ def _parameters(settings: type, panel: str = "") -> Iterator[inspect.Parameter]:
             _name(item, item.line),
             help=item.line.without if negated else item.sentence if item.line.syntax else item.text,
             metavar=item.line.metavar or _metavar(item, hints[item.name]),
-            min=item.line.least,
+            min=item.least,
             rich_help_panel=panel or item.topic or None,
         )
         yield inspect.Parameter(

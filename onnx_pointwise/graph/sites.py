@@ -359,11 +359,8 @@ def _with_refusal(
     elif (problem := _weight_problem(site)) is not None:
         refusal = Refusal(*problem, maps)
     elif site.in_channels < min_channels:
-        refusal = Refusal(
-            "few_channels",
-            f"Only {site.in_channels} feature maps come in; there is nothing to reduce below {min_channels}.",
-            maps,
-        )
+        come_in = "1 feature map comes" if site.in_channels == 1 else f"{site.in_channels} feature maps come"
+        refusal = Refusal("few_channels", f"Only {come_in} in; there is nothing to reduce below {min_channels}.", maps)
     elif not site.in_size or not site.out_size:
         refusal = Refusal("unknown_shape", "Its size is not known, so its cost is not either; name --input-shape.")
     return replace(site, refusal=refusal)

@@ -245,8 +245,6 @@ def _with_batch(
     specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], batch: int
 ) -> dict[str, tuple[int, ...]]:
     """Set the open first dimension of every input."""
-    if batch < 1:
-        raise InputError(f"A batch size must be at least 1, not {batch}.")
     sized: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in shapes.items()}
     changed = False
     for spec in specs:

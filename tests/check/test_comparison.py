@@ -236,7 +236,6 @@ def test_given_inputs_must_fit(inputs: dict[str, Any], message: str) -> None:
         ({"max_drift": {"z": 0.1}}, "has no output 'z' to limit the drift of; its outputs are y"),
         ({"max_drift": -0.1}, "must be 0 or above"),
         ({"max_drift": float("nan")}, "must be 0 or above"),
-        ({"batch_sizes": (0,)}, "batch size must be at least 1"),
         ({"providers": ()}, "at least one execution provider"),
         ({"input_shapes": {"z": (1, 8, 8, 8)}}, "no input 'z'"),
         ({"input_shapes": {"x": (1, 4, 8, 8)}}, "declared as"),

@@ -294,6 +294,11 @@ def test_few_channels_only_advise() -> None:
     assert only(model, min_channels=3).refusal is None
 
 
+def test_one_channel_is_told_of_as_one() -> None:
+    refusal = only(conv_model(normal(8, 1, 3, 3), [9, 9])).refusal
+    assert refusal is not None and refusal.reason == "Only 1 feature map comes in; there is nothing to reduce below 4."
+
+
 def test_without_shapes_there_is_no_cost() -> None:
     (site,) = find_sites(load(conv_model(normal(8, 6, 3, 3), [9, 9])))
     assert site.refusal is not None
