@@ -11,9 +11,9 @@ import onnx_ir as ir
 import pytest
 
 from onnx_pointwise.graph.model_io import load
-from onnx_pointwise.latency import kernels as latency
 from onnx_pointwise.latency import network as network_latency
-from onnx_pointwise.latency.kernels import _Probe
+from onnx_pointwise.latency.clock import Clock
+from onnx_pointwise.latency.probes import Probe
 from onnx_pointwise.runtime.profiling import NodeTime
 
 # Seconds of one product of two blocks at one tap.
@@ -48,7 +48,7 @@ def install(monkeypatch: pytest.MonkeyPatch, step: int, *, slow: float = 1.0) ->
     """Replace every measurement by this machine's; gives a list that each comparison of networks is written to."""
     compared: list[str] = []
 
-    def probe_seconds(probe: _Probe) -> float:
+    def probe_seconds(probe: Probe) -> float:
         return sum(seconds((conv.out_channels, conv.in_channels, *conv.kernel), step) for conv in probe.chain)
 
     def compare(before: ir.Model, after: ir.Model, **_: Any) -> SimpleNamespace:
@@ -62,10 +62,10 @@ def install(monkeypatch: pytest.MonkeyPatch, step: int, *, slow: float = 1.0) ->
     def node_times(model: ir.Model, **_: Any) -> list[NodeTime]:
         return [NodeTime(name, "Conv", "cpu", seconds(kernel, step), name) for name, kernel in kernels(model).items()]
 
-    def times(_: Any, probes: Any) -> Mapping[_Probe, float]:
+    def times(_: Any, probes: Any) -> Mapping[Probe, float]:
         return {probe: probe_seconds(probe) for probe in probes}
 
-    monkeypatch.setattr(latency._Clock, "_time", times)
+    monkeypatch.setattr(Clock, "_time", times)
     monkeypatch.setattr(network_latency, "compare", compare)
     monkeypatch.setattr(network_latency, "measure", measure)
     monkeypatch.setattr(network_latency, "node_times", node_times)

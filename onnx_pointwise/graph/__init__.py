@@ -29,6 +29,7 @@ from onnx_pointwise.graph.model_io import (
     quiet,
     runtime_source,
     save,
+    serialize,
     staged,
 )
 from onnx_pointwise.graph.naming import GAP, full_name
@@ -97,6 +98,7 @@ __all__ = [
     "runtime_inputs",
     "runtime_source",
     "save",
+    "serialize",
     "staged",
     "staged_text",
     "still",

@@ -34,7 +34,8 @@ from onnx_pointwise.graph import (
     replacement,
 )
 from onnx_pointwise.latency.cache import LatencyCache, is_duration
-from onnx_pointwise.latency.kernels import TOLERANCE, SiteLatency, place, site_latencies
+from onnx_pointwise.latency.clock import place
+from onnx_pointwise.latency.kernels import TOLERANCE, SiteLatency, site_latencies
 from onnx_pointwise.numerics import FORMS, Factors, Form, Rank
 from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import (

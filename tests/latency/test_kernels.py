@@ -15,9 +15,10 @@ from onnx_pointwise.deploying import Deployment
 from onnx_pointwise.errors import ProviderError
 from onnx_pointwise.graph.model_io import load
 from onnx_pointwise.graph.sites import Site, find_sites
-from onnx_pointwise.latency import kernels as latency
 from onnx_pointwise.latency.cache import LatencyCache
+from onnx_pointwise.latency.clock import Clock, chain_seconds
 from onnx_pointwise.latency.kernels import site_latencies
+from onnx_pointwise.latency.probes import Probe, probe, probed_size
 from onnx_pointwise.numerics.forms import SPATIAL, Form
 from onnx_pointwise.runtime.shape_inference import resolve
 from tests.graphs import conv_model, normal
@@ -36,15 +37,15 @@ def sites(channels: int = 24, kernel: int = 3) -> list[Site]:
 def staircase(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Replace the measurement by a staircase in the rank with treads of ``step``."""
 
-    def seconds(probe: latency._Probe) -> float:
+    def seconds(one: Probe) -> float:
         return float(
             sum(
                 -(-conv.in_channels // step) * -(-conv.out_channels // step) * np.prod(conv.kernel)
-                for conv in probe.chain
+                for conv in one.chain
             )
         )
 
-    monkeypatch.setattr(latency._Clock, "_time", lambda self, probes: {probe: seconds(probe) for probe in probes})
+    monkeypatch.setattr(Clock, "_time", lambda self, probes: {one: seconds(one) for one in probes})
 
 
 @pytest.mark.parametrize("step", [4, 8, 5])
@@ -85,7 +86,7 @@ def test_spatial_forms_have_treads_of_their_own(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("form", SPATIAL)
 def test_a_probe_is_what_the_rewritten_site_is(form: Form) -> None:
     (site,) = sites(24, 5)
-    first, second = latency._probe(site, form, 7).chain
+    first, second = probe(site, form, 7).chain
     tall = {"vertical": first, "horizontal": second}[form]
     assert (tall.kernel, (second if tall is first else first).kernel) == ((5, 1), (1, 5))
     assert (first.in_channels, first.out_channels, second.in_channels, second.out_channels) == (24, 7, 7, 24)
@@ -104,16 +105,16 @@ def test_it_measures_transposed_convolutions() -> None:
     site = upsampling()
     found = site_latencies([site], threads=1, asked={"conv": ("vertical", 9)})["conv"]
     assert min(found.dense, found.fastest, found.of("vertical", 9)) > 0
-    (dense,) = latency._probe(site, None, 1).chain
+    (dense,) = probe(site, None, 1).chain
     assert (dense.op_type, dense.weight_shape, dense.strides) == ("ConvTranspose", (64, 64, 4, 4), (2, 2))
-    chain = latency._probe(site, "reduce_expand", (5, 6)).chain
+    chain = probe(site, "reduce_expand", (5, 6)).chain
     assert [conv.op_type for conv in chain] == ["Conv", "ConvTranspose", "Conv"]
     assert [conv.weight_shape for conv in chain] == [(5, 64, 1, 1), (5, 6, 4, 4), (64, 6, 1, 1)]
 
 
 def test_a_given_output_shape_is_timed_as_a_whole() -> None:
     site = upsampling(pads=[0] * 4, output_shape=[47, 47])
-    assert latency._probed_size(replace(site, batch=100)) == site.in_size
+    assert probed_size(replace(site, batch=100)) == site.in_size
     assert site_latencies([site], forms=["reduce"], threads=1)["conv"].dense > 0
 
 
@@ -141,7 +142,7 @@ def test_layout_changes_between_pieces_count_and_those_at_the_ends_do_not() -> N
         event("0.1", "Conv", 7), event("r", "ReorderOutput", 100), event("1.0", "Conv", 11),
         event("r", "ReorderOutput", 100), {"name": "model_run"},
     ]  # fmt: skip
-    np.testing.assert_allclose(latency._chain_seconds(events, 2), [[15e-6, 11e-6]])
+    np.testing.assert_allclose(chain_seconds(events, 2), [[15e-6, 11e-6]])
 
 
 def test_a_provider_that_does_not_load_is_an_error() -> None:
