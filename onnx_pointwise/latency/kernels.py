@@ -2,8 +2,9 @@
 
 Latency is a staircase in the rank: kernels work on blocks of channels, and a block that is not full costs as much as
 a full one. The steps are found by measuring: a coarse grid of ranks first, then the middle of every interval over
-which the latency changes, until neighbours differ or the change is within the noise. Only the highest rank of a tread
-is worth having. All sites are probed together, and what was measured once is kept, see `clock`.
+which the latency changes, until neighbours differ or the change is within the noise; where both ends take as long as
+the untouched site, nothing between them is looked for. Only the highest rank of a tread is worth having. All sites are
+probed together, and what was measured once is kept, see `clock`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from onnx_pointwise.graph import Site, competing, dense_cost, rewritten_cost
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.latency.clock import Clock
-from onnx_pointwise.latency.probes import Probe, probe, probed_size
+from onnx_pointwise.latency.probes import probe, probed_size
 from onnx_pointwise.numerics import FORMS, SPATIAL, Form, Rank, full_rank
 from onnx_pointwise.progress import Within, unheard
 
@@ -97,61 +98,84 @@ def site_latencies(
         ProviderError: The provider does not load.
         ModelError: A probe cannot be deployed so.
     """
-    clock = Clock(provider, threads, cache, progress, deployment)
-    by_name = {site.name: site for site in sites}
+    found = _Treads(sites, forms, asked or {}, Clock(provider, threads, cache, progress, deployment))
+    return {site.name: found.of(site) for site in sites}
 
-    @functools.cache
-    def chain(name: str, form: Form | None = None, rank: Rank = 1) -> Probe:
-        return probe(by_name[name], form, rank)
 
-    clock.measure(chain(site.name) for site in sites)
-    dense = {site.name: clock.seconds(chain(site.name)) for site in sites}
-    named = asked or {}
-    clock.measure(chain(site.name, *named[site.name]) for site in sites if site.name in named)
-    chosen = {site.name: competing(site, forms) for site in sites}
-    single = [(site, form) for site in sites for form in _sides(chosen[site.name])]
-    known: dict[tuple[str, Form], list[int]] = {(site.name, form): [] for site, form in single}
-    tops: dict[tuple[str, Form], list[int]] = {}
-    open_curves = {(site.name, form): (site, _first_ranks(site, form)) for site, form in single}
-    while open_curves:
-        clock.measure(chain(*key, rank) for key, (site, ranks) in open_curves.items() for rank in ranks)
-        following = {}
-        for key, (site, ranks) in open_curves.items():
-            known[key] = sorted({*known[key], *ranks})
-            curve = [(rank, clock.seconds(chain(*key, rank))) for rank in known[key]]
-            between = _middles(curve, TOLERANCE * dense[site.name])
-            if between:
-                following[key] = (site, between)
-            else:
-                tops[key] = _tops(curve, (_dense_rank(site, key[1]), dense[site.name]))
-        open_curves = following
-    found: dict[str, list[tuple[Form, Rank]]] = {site.name: [] for site in sites}
-    for site in sites:
-        alone = [form for form in chosen[site.name] if form != "reduce_expand"]
-        found[site.name] += [(form, rank) for form in alone for rank in tops[site.name, form]]
-        if "reduce_expand" in chosen[site.name]:
-            pairs = _pairs(tops[site.name, "reduce"], tops[site.name, "expand"])
-            found[site.name] += [("reduce_expand", pair) for pair in pairs]
-    clock.measure(chain(site.name, form, rank) for site in sites for form, rank in found[site.name])
-    result = {}
-    for site in sites:
+class _Treads:
+    """The staircases of sites, found by measuring.
+
+    Args:
+        sites: The sites.
+        forms: The forms that compete.
+        asked: Form and rank by site name, to be measured whatever they take.
+        clock: What measures.
+    """
+
+    def __init__(
+        self, sites: Sequence[Site], forms: Sequence[Form], asked: Mapping[str, tuple[Form, Rank]], clock: Clock
+    ) -> None:
+        self._sites = {site.name: site for site in sites}
+        self._asked, self._clock = asked, clock
+        self._chain = functools.cache(lambda name, form, rank: probe(self._sites[name], form, rank))
+        self._forms = {site.name: competing(site, forms) for site in sites}
+        clock.measure(self._chain(name, None, 1) for name in self._sites)
+        clock.measure(self._chain(name, *asked[name]) for name in self._sites if name in asked)
+        self._known: dict[tuple[str, Form], list[int]] = {}
+        self._climb()
+        self._found = {name: self._tops(name) for name in self._sites}
+        clock.measure(self._chain(name, *choice) for name, tops in self._found.items() for choice in tops)
+
+    def of(self, site: Site) -> SiteLatency:
+        """Sum up what was found of a site."""
+        name, forms = site.name, self._forms[site.name]
         rows = site.in_size[0] / probed_size(site)[0]  # fewer may have been computed
-        timed = [(rows * clock.seconds(chain(site.name, form, rank)), form, rank) for form, rank in found[site.name]]
-        curves = [
-            rows * clock.seconds(chain(site.name, form, rank))
-            for form in chosen[site.name]
-            for rank in known.get((site.name, form), ())
-        ]
-        faster = [entry for entry in timed if entry[0] < (1.0 - TOLERANCE) * rows * dense[site.name]]
-        wanted = [named[site.name]] if site.name in named else []
-        result[site.name] = SiteLatency(
-            rows * dense[site.name],
-            tuple((form, rank) for _, form, rank in faster),
-            tuple(seconds for seconds, _, _ in faster),
-            min([*curves, *(entry[0] for entry in timed)], default=math.inf),
-            {choice: rows * clock.seconds(chain(site.name, *choice)) for choice in wanted},
+        dense = rows * self._seconds(name)
+        timed = [(rows * self._seconds(name, *choice), choice) for choice in self._found[name]]
+        curves = [rows * seconds for form in forms for _, seconds in self._curve(name, form)]
+        faster = [(seconds, choice) for seconds, choice in timed if seconds < (1.0 - TOLERANCE) * dense]
+        wanted = [self._asked[name]] if name in self._asked else []
+        return SiteLatency(
+            dense,
+            tuple(choice for _, choice in faster),
+            tuple(seconds for seconds, _ in faster),
+            min([*curves, *(seconds for seconds, _ in timed)], default=math.inf),
+            {choice: rows * self._seconds(name, *choice) for choice in wanted},
         )
-    return result
+
+    def _seconds(self, name: str, form: Form | None = None, rank: Rank = 1) -> float:
+        return self._clock.seconds(self._chain(name, form, rank))
+
+    def _curve(self, name: str, form: Form) -> list[tuple[int, float]]:
+        """Ranks of a form that were measured, rising, and their seconds."""
+        return [(rank, self._seconds(name, form, rank)) for rank in self._known.get((name, form), ())]
+
+    def _climb(self) -> None:
+        """Measure all staircases at once, finer and finer."""
+        following = {
+            (name, form): _first_ranks(site, form)
+            for name, site in self._sites.items()
+            for form in _sides(self._forms[name])
+        }
+        self._known = {key: [] for key in following}
+        while following:
+            self._clock.measure(self._chain(*key, rank) for key, ranks in following.items() for rank in ranks)
+            for key, ranks in following.items():
+                self._known[key] = sorted({*self._known[key], *ranks})
+            between = {key: _middles(self._curve(*key), self._seconds(key[0])) for key in following}
+            following = {key: ranks for key, ranks in between.items() if ranks}
+
+    def _tops(self, name: str) -> list[tuple[Form, Rank]]:
+        """Forms and ranks of a site that are worth having, faster than it or not."""
+        site, forms = self._sites[name], self._forms[name]
+        tops = {
+            form: _tops(self._curve(name, form), (_dense_rank(site, form), self._seconds(name)))
+            for form in _sides(forms)
+        }
+        found: list[tuple[Form, Rank]] = [(form, rank) for form in forms if form in tops for rank in tops[form]]
+        if "reduce_expand" in forms:
+            found += [("reduce_expand", pair) for pair in _pairs(tops["reduce"], tops["expand"])]
+        return found
 
 
 def _sides(forms: Sequence[Form]) -> list[Form]:
@@ -181,12 +205,12 @@ def _first_ranks(site: Site, form: Form) -> list[int]:
     return sorted({*range(_GRID, limit + 1, _GRID), *(rank for rank in (1, 4, 8, limit) if 1 <= rank <= limit)})
 
 
-def _middles(curve: Sequence[tuple[int, float]], tolerance: float) -> list[int]:
-    """Ranks to measure next: the middle of each interval over which the latency changes."""
+def _middles(curve: Sequence[tuple[int, float]], dense: float) -> list[int]:
+    """Ranks to measure next: the middle of each interval over which the latency changes and is below the dense one."""
     return [
         (low + high) // 2
         for (low, below), (high, above) in itertools.pairwise(curve)
-        if high - low > 1 and abs(above - below) > tolerance
+        if high - low > 1 and abs(above - below) > TOLERANCE * dense and min(below, above) < (1.0 - TOLERANCE) * dense
     ]
 
 

@@ -242,7 +242,9 @@ def _widened(tensor: onnx.TensorProto, name: str, chain: Sequence[Conv], rng: np
     if len(shape) > 1 and np.issubdtype(numbers.dtype, np.floating):
         drawn = rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(math.prod(shape[1:])))
         return numpy_helper.from_array(drawn.astype(numbers.dtype), name)
-    return numpy_helper.from_array(np.resize(numbers, shape), name)
+    size = math.prod(shape)
+    repeated = np.tile(numbers.ravel(), -(-size // numbers.size))
+    return numpy_helper.from_array(repeated[:size].reshape(shape), name)
 
 
 def _shape(small: tuple[int, ...], chain: Sequence[Conv]) -> tuple[int, ...]:

@@ -185,3 +185,18 @@ def test_entries_of_the_cache_that_are_no_times_are_measured_again(
         patch.setattr(cache, "get", lambda keys: dict.fromkeys(keys, entry))
         assert site_latencies([site], cache=cache) == site_latencies([site])
     assert site_latencies([site], cache=cache) == site_latencies([site]), "they took the places of the bad ones"
+
+
+def test_between_two_ranks_that_are_no_faster_than_dense_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which a second convolution costs as much as the first one: no tread is below the dense site."""
+    asked: set[Probe] = set()
+
+    def times(_: Any, probes: Any) -> dict[Probe, float]:
+        asked.update(probes)
+        return {one: len(one.chain) + 1e-3 * one.chain[0].out_channels for one in probes}
+
+    monkeypatch.setattr(Clock, "_time", times)
+    (site,) = sites(40, 5)
+    assert site_latencies([site], forms=["reduce"])["conv"].choices == ()
+    ranks = {one.chain[0].out_channels for one in asked if len(one.chain) == 2}
+    assert ranks == {1, 4, 8, 16, 32, 38}
