@@ -63,6 +63,27 @@ def made(opset: int) -> dict[str, onnx.ModelProto]:
             [node("Constant", [], ["c"], value_float=0.5), node("Sub", ["v", "c"], ["d"]), node("Neg", ["d"], ["W"])],
             {"v": KERNEL},
         ),
+        "in parts": ([node("Concat", ["a", "b"], ["W"], axis=1)], {"a": KERNEL[:, :3], "b": KERNEL[:, 3:]}),
+        "in another order": ([node("Gather", ["v", "i"], ["W"])], {"v": KERNEL, "i": np.arange(12)[::-1].copy()}),
+        "one of several": (
+            [node("Constant", [], ["i"], value_int=1), node("Gather", ["v", "i"], ["W"])],
+            {"v": np.stack([KERNEL * 0, KERNEL])},
+        ),
+        "a product": (
+            [node("MatMul", ["a", "b"], ["m"]), node("Reshape", ["m", "shape"], ["W"])],
+            {"a": normal(12, 5), "b": normal(5, 72), "shape": np.array(KERNEL.shape)},
+        ),
+        "filled": (
+            [node("ConstantOfShape", ["shape"], ["f"], value=helper.make_tensor("", 1, [1], [0.5])),
+             node("Mul", ["v", "f"], ["W"])],
+            {"v": KERNEL, "shape": np.array([8, 3, 1])},
+        ),
+        "scales listed in nodes": (
+            [node("Constant", [], ["s"], value_floats=[0.5 + n for n in range(12)]),
+             node("Constant", [], ["shape"], value_ints=[12, 1, 1, 1]),
+             node("Reshape", ["s", "shape"], ["s4"]), node("Mul", ["v", "s4"], ["W"])],
+            {"v": KERNEL},
+        ),
     }  # fmt: skip
     return {name: behind(nodes, weights, opset=opset) for name, (nodes, weights) in cases.items()}
 
@@ -180,6 +201,37 @@ def test_types_stay(dtype: str) -> None:
     (site,) = find_sites(load(model))
     assert site.dtype == kind.numpy() and site.refusal is not None and site.refusal.code == "unknown_shape"
     np.testing.assert_array_equal(site.weights()[0], KERNEL.astype(kind.numpy()))
+
+
+def test_bounds_of_what_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these puts out, or goes through, more numbers than any of its inputs has."""
+    monkeypatch.setattr(constants, "_LARGEST", KERNEL.size - 1)
+    for kind in ("in parts", "in another order", "a product", "filled"):
+        (site,) = find_sites(load(made(17)[kind]))
+        assert site.refusal is not None and site.refusal.code == "dynamic_kernel", kind
+    monkeypatch.setattr(constants, "_LARGEST", KERNEL.size * len(KERNEL))
+    assert all(find_sites(load(model))[0].weights()[0].shape == KERNEL.shape for model in made(17).values())
+
+
+def test_what_a_call_of_a_function_sets_is_no_constant_in_it() -> None:
+    set_outside = helper.make_node("Constant", [], ["c"])
+    set_outside.attribute.add(name="value_float", ref_attr_name="by", type=onnx.AttributeProto.FLOAT)
+    cast = helper.make_node("Cast", ["half"], ["W"])
+    cast.attribute.add(name="to", ref_attr_name="to", type=onnx.AttributeProto.INT)
+    plain = helper.make_node("Constant", [], ["half"], value_floats=[1.0, 2.0])
+    function = helper.make_function(
+        "local", "f", ["x"], ["y", "W"], [set_outside, plain, cast, node("Mul", ["x", "c"], ["y"])],
+        [helper.make_opsetid("", 17)], ["by", "to"],
+    )  # fmt: skip
+    call = helper.make_node("f", ["x"], ["y", "z"], domain="local", by=2.0, to=1)
+    model = make_model(
+        [call], [value("x", [2])], [value("y", [2]), value("z", [2])], domains=["local"], functions=[function]
+    )
+    (read,) = load(model).functions.values()
+    values = {str(output.name): output for item in read for output in item.outputs}
+    assert constant(values["c"]) is None and constant(values["W"]) is None
+    found = constant(values["half"])
+    assert found is not None and found.numpy().tolist() == [1.0, 2.0]
 
 
 def test_a_constant_is_computed_once_and_again_when_what_it_is_made_of_changed() -> None:
