@@ -522,3 +522,24 @@ def test_names_longer_than_a_file_can_have_are_refused_before_any_work(
         result = invoke(app, "rewrite", long, tmp_path / "out.onnx", *asked)
         assert result.exit_code == 2
         assert "cannot be read: File name too long" in " ".join(result.output.split())
+
+
+def test_a_machine_without_enough_memory_is_told_of_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError("Unable to allocate 9.00 TiB")
+
+    monkeypatch.setattr("onnx_pointwise.rewrite", full)
+    found = run("rewrite", DIGITS, tmp_path / "out.onnx", "--target-macs", 0.5)
+    assert found.returncode == 2
+    said = " ".join(found.stderr.split())
+    assert "The memory does not suffice (Unable to allocate 9.00 TiB); take smaller inputs (--input-shape)" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [["--pick", "knee"], ["out.onnx"]])
+def test_a_sweep_writes_where_both_file_and_rule_are_named(given: list[str], tmp_path: Path) -> None:
+    found = run("sweep", DIGITS, *(tmp_path / word if word == "out.onnx" else word for word in given))
+    assert found.returncode == 2
+    assert "To write a network, name the file OUT and what to pick it by" in " ".join(found.stderr.split())

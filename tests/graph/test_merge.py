@@ -84,9 +84,37 @@ def test_merging_changes_no_number_at_low_rank() -> None:
         (pair(branch=True), Choice("expand", 5), Choice("reduce", 6)),
         (pair(), Choice("reduce", 5), Choice("reduce", 6)),
         (pair(), Choice("expand", 5), Choice("expand", 6)),
+        (pair(), Choice("expand", 40), Choice("reduce", 40)),
     ],
-    ids=["activation", "second reader", "no expand", "no reduce"],
+    ids=["activation", "second reader", "no expand", "no reduce", "dearer as one"],
 )
 def test_what_has_something_between_stays(model: onnx.ModelProto, first: Choice, second: Choice) -> None:
     count = len(model.graph.node) + 2
     assert len(rewritten(model, first, second).graph.node) == count
+
+
+def test_a_bias_that_others_read_stays_theirs() -> None:
+    model = pair()
+    model.graph.node.append(helper.make_node("Neg", ["b1"], ["n"]))
+    model.graph.output.append(helper.make_tensor_value_info("n", 1, [16]))
+    made = rewritten(model, Choice("expand", 16), Choice("reduce", 16))
+    assert len(made.graph.node) == 5
+    for ours, theirs in zip(run(made), run(model), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_across_the_border_of_a_branch_nothing_is_merged() -> None:
+    """The branch may not run at all; what it reads is computed outside."""
+    model = pair()
+    second = model.graph.node.pop()
+    branch = helper.make_graph([second], "then", [], [helper.make_tensor_value_info("y", 1, None)])
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["zero"], ["z"])], "else", [], [helper.make_tensor_value_info("z", 1, None)]
+    )
+    model.graph.node.append(helper.make_node("If", ["c"], ["out"], then_branch=branch, else_branch=other))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 10, 9, 8), np.float32), "zero"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "c"))
+    model.graph.output[0].name = "out"
+    made = rewritten(model, Choice("expand", 16), Choice("reduce", 16))
+    assert [node.name for node in made.graph.node][:2] == ["first", "first_expand"]
+    np.testing.assert_allclose(run(made)[0], run(model)[0], rtol=1e-4, atol=1e-5)

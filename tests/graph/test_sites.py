@@ -420,6 +420,18 @@ def test_fused_convolutions() -> None:
     assert found.reason.startswith("FusedConv is not a plain convolution")
 
 
+def test_operators_of_other_domains_do_not_fold_whatever_they_are_called() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "W"], ["c"], name="conv"),
+        helper.make_node("Mul", ["c", "s"], ["y"], domain="somebody.else"),
+    ]
+    weights = {"W": normal(6, 4, 3, 3), "s": np.array(2.0, np.float32)}
+    model = make_model(nodes, [value("x", [1, 4, 8, 8])], [value("y", None)], weights, domains=["somebody.else"])
+    assert only(model).folds == ()
+    model.graph.node[1].domain = ""
+    assert [node.op_type for node in only(model).folds] == ["Mul"]
+
+
 def test_functions() -> None:
     found = sites(function_model(normal(5, 5, 3, 3)))
     assert [site.refusal.code for site in found if site.refusal] == ["in_function", "in_function"]
