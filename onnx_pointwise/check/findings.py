@@ -303,6 +303,7 @@ def provider_warnings(results: Sequence[ProviderCheck], threads: int | None) -> 
             )
         extra = len(result.nodes_off) - len(result.nodes_off_before)
         if extra > 0:
-            yield f"On {result.provider} {extra} more nodes run on another provider than before."
+            more = "1 more node runs" if extra == 1 else f"{extra} more nodes run"
+            yield f"On {result.provider} {more} on another provider than before."
         if result.latency is not None and result.latency.verdict == "slower":
             yield f"On {result.provider} the second network takes {result.latency.ratio:.2f} times as long."

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from onnx import helper, numpy_helper
 from rich.console import Console
 
 from onnx_pointwise.check import CheckResult, running
+from onnx_pointwise.check.comparison import _unlike_numbers
 from onnx_pointwise.check.comparison import check as api
+from onnx_pointwise.check.findings import provider_warnings
 from onnx_pointwise.errors import InputError, ModelError, ProviderError
 from onnx_pointwise.reports.terminal import verdict
-from onnx_pointwise.runtime import providers
+from onnx_pointwise.runtime import AssignedNode, providers
 from tests.graphs import conv_model, function_model, if_model, make_model, normal, opened, value
 
 KERNEL = normal(6, 8, 3, 3)
@@ -427,3 +430,56 @@ def test_a_provider_that_computes_the_second_network_wrongly(
     assert len([warning for warning in result.warnings if "twin" in warning]) == warned
     assert result.providers[0].rewritten_from_cpu is not None
     assert result.providers[0].rewritten_from_cpu["y"].relative_l2 == pytest.approx(rewritten_share, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            {"dense_from_cpu": 0.2},
+            "cuda computes output 'y' of the first network otherwise than the CPU",
+        ),
+        ({"dense_from_cpu": 0.004}, "cuda computes in a lower precision than the CPU (the first network alone differs"),
+        ({"dense_from_cpu": 1e-6}, None),
+        ({"nodes_off": 1}, "On cuda 1 more node runs on another provider than before."),
+        ({"nodes_off": 6}, "On cuda 6 more nodes run on another provider than before."),
+        ({"nodes_off": 2, "nodes_off_before": 2}, None),
+        ({"software": True, "device": "lavapipe"}, "cuda ran on lavapipe, a device emulated on the CPU, so it was not"),
+    ],
+)
+def test_what_is_odd_about_a_provider_is_said(found: dict[str, Any], said: str | None) -> None:
+    (one,) = check(dense(), dense()).providers
+    for name, number in found.items():
+        if name == "dense_from_cpu":
+            found |= {name: {"y": replace(one.drift["y"], relative_l2=number)}}
+        elif name.startswith("nodes_off"):
+            found |= {name: tuple(AssignedNode(f"node {index}", "Conv", "cpu") for index in range(number))}
+    sentences = list(provider_warnings([replace(one, provider="cuda", **found)], None))
+    assert len(sentences) == (said is not None)
+    assert said is None or sentences[0].startswith(said)
+
+
+def test_the_terminal_tells_of_nodes_that_left_and_of_drift_from_the_cpu() -> None:
+    result = check(dense(), changed(dense(), 1.001))
+    (one,) = result.providers
+    nodes = tuple(AssignedNode(f"node {index}", "Conv", "cpu") for index in range(5))
+    there = replace(one, provider="cuda", nodes_off=nodes, drift_from_cpu=one.drift)
+    out = io.StringIO()
+    Console(file=out, width=120).print(verdict(replace(result, providers=(there,))))
+    text = " ".join(out.getvalue().split())
+    assert "5 nodes left cuda for another provider: node 0, node 1, node 2, node 3, ..." in text
+    assert "cuda vs cpu" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (helper.make_sequence_type_proto(helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, None))),
+         "It is a sequence of something else than tensors."),
+        (helper.make_optional_type_proto(helper.make_tensor_type_proto(1, None)),
+         "It is neither a tensor nor a sequence of them."),
+    ],
+)  # fmt: skip
+def test_outputs_that_hold_no_numbers_say_so(kind: onnx.TypeProto, why: str) -> None:
+    output = ir.serde.deserialize_value_info_proto(helper.make_value_info("s", kind), None)
+    assert _unlike_numbers(output) == why

@@ -57,16 +57,36 @@ CASES = {
         [node("Sigmoid", ["y"], ["s"]), node("Mul", ["y", "s"], ["m"]), node("Add", ["m", "s"], ["out"])],
         Activation(),
     ),
+    "a gate behind a difference": (
+        [node("Sub", ["y", "three"], ["d"]), node("Sigmoid", ["d"], ["s"]), node("Mul", ["y", "s"], ["out"])],
+        Activation(curve=Curve((("Add", (-3.0,)), ("Sigmoid", ())), gated=True)),
+    ),
+    "a gate that is no number": ([node("Div", ["y", "zero"], ["d"]), node("Mul", ["y", "d"], ["out"])], Activation()),
+    "a gate by another value": ([node("Mul", ["y", "x2"], ["d"]), node("Mul", ["y", "d"], ["out"])], Activation()),
+    "slopes that come in": ([node("PRelu", ["y", "x2"], ["out"])], Activation()),
+    "slopes over places": ([node("PRelu", ["y", "places"], ["out"])], Activation()),
+    "a bound that comes in": (
+        [node("ReduceMin", ["x2"], ["low"], keepdims=0), node("Clip", ["y", "low"], ["out"])],
+        Activation(),
+    ),
+    "somebody else's": ([node("Relu", ["y"], ["out"], domain="elsewhere")], Activation()),
+    "somebody else's product": (
+        [node("Sigmoid", ["y"], ["s"]), node("Mul", ["y", "s"], ["out"], domain="elsewhere")],
+        Activation(),
+    ),
     "nothing": ([node("AveragePool", ["y"], ["out"], kernel_shape=[1, 1])], Activation()),
 }
 
 
 def seen(nodes, answers=()):
     weights = {"w": normal(6, 4, 3, 3), "slopes": np.linspace(0.1, 0.4, 6, dtype=np.float32).reshape(6, 1, 1)}
+    weights["places"] = np.linspace(0.1, 0.4, 9, dtype=np.float32)
     weights |= {name: np.array(number, np.float32) for name, number in NUMBERS.items()}
     conv = node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1], name="site")
     inputs = [value("x", [1, 4, 9, 9]), value("x2", [1, 6, 9, 9])]
-    model = load(make_model([conv, *nodes], inputs, [value("out", [1, 6, 9, 9])], weights, opset=16))
+    model = load(
+        make_model([conv, *nodes], inputs, [value("out", [1, 6, 9, 9])], weights, opset=16, domains=["elsewhere"])
+    )
     shapes = resolve(model)
     (site,) = find_sites(shapes.model, shapes)
     return surroundings(shapes.model, site, answers)

@@ -151,6 +151,8 @@ def _provider_lines(result: ProviderCheck) -> Iterable[str]:
     if result.nodes_off:
         names = ", ".join(shortened(node.name, _NAME) for node in result.nodes_off[:4])
         more = ", ..." if len(result.nodes_off) > 4 else ""
-        yield f"{len(result.nodes_off)} nodes left {result.provider} for another provider: {names}{more}"
+        count = len(result.nodes_off)
+        nodes = f"{count} node{'' if count == 1 else 's'}"
+        yield f"{nodes} left {result.provider} for another provider: {names}{more}"
     if result.latency is not None:
         yield f"Latency on {result.provider}: {comparison(result.latency)}"
