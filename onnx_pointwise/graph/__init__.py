@@ -46,6 +46,7 @@ from onnx_pointwise.graph.shapes import (
 )
 from onnx_pointwise.graph.sites import MIN_CHANNELS, Refusal, Site, find_sites
 from onnx_pointwise.graph.surgery import BottleneckPass, Replacement, corrected, replacement
+from onnx_pointwise.graph.wire import subgraphs_of
 
 __all__ = [
     "ASSUMED_SIZES",
@@ -103,6 +104,7 @@ __all__ = [
     "staged_text",
     "still",
     "stilled",
+    "subgraphs_of",
     "takes",
     "whole",
     "write_text",

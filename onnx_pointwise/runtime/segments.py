@@ -19,7 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError, ModelError
-from onnx_pointwise.graph import Site, holds_map, named_after, origin, runtime_source, still
+from onnx_pointwise.graph import Site, holds_map, named_after, origin, runtime_source, still, subgraphs_of
 from onnx_pointwise.runtime.providers import open_session
 from onnx_pointwise.runtime.runtime_errors import sentence
 from onnx_pointwise.scratch import ScratchFolder
@@ -389,19 +389,11 @@ def site_values(site: Site) -> list[str]:
 def reads(node: ir.Node) -> list[str]:
     """Names of the values that a node reads, those that its subgraphs take from outside included."""
     names = [str(value.name) for value in node.inputs if value is not None and value.name]
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        graphs = []
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = list(attribute.as_graphs())
-        for graph in graphs:
-            inner = {str(value.name) for item in graph for value in item.outputs}
-            inner |= {str(value.name) for value in graph.inputs} | set(graph.initializers)
-            names.extend(name for item in graph for name in reads(item) if name not in inner)
-            names.extend(str(value.name) for value in graph.outputs if value.name not in inner)
+    for graph in subgraphs_of(node):
+        inner = {str(value.name) for item in graph for value in item.outputs}
+        inner |= {str(value.name) for value in graph.inputs} | set(graph.initializers)
+        names.extend(name for item in graph for name in reads(item) if name not in inner)
+        names.extend(str(value.name) for value in graph.outputs if value.name not in inner)
     return names
 
 

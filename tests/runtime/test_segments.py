@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from onnx_pointwise.graph import find_sites, load
-from onnx_pointwise.runtime import TwinRun, resolve, tensor_outputs
+from onnx_pointwise.runtime import TwinRun, reads, resolve, tensor_outputs
 from tests.graphs import make_model, normal, run, value
 
 node = helper.make_node
@@ -61,3 +62,25 @@ def test_outputs_that_are_no_tensors_are_not_kept() -> None:
     model.graph.outputs[0].type = None
     assert tensor_outputs(model) == ["parts", "y"]  # who knows
     assert isinstance(model.graph.outputs[1].type, ir.TensorType)
+
+
+def test_a_node_reads_what_its_bodies_take_from_outside_and_nothing_of_their_own() -> None:
+    inner = helper.make_graph([node("Add", ["b", "far"], ["c"])], "inner", [], [value("c", None)])
+    body = helper.make_graph(
+        [
+            node("Mul", ["given", "w"], ["a"]),
+            node("Add", ["a", "near"], ["b"]),
+            node("If", ["a"], ["d"], then_branch=inner, else_branch=inner),
+        ],
+        "body",
+        [value("given", None)],
+        [value("d", None), value("through", None)],
+        [helper.make_tensor("w", 1, [1], [2.0])],
+    )
+    made = helper.make_node("Bodies", ["x", "", "y"], ["z"], domain="elsewhere")
+    made.attribute.extend([helper.make_attribute("several", [body, inner]), helper.make_attribute("one", body)])
+    made.attribute.add(name="set_outside", ref_attr_name="it", type=onnx.AttributeProto.GRAPH)
+    # `b` is the body's own in the first of them, and somebody else's in the second.
+    assert set(reads(ir.serde.deserialize_node(made))) == {"x", "y", "near", "far", "through", "b"}
+    alone = node("If", ["x"], ["z"], then_branch=body, else_branch=body)
+    assert set(reads(ir.serde.deserialize_node(alone))) == {"x", "near", "far", "through"}
