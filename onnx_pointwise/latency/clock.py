@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,23 @@ from onnx_pointwise.latency.cache import LatencyCache, is_duration
 from onnx_pointwise.latency.patterns import Patterns
 from onnx_pointwise.latency.probes import Probe, feeds, network
 from onnx_pointwise.progress import Within
-from onnx_pointwise.runtime import Runner, is_cpu, machine, open_session, provider_info
+from onnx_pointwise.runtime import (
+    Kernel,
+    Runner,
+    is_cpu,
+    machine,
+    open_session,
+    profile_cost,
+    provider_info,
+    read_profile,
+)
 from onnx_pointwise.scratch import ScratchFolder
 
 # Timed and untimed runs of a probe; long ones are disturbed less, and would take too long.
 _RUNS, _WARMUP = 12, 3
 _LONG_RUNS, _LONG_WARMUP = 5, 1
 # Part of every key of the cache: to be raised when the way to measure changes.
-_WAY = 3
+_WAY = 4
 _PROBE_BYTES = 2**28
 _PROBES = 400
 
@@ -91,8 +99,8 @@ class Clock:
             runner = Runner(session, fed, self._provider, "latency probe")
             for _ in range(warmup + runs):
                 runner.run()
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        samples = chain_seconds(events, len(probes))[warmup:]
+            written = read_profile(session.end_profiling(), profile_cost(self._provider, self._threads))
+        samples = chain_seconds(written[warmup:], len(probes))
         # Disturbances only ever add time, and the profile counts whole microseconds.
         quiet = np.sort(samples, axis=0)[: max(1, runs // 2)].mean(axis=0)
         return {probe: float(seconds) for probe, seconds in zip(probes, quiet, strict=True)}
@@ -152,37 +160,31 @@ def _groups(probes: Sequence[Probe]) -> list[list[Probe]]:
 _PIECE = re.compile(r"(\d+)\.(\d+)")
 
 
-def chain_seconds(events: Sequence[Mapping[str, Any]], count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def chain_seconds(runs: Sequence[Sequence[Kernel]], count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Add up the kernels of each probe in each run.
 
     Layout changes between two pieces belong to the probe; those at its ends would not happen inside a network.
 
     Args:
-        events: A profile of ONNX Runtime, in the order of time.
+        runs: For each run the kernels in the order in which they ran.
         count: How many probes there are.
 
     Returns:
         Seconds [runs, probes].
     """
-    runs: list[np.ndarray[Any, np.dtype[np.float64]]] = [np.zeros(count)]
-    waiting: dict[int, float] = {}
-    current = -1
-    for event in events:
-        name = str(event.get("name", ""))
-        if name == "model_run":
-            runs.append(np.zeros(count))
-            waiting, current = {}, -1
-        if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
-            continue
-        seconds = event["dur"] * 1e-6
-        if event["args"]["op_name"].endswith(("Conv", "ConvTranspose")):
-            named = _PIECE.search(name)
-            assert named is not None, "every convolution of a probe is named so, whatever the runtime puts around it"
-            current = int(named[1])
-            if named[2] != "0":
-                runs[-1][current] += waiting.pop(current, 0.0)
-            runs[-1][current] += seconds
-            waiting[current] = 0.0
-        elif current >= 0 and current in waiting:
-            waiting[current] += seconds
-    return np.array(runs[:-1])
+    found = np.zeros((len(runs), count))
+    for seconds, kernels in zip(found, runs, strict=True):
+        waiting: dict[int, float] = {}
+        current = -1
+        for kernel in kernels:
+            if kernel.op_type.endswith(("Conv", "ConvTranspose")):
+                named = _PIECE.search(kernel.name)
+                assert named is not None, "every convolution of a probe is named so, whatever is put around it"
+                current = int(named[1])
+                if named[2] != "0":
+                    seconds[current] += waiting.pop(current, 0.0)
+                seconds[current] += kernel.seconds
+                waiting[current] = 0.0
+            elif current in waiting:
+                waiting[current] += kernel.seconds
+    return found

@@ -10,6 +10,7 @@ from onnx_pointwise.runtime.non_finite import first_non_finite
 from onnx_pointwise.runtime.origin import Origin, origin_of
 from onnx_pointwise.runtime.other_providers import Elsewhere, elsewhere
 from onnx_pointwise.runtime.outputs import not_compared, output_of, run_outputs
+from onnx_pointwise.runtime.profile import Kernel, profile_cost, read_profile
 from onnx_pointwise.runtime.profiling import CONVERSIONS, FloatShare, NodeTime, float_shares, node_times
 from onnx_pointwise.runtime.providers import (
     AssignedNode,
@@ -51,6 +52,7 @@ __all__ = [
     "Elsewhere",
     "FloatShare",
     "InputSpec",
+    "Kernel",
     "Latency",
     "LatencyComparison",
     "Machine",
@@ -87,9 +89,11 @@ __all__ = [
     "origin_of",
     "output_of",
     "peak_memory",
+    "profile_cost",
     "provider_info",
     "provider_name",
     "random_inputs",
+    "read_profile",
     "reads",
     "require",
     "resolve",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -15,6 +13,7 @@ import onnx_ir as ir
 from onnx_pointwise.graph import ModelSource, as_model, find_sites, frozen, runtime_source
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import providers
+from onnx_pointwise.runtime.profile import Kernel, profile_cost, read_profile
 from onnx_pointwise.runtime.running import Profiling
 from onnx_pointwise.schema import job
 from onnx_pointwise.scratch import ScratchFolder
@@ -28,7 +27,7 @@ class NodeTime:
         name: The runtime's name for the node, which fusions and layout changes alter.
         op_type: Operator that ran.
         provider: Short name of the provider that ran it.
-        seconds: Median over the runs. On a GPU this is the time to launch the kernel.
+        seconds: Mean of the middle half of the runs. On a GPU this is the time to launch the kernel.
         site: Name of the convolution of the model that this kernel is or was fused from; None for any other kernel.
         reads: Element type of its first input, ``float``, ``uint8``; None where it has none.
     """
@@ -50,8 +49,8 @@ class NodeTime:
 def node_times(model: ModelSource | bytes, settings: Profiling) -> list[NodeTime]:
     """Time every kernel of a network from ONNX Runtime's profile, in the order in which they run.
 
-    The profile itself costs time, a few microseconds a kernel: compare kernels with each other, not their sum with a
-    latency. Errors as for `compare`.
+    What the profile itself costs is taken off, see `profile_cost`; the sum of all kernels is about the latency of the
+    network, without what lies between two of them. Errors as for `compare`.
 
     Args:
         model: The network.
@@ -66,16 +65,14 @@ def node_times(model: ModelSource | bytes, settings: Profiling) -> list[NodeTime
         ScratchFolder() as folder,
     ):
         runner = settings.runner(source, feeds, model, profile=folder / "profile")
-        runner.run()
-        for _ in range(settings.warmup - 1 + settings.runs):
+        for _ in range(settings.warmup + settings.runs):
             runner.run()
-        events = json.loads(Path(runner.session.end_profiling()).read_text(encoding="utf-8"))
+        cost = profile_cost(settings.provider, settings.threads)
+        runs = read_profile(runner.session.end_profiling(), cost)[-settings.runs :]
     sites = _site_names(graph)
     return [
-        NodeTime(
-            name, op_type, providers.short_name(runtime_name), statistics.median(seconds), _site(name, sites), reads
-        )
-        for (name, op_type, runtime_name, reads), seconds in _kernel_seconds(events, settings.runs).items()
+        NodeTime(name, op_type, providers.short_name(runtime_name), _typical(seconds), _site(name, sites), reads)
+        for (name, op_type, runtime_name, reads), seconds in _kernel_seconds(runs).items()
     ]
 
 
@@ -83,22 +80,21 @@ def node_times(model: ModelSource | bytes, settings: Profiling) -> list[NodeTime
 _Kernel = tuple[str, str, str, str | None]
 
 
-def _kernel_seconds(events: Sequence[Mapping[str, Any]], runs: int) -> dict[_Kernel, list[float]]:
-    """Give kernel -> seconds in each of the last runs; all turns of a loop count to one run."""
-    per_run: list[dict[_Kernel, float]] = [{}]
-    for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            arguments = event["args"]
-            reads = next((kind for entry in arguments.get("input_type_shape") or () for kind in entry), None)
-            key = name.removesuffix("_kernel_time"), arguments["op_name"], arguments["provider"], reads
-            per_run[-1][key] = per_run[-1].get(key, 0.0) + event["dur"] * 1e-6
-        elif name == "model_run":  # written when the run has ended
-            per_run.append({})
-    timed = per_run[:-1][-runs:]
+def _kernel_seconds(runs: Sequence[Sequence[Kernel]]) -> dict[_Kernel, list[float]]:
+    """Give kernel -> seconds in each run; all turns of a loop count to one."""
     # In the order in which they first ran; a kernel in one branch of an If may be missing from some runs.
-    keys = {key: None for seconds in timed for key in seconds}
-    return {key: [seconds.get(key, 0.0) for seconds in timed] for key in keys}
+    found: dict[_Kernel, list[float]] = {}
+    for index, run in enumerate(runs):
+        for kernel in run:
+            key = kernel.name, kernel.op_type, kernel.provider, kernel.reads
+            found.setdefault(key, [0.0] * len(runs))[index] += kernel.seconds
+    return found
+
+
+def _typical(seconds: Sequence[float]) -> float:
+    """Mean of the middle half: the profile counts whole microseconds, which a median would keep."""
+    aside = len(seconds) // 4
+    return statistics.fmean(sorted(seconds)[aside : len(seconds) - aside])
 
 
 def site_times(times: Sequence[NodeTime]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from onnx_pointwise.latency.clock import Clock, chain_seconds
 from onnx_pointwise.latency.kernels import site_latencies
 from onnx_pointwise.latency.probes import Probe, probe, probed_size
 from onnx_pointwise.numerics.forms import SPATIAL, Form
+from onnx_pointwise.runtime.profile import Kernel
 from onnx_pointwise.runtime.shape_inference import resolve
 from tests.graphs import conv_model, normal
 
@@ -134,15 +135,15 @@ def test_it_measures_on_the_cpu() -> None:
 
 
 def test_layout_changes_between_pieces_count_and_those_at_the_ends_do_not() -> None:
-    def event(name: str, op: str, microseconds: int) -> dict[str, object]:
-        return {"cat": "Node", "name": f"{name}_kernel_time", "dur": microseconds, "args": {"op_name": op}}
+    def kernel(name: str, op_type: str, microseconds: int) -> Kernel:
+        return Kernel(name, op_type, "P", "float", 1e-6 * microseconds)
 
-    events = [
-        event("r", "ReorderInput", 100), event("0.0", "Conv", 3), event("r", "ReorderOutput", 5),
-        event("0.1", "Conv", 7), event("r", "ReorderOutput", 100), event("1.0", "Conv", 11),
-        event("r", "ReorderOutput", 100), {"name": "model_run"},
+    run = [
+        kernel("r", "ReorderInput", 100), kernel("0.0", "Conv", 3), kernel("r", "ReorderOutput", 5),
+        kernel("0.1", "Conv", 7), kernel("r", "ReorderOutput", 100), kernel("1.0", "Conv", 11),
+        kernel("r", "ReorderOutput", 100),
     ]  # fmt: skip
-    np.testing.assert_allclose(chain_seconds(events, 2), [[15e-6, 11e-6]])
+    np.testing.assert_allclose(chain_seconds([run, run[1:4]], 2), [[15e-6, 11e-6], [15e-6, 0.0]])
 
 
 def test_a_provider_that_does_not_load_is_an_error() -> None:

@@ -7,14 +7,18 @@ import onnx
 import pytest
 from onnx import helper
 
+from onnx_pointwise.runtime import profile
+from onnx_pointwise.runtime.profile import Kernel, kernel_runs
 from onnx_pointwise.runtime.profiling import (
     FloatShare,
     NodeTime,
     _kernel_seconds,
+    _typical,
     float_shares,
     node_times,
     site_times,
 )
+from onnx_pointwise.runtime.runner import Runner
 from tests.graphs import BEHIND, conv_model, loop_model, make_model, normal, value
 
 
@@ -63,18 +67,50 @@ def test_all_turns_of_a_loop_count_to_one_run() -> None:
     assert [kernel.site for kernel in times if "Conv" in kernel.op_type] == ["loop_conv"]
 
 
-def test_runs_are_told_apart_and_only_the_last_ones_count() -> None:
-    def kernel(name: str, microseconds: int) -> dict[str, object]:
-        arguments = {"op_name": "Conv", "provider": "P"}
-        return {"cat": "Node", "name": f"{name}_kernel_time", "dur": microseconds, "args": arguments}
+def event(name: str, microseconds: int) -> dict[str, object]:
+    arguments = {"op_name": "Conv", "provider": "P", "input_type_shape": [{"float": [1]}]}
+    return {"cat": "Node", "name": f"{name}_kernel_time", "dur": microseconds, "args": arguments}
 
-    end = {"cat": "Session", "name": "model_run", "dur": 1, "args": {}}
-    events = [kernel("a", 9), end, kernel("a", 1), kernel("b", 2), kernel("b", 3), end, kernel("a", 4), end]
-    seconds = _kernel_seconds(events, runs=2)
-    assert seconds == {
-        ("a", "Conv", "P", None): pytest.approx([1e-6, 4e-6]),
-        ("b", "Conv", "P", None): pytest.approx([5e-6, 0.0]),
+
+END = {"cat": "Session", "name": "model_run", "dur": 1, "args": {}}
+
+
+def test_runs_are_told_apart_and_turns_of_a_loop_added_up() -> None:
+    events = [event("a", 1), event("b", 2), event("b", 3), END, event("a", 4), END, event("a", 9)]
+    assert _kernel_seconds(kernel_runs(events, 0.0)) == {
+        ("a", "Conv", "P", "float"): pytest.approx([1e-6, 4e-6]),
+        ("b", "Conv", "P", "float"): pytest.approx([5e-6, 0.0]),
     }
+
+
+def test_what_the_profile_costs_is_taken_off_every_kernel() -> None:
+    ((first, second),) = kernel_runs([event("a", 5), event("b", 1), END], 2e-6)
+    assert first.seconds == pytest.approx(3e-6)
+    assert 0.0 < second.seconds < 1e-6, "no kernel takes no time"
+
+
+def test_what_the_profile_costs_is_the_difference_between_two_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """96 kernels that take 300 microseconds together and are written down with 4 each."""
+    monkeypatch.setattr(Runner, "run", lambda self: 300e-6)
+    monkeypatch.setattr(profile, "read_profile", lambda *_: [[Kernel("n", "Max", "P", "float", 4e-6)] * 96] * 2)
+    profile.profile_cost.cache_clear()
+    assert profile.profile_cost("cpu", 1) == pytest.approx(4e-6 - 300e-6 / 96)
+    profile.profile_cost.cache_clear()
+    assert profile.profile_cost("cuda", 1) == 0.0, "nothing is run on it"
+
+
+def test_what_the_profile_costs_is_measured_once() -> None:
+    profile.profile_cost.cache_clear()
+    assert 0.0 <= profile.profile_cost("cpu", 1) < 1e-3
+    assert profile.profile_cost("cpu", 1) == profile.profile_cost("cpu", 1)
+    assert profile.profile_cost.cache_info().misses == 1
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "typical"), [([10, 11, 11, 10, 900, 3, 11, 10], 10.5), ([7], 7), ([1, 2], 1.5)]
+)
+def test_a_kernel_takes_the_mean_of_the_middle_half(microseconds: list[int], typical: float) -> None:
+    assert _typical(microseconds) == pytest.approx(typical)
 
 
 def test_kernels_that_compute_in_float32_are_added_up_by_operator() -> None:
