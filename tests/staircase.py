@@ -12,7 +12,7 @@ import pytest
 
 from onnx_pointwise.graph.model_io import load
 from onnx_pointwise.latency import network as network_latency
-from onnx_pointwise.latency.clock import Clock
+from onnx_pointwise.latency.clock import Clock, Reading
 from onnx_pointwise.latency.probes import Probe
 from onnx_pointwise.runtime.profiling import NodeTime
 
@@ -62,8 +62,8 @@ def install(monkeypatch: pytest.MonkeyPatch, step: int, *, slow: float = 1.0) ->
     def node_times(model: ir.Model, **_: Any) -> list[NodeTime]:
         return [NodeTime(name, "Conv", "cpu", seconds(kernel, step), name) for name, kernel in kernels(model).items()]
 
-    def times(_: Any, probes: Any) -> Mapping[Probe, float]:
-        return {probe: probe_seconds(probe) for probe in probes}
+    def times(_: Any, probes: Any) -> Mapping[Probe, Reading]:
+        return {probe: Reading(probe_seconds(probe), UNIT) for probe in probes}
 
     monkeypatch.setattr(Clock, "_time", times)
     monkeypatch.setattr(network_latency, "compare", compare)

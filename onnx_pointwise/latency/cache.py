@@ -86,6 +86,7 @@ class LatencyCache:
     def __init__(self, path: Path | None = None, *, most: int = MOST_ENTRIES) -> None:
         self.path = path if path is not None else folder() / _FILE
         self._most = most
+        self._own: set[str] = set()
 
     def get(self, keys: Iterable[str]) -> dict[str, Any]:
         """Look measurements up.
@@ -118,6 +119,7 @@ class LatencyCache:
         Args:
             values: JSON-ready values by key.
         """
+        self._own |= set(values)
         with self._open(write=True) as base:
             if base is None or not values:
                 return
@@ -128,6 +130,10 @@ class LatencyCache:
                 "DELETE FROM latency WHERE key NOT IN (SELECT key FROM latency ORDER BY used DESC, key LIMIT ?)",
                 (self._most,),
             )
+
+    def is_own(self, key: str) -> bool:
+        """Whether a measurement was put in by this run, not by another one before."""
+        return key in self._own
 
     def info(self) -> CacheInfo:
         """Count what is there."""

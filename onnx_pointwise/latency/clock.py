@@ -1,9 +1,18 @@
-"""How long probes take, each measured once, in as few sessions as memory allows."""
+"""How long probes take, each measured once, in as few sessions as their memory allows.
+
+A processor does not run at one speed: what runs beside, on the same core of the machine that this one is a part of,
+slows it down for seconds, evenly, so that nothing is seen of it in how far runs vary. After every run of a session
+therefore runs a reference, a convolution that is always the same. What it takes more than it did at its best is the
+noise of all that was measured beside it: above `NOISY` that is measured again, in another run, too, and the rest is
+scaled by it.
+"""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +23,10 @@ from onnx_pointwise.deploying import AS_IS, Deployment
 from onnx_pointwise.graph import ModelSource, runtime_source
 from onnx_pointwise.latency.cache import LatencyCache, is_duration
 from onnx_pointwise.latency.patterns import Patterns
-from onnx_pointwise.latency.probes import Probe, feeds, network
+from onnx_pointwise.latency.probes import Conv, Probe, feeds, network
 from onnx_pointwise.progress import Within
 from onnx_pointwise.runtime import (
+    NOISY,
     Kernel,
     Runner,
     is_cpu,
@@ -33,8 +43,28 @@ _RUNS, _WARMUP = 12, 3
 _LONG_RUNS, _LONG_WARMUP = 5, 1
 # Part of every key of the cache: to be raised when the way to measure changes.
 _WAY = 4
-_PROBE_BYTES = 2**28
+# Probes of a session come out of the caches as those of a network do.
+_PROBE_BYTES = 2**24
+_FILE_BYTES = 2**28
 _PROBES = 400
+# How often probes are measured at most, for want of quiet.
+_TRIES = 2
+# A convolution that the caches hold, and how often it runs in a row.
+_REFERENCE = Probe(1, (28, 28), "float32", (Conv("Conv", 32, 32, (3, 3), (("pads", (1, 1, 1, 1)),)),))
+_REFERENCES = 3
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was measured of a probe.
+
+    Attributes:
+        seconds: What the probe took.
+        reference: What the reference took beside it.
+    """
+
+    seconds: float
+    reference: float
 
 
 class Clock:
@@ -59,13 +89,17 @@ class Clock:
         self._provider, self._threads = provider, threads
         self._cache, self._progress = cache, progress
         deployment = deployment.nameless()
+        self._bytes = 1 if deployment.precision == "int8" else 4
         self._patterns = Patterns(deployment)
         self._place = place(provider, threads, deployment)
-        self._known: dict[Probe, float] = {}
+        self._known: dict[Probe, Reading] = {}
+        self._best = math.inf
+        self._beside: Runner | None = None
 
     def seconds(self, probe: Probe) -> float:
-        """Give what a probe takes that was measured."""
-        return self._known[probe]
+        """Give what a probe takes that was measured, at the best speed that was seen."""
+        reading = self._known[probe]
+        return reading.seconds * self._best / reading.reference
 
     def measure(self, probes: Iterable[Probe]) -> None:
         """Measure those that are not known yet.
@@ -75,56 +109,117 @@ class Clock:
             ModelError: A probe cannot be deployed so.
         """
         wanted = {f"{self._place} {probe}": probe for probe in probes if probe not in self._known}
-        if self._cache is not None and wanted:
-            stored = self._cache.get(wanted)
-            self._known |= {wanted.pop(key): float(seconds) for key, seconds in stored.items() if is_duration(seconds)}
+        if not wanted:
+            return
+        noisy = self._remembered(wanted)
+        missing = [probe for probe in wanted.values() if probe not in self._known]
         done = 0
-        for group in _groups(list(wanted.values())):
-            self._progress("convolutions in other forms", done, len(wanted))
+        for group in _groups(missing, self._bytes):
+            self._progress("convolutions in other forms", done, len(missing))
             done += len(group)
-            self._known |= self._time(group)
+            self._known |= self._quietest(group)
+        self._known |= {probe: old for probe, old in noisy.items() if old.reference < self._known[probe].reference}
         if self._cache is not None:
-            self._cache.put({key: self._known[probe] for key, probe in wanted.items()})
+            found = {key: self._known[probe] for key, probe in wanted.items() if probe in missing}
+            kept = {key: [reading.seconds, reading.reference] for key, reading in found.items()}
+            self._cache.put(kept | {self._reference_key: self._best})
 
-    def _time(self, probes: Sequence[Probe]) -> dict[Probe, float]:
+    @property
+    def _reference_key(self) -> str:
+        return f"{self._place} reference {_REFERENCE}"
+
+    def _remembered(self, wanted: Mapping[str, Probe]) -> dict[Probe, Reading]:
+        """Take what the cache holds of probes; gives those that were measured under noise and had better be again."""
+        if self._cache is None:
+            return {}
+        stored = self._cache.get([self._reference_key, *wanted])
+        best = stored.pop(self._reference_key, None)
+        if is_duration(best):
+            self._best = min(self._best, float(best))
+        read = {wanted[key]: Reading(*value) for key, value in stored.items() if _is_reading(value)}
+        self._best = min([self._best, *(reading.reference for reading in read.values())])
+        noisy = {probe: reading for probe, reading in read.items() if self._noise(reading.reference) > NOISY}
+        self._known |= {probe: reading for probe, reading in read.items() if probe not in noisy}
+        return noisy
+
+    def _noise(self, reference: float) -> float:
+        return reference / self._best - 1.0
+
+    def _quietest(self, probes: Sequence[Probe]) -> dict[Probe, Reading]:
+        """Measure probes, and again where the reference says that something disturbs."""
+        quietest: dict[Probe, Reading] = {}
+        for _ in range(_TRIES):
+            found = self._time(probes)
+            references = [reading.reference for reading in found.values()]
+            self._best = min(self._best, *references)
+            for probe, reading in found.items():
+                if probe not in quietest or reading.reference < quietest[probe].reference:
+                    quietest[probe] = reading
+            if self._noise(max(references)) <= NOISY:
+                break
+        return quietest
+
+    def _time(self, probes: Sequence[Probe]) -> dict[Probe, Reading]:
         if is_cpu(self._provider):
             return self._profile(probes)
         return {probe: self._run(probe) for probe in probes}
 
-    def _profile(self, probes: Sequence[Probe]) -> dict[Probe, float]:
+    def _profile(self, probes: Sequence[Probe]) -> dict[Probe, Reading]:
         """Time all probes in one session by its profile, which leaves out what only their ends cost."""
         runs, warmup = _counts(probes)
         with ScratchFolder() as folder:
             session, fed = self._open(probes, folder / "profile")
             runner = Runner(session, fed, self._provider, "latency probe")
+            beside = []
             for _ in range(warmup + runs):
                 runner.run()
+                beside.append(self._reference())
             written = read_profile(session.end_profiling(), profile_cost(self._provider, self._threads))
         samples = chain_seconds(written[warmup:], len(probes))
-        # Disturbances only ever add time, and the profile counts whole microseconds.
-        quiet = np.sort(samples, axis=0)[: max(1, runs // 2)].mean(axis=0)
-        return {probe: float(seconds) for probe, seconds in zip(probes, quiet, strict=True)}
+        quiet = _quiet(samples, runs)
+        reference = float(_quiet(np.array(beside[warmup:]), runs))
+        return {probe: Reading(float(seconds), reference) for probe, seconds in zip(probes, quiet, strict=True)}
 
-    def _run(self, probe: Probe) -> float:
+    def _run(self, probe: Probe) -> Reading:
         """Time one probe in a session of its own: a profile would only see kernels being launched."""
+        runner = self._runner(probe)
         runs, warmup = _counts([probe])
+        both = np.array([(runner.run(), self._reference()) for _ in range(warmup + 2 * runs)])
+        seconds, reference = _quiet(both, 2 * runs)
+        return Reading(float(seconds), float(reference))
+
+    def _reference(self) -> float:
+        """Seconds of the reference now, its numbers in the caches whatever ran before."""
+        if self._beside is None:
+            self._beside = self._runner(_REFERENCE)
+        return min(self._beside.run() for _ in range(_REFERENCES))
+
+    def _runner(self, probe: Probe) -> Runner:
         session, fed = self._open([probe])
-        runner = Runner(session, fed, self._provider, "latency probe")
-        samples = sorted(runner.run() for _ in range(warmup + 2 * runs))
-        return float(np.mean(samples[:runs]))
+        return Runner(session, fed, self._provider, "latency probe")
 
     def _open(
         self, probes: Sequence[Probe], profile: Path | None = None
     ) -> tuple[ort.InferenceSession, dict[str, Any]]:
         """Open a session of probes as they are deployed, with what they are fed."""
         made = network(probes, self._patterns)
-        few = sum(probe.bytes for probe in probes) <= _PROBE_BYTES
-        source: ModelSource | bytes = (
-            made.SerializeToString() if few else made
-        )  # else in a file, and its weights beside it
+        # A large one goes through a file, its weights beside it.
+        fits = self._bytes * sum(probe.numbers for probe in probes) <= _FILE_BYTES
+        source: ModelSource | bytes = made.SerializeToString() if fits else made
         with runtime_source(source) as readable:
             session = open_session(readable, self._provider, threads=self._threads, profile=profile)
         return session, feeds(probes)
+
+
+def _quiet(samples: np.ndarray[Any, np.dtype[np.float64]], runs: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Mean of the faster half of runs [runs, ...]: disturbances only add time, and profiles count microseconds."""
+    quiet: np.ndarray[Any, np.dtype[np.float64]] = np.sort(samples, axis=0)[: max(1, runs // 2)].mean(axis=0)
+    return quiet
+
+
+def _is_reading(value: Any) -> bool:
+    """Whether what a cache holds is what was kept."""
+    return isinstance(value, list) and len(value) == 2 and all(is_duration(seconds) for seconds in value)
 
 
 def _counts(probes: Sequence[Probe]) -> tuple[int, int]:
@@ -142,17 +237,18 @@ def place(provider: str, threads: int | None, deployment: Deployment = AS_IS) ->
     )
 
 
-def _groups(probes: Sequence[Probe]) -> list[list[Probe]]:
+def _groups(probes: Sequence[Probe], number: int) -> list[list[Probe]]:
+    """Share probes out to sessions; a number takes so many bytes."""
     groups: list[list[Probe]] = []
     held = 0
     for probe in sorted(probes, key=lambda probe: probe.long):
         last = groups[-1] if groups else [probe]
-        full = held + probe.bytes > _PROBE_BYTES or len(last) >= _PROBES or last[0].long != probe.long
+        full = held + number * probe.numbers > _PROBE_BYTES or len(last) >= _PROBES or last[0].long != probe.long
         if not groups or full:
             groups.append([])
             held = 0
         groups[-1].append(probe)
-        held += probe.bytes
+        held += number * probe.numbers
     return groups
 
 

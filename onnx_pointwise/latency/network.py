@@ -4,8 +4,8 @@ Sites are probed alone, see ``latency``. Inside the network they take another ti
 activations are fused into them. So each site's probes are scaled by what its convolution takes there according to the
 runtime's profile, and what a rewrite adds in kernels to start is counted: the runtime takes some microseconds between
 two kernels. Even so the sum is off: smaller weights leave more room in the caches for everything else. One network
-that is rewritten halfway is timed, and what it saves more or less than its sites promise corrects all predictions.
-Latency does not depend on the weights, so random ones stand in for those still to be computed.
+that is rewritten halfway is timed, and what it gains in speed more or less than its sites promise corrects all
+predictions. Latency does not depend on the weights, so random ones stand in for those still to be computed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -33,8 +33,9 @@ from onnx_pointwise.graph import (
     pieces,
     replacement,
 )
-from onnx_pointwise.latency.cache import LatencyCache, is_duration
+from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.latency.clock import place
+from onnx_pointwise.latency.keeping import kept
 from onnx_pointwise.latency.kernels import TOLERANCE, SiteLatency, site_latencies
 from onnx_pointwise.numerics import FORMS, Factors, Form, Rank
 from onnx_pointwise.progress import Within, unheard
@@ -52,7 +53,9 @@ from onnx_pointwise.runtime import (
 
 # Seconds that timing two networks against each other may take.
 _COMPARE_SECONDS = 4.0
-_PROFILE_RUNS = 20
+_PROFILE_RUNS = 24
+# Rounds in which the untouched network is timed.
+_ROUNDS = 3
 # Seconds between two kernels, at most: what is more comes from a machine that was busy while the whole was timed.
 _LONGEST_GAP = 5e-5
 # How often a network is timed again where the machine is too noisy to tell.
@@ -63,6 +66,8 @@ _SPREAD = 0.3
 _QUIET = 0.01
 # What a correction may be at most; a network that is not faster at all is found out when it is timed itself.
 _CORRECTIONS = (0.25, 2.0)
+# No network takes less than this share of another one.
+_LEAST = 1e-3
 # Attributes that hold weights or graphs: the sizes of the one and the nodes of the other are told anyway.
 _LARGE = {
     ir.AttributeType.TENSORS,
@@ -102,7 +107,7 @@ class NetworkLatency:
         inside: Seconds of each untouched site inside the network.
         between: Seconds that the runtime takes between two kernels.
         cache: Where measurements are kept.
-        kept: What a network that is rewritten halfway saves, as a share of what its sites promise.
+        kept: What a network that is rewritten halfway gains in speed, as a share of what its sites promise.
         inputs: What the network is timed on; random inputs if ``None``.
         deployment: What is made of a network before it runs.
         deployed: What is made of the untouched one; the network itself if ``None``.
@@ -166,11 +171,11 @@ class NetworkLatency:
 
     def predict(self, choices: Mapping[str, Choice]) -> float:
         """Predict the same with the correction that the network rewritten halfway asked for."""
-        return 1.0 - self.kept * (1.0 - self.sum_of_sites(choices))
+        return _slower(self.sum_of_sites(choices), self.kept)
 
     def promised(self, share: float) -> float:
         """The sum of sites that goes with a predicted share."""
-        return 1.0 - (1.0 - share) / self.kept
+        return _slower(share, 1.0 / self.kept)
 
     def halfway(self) -> dict[str, Choice]:
         """At every site that can be made faster, what comes nearest to half of its latency."""
@@ -192,7 +197,7 @@ class NetworkLatency:
         choices = [(name, choice.form, choice.rank) for name, choice in plan.choices.items()]
         key = f"{_network_key(self)} ratio {choices}"
         try:
-            known = _kept(self.cache, key, lambda: self._timed(plan))
+            known = kept(self.cache, key, lambda: self._timed(plan))
         except ModelError:
             # A detector may find nothing before its weights are computed, and fail on that: its sites must do. That the
             # untouched network runs has been seen.
@@ -288,7 +293,7 @@ def network_latency(
         deployment=deployment,
         deployed=_deployed(model, shapes, deployment, inputs),
     )
-    dense, kernels, times = _kept(cache, f"{_network_key(known)} dense", lambda: _dense_times(known))
+    dense, _, (kernels, times) = kept(cache, f"{_network_key(known)} dense", lambda: _dense_times(known))
     alone = {name: latency.dense for name, latency in probed.items()}
     # A profile sees kernels only on the CPU; elsewhere it sees them being started.
     inside = {name: times.get(name, seconds) for name, seconds in alone.items()} if times else alone
@@ -302,25 +307,35 @@ def network_latency(
     if not trial:
         return found
     progress("a network rewritten halfway", 0, 0)
-    return replace(found, kept=_correction(found.time(Plan(trial)), 1.0 - found.sum_of_sites(trial)))
+    return replace(found, kept=_correction(found.time(Plan(trial)), found.sum_of_sites(trial)))
+
+
+def _slower(share: float, kept: float) -> float:
+    """The share of the latency at which as much of a gain in speed is left.
+
+    Of a gain, not of what is saved: however far off a promise is, a network takes some time.
+    """
+    return 1.0 / (1.0 + kept * (1.0 / max(share, _LEAST) - 1.0))
 
 
 def _correction(timing: Timing, promised: float) -> float:
-    """What a network saves as a share of what its sites promise, weighed by how sure that is.
+    """What a network gains in speed as a share of what its sites promise, weighed by how sure that is.
 
     Under noise a measured share is held against what is known without it, that corrections lie around 1: the mean of
     both, each weighed by its precision.
 
     Args:
         timing: The network, timed.
-        promised: What its sites promise to save, as a share of the untouched network's latency.
+        promised: What its sites promise that it takes, as a share of the untouched network's latency.
     """
-    if promised <= 0.0:
+    if promised >= 1.0:
         return 1.0
-    uncertain = max(0.0, timing.noise - _QUIET) / promised
+    ratio = max(timing.ratio, _LEAST)
+    gain = 1.0 / max(promised, _LEAST) - 1.0
+    uncertain = max(0.0, timing.noise - _QUIET) / ratio**2 / gain
     weight = _SPREAD**2 / (_SPREAD**2 + uncertain**2)
     low, high = _CORRECTIONS
-    return min(high, max(low, 1.0 + weight * ((1.0 - timing.ratio) / promised - 1.0)))
+    return min(high, max(low, 1.0 + weight * ((1.0 / ratio - 1.0) / gain - 1.0)))
 
 
 def _deployed(
@@ -333,42 +348,28 @@ def _deployed(
 
 
 def _dense_times(known: NetworkLatency) -> list[Any]:
-    """Seconds of one run, number of kernels, and seconds of each convolution and of all other kernels, under ''."""
+    """Seconds of one run, noise, and number of kernels with seconds of each convolution and of all others, under ''.
+
+    Whole and kernels are timed in turns, and the fastest of each counts: what disturbs lasts longer than one of them.
+    """
     inputs, provider = known.inputs, known.provider
     given: dict[str, Any] = {"input_shapes": known.shapes.inputs} if inputs is None else {"inputs": inputs}
     given |= {"provider": provider, "threads": known.threads}
-    dense = measure(known.untouched, **given, max_seconds=_COMPARE_SECONDS / 2)
-    # The quiet quarter: on a busy machine the median of the whole and those of its kernels were a third apart.
-    seconds = float(np.quantile(dense.times, 0.25))
-    if not is_cpu(provider):
-        return [seconds, 0, {}]
-    kernels = node_times(known.untouched, **given, runs=_PROFILE_RUNS)
+    wholes, profiles = [], []
+    for _ in range(_ROUNDS):
+        dense = measure(known.untouched, **given, max_seconds=_COMPARE_SECONDS / _ROUNDS / 2)
+        # The quiet quarter: on a busy machine the median of the whole and those of its kernels were a third apart.
+        wholes.append(float(np.quantile(dense.times, 0.25)))
+        if is_cpu(provider):
+            profiles.append(node_times(known.untouched, **given, runs=_PROFILE_RUNS // _ROUNDS))
+    noise = float(np.median(wholes)) / min(wholes) - 1.0
+    if not profiles:
+        return [min(wholes), noise, [0, {}]]
+    kernels = min(profiles, key=lambda one: sum(kernel.seconds for kernel in one))
     times: dict[str, float] = {}
     for kernel in kernels:
         times[kernel.site or ""] = times.get(kernel.site or "", 0.0) + kernel.seconds
-    return [seconds, len(kernels), times]
-
-
-def _kept(cache: LatencyCache | None, key: str, make: Callable[[], list[Any]]) -> list[Any]:
-    known = cache.get([key]) if cache is not None else {}
-    if key not in known or not _is_measured(known[key]):
-        known = {key: make()}
-        if cache is not None:
-            cache.put(known)
-    value: list[Any] = known[key]
-    return value
-
-
-def _is_measured(value: Any) -> bool:
-    """Whether what a cache holds is what was kept: a time or a ratio, a number, and a verdict or seconds by name."""
-    if not isinstance(value, list) or len(value) != 3:
-        return False
-    first, second, third = value
-    if not is_duration(first) or not isinstance(second, int | float) or second < 0:
-        return False
-    if isinstance(third, dict):
-        return all(isinstance(seconds, int | float) and seconds >= 0 for seconds in third.values())
-    return third in get_args(Verdict)
+    return [min(wholes), noise, [len(kernels), times]]
 
 
 def _network_key(known: NetworkLatency) -> str:

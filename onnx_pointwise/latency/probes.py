@@ -81,10 +81,10 @@ class Probe:
         return self.batch * self._places * self._weights > _LONG_MACS / 2
 
     @property
-    def bytes(self) -> int:
-        """About what it takes in memory."""
+    def numbers(self) -> int:
+        """About how many it keeps in memory."""
         widest = max(max(conv.in_channels, conv.out_channels) for conv in self.chain)
-        return 4 * (self._weights + 3 * self.batch * widest * self._places)
+        return self._weights + 3 * self.batch * widest * self._places
 
     @property
     def in_shape(self) -> tuple[int, ...]:

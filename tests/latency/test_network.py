@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,17 +67,27 @@ def test_what_the_network_rewritten_halfway_takes_more_corrects_predictions(monk
 @pytest.mark.parametrize(
     ("ratio", "noise", "promised", "kept"),
     [
-        (0.7, 0.01, 0.4, 0.75),  # nothing but the floor that is always there: the measured share as it is
-        (0.7, 0.005, 0.4, 0.75),
-        (0.7, 0.13, 0.4, 0.875),  # as uncertain as corrections spread: halfway to none
-        (0.7, 1.0, 0.4, 0.996),  # so noisy that nothing was learned
-        (1.5, 0.01, 0.4, 0.25),
-        (0.0, 0.01, 0.4, 2.0),
-        (0.7, 0.01, 0.0, 1.0),
+        (2 / 3, 0.01, 0.5, 0.5),  # nothing but the floor that is always there: the measured share as it is
+        (2 / 3, 0.005, 0.5, 0.5),
+        (2 / 3, 0.01 + 0.3 * 4 / 9, 0.5, 0.75),  # as uncertain as corrections spread: halfway to none
+        (2 / 3, 1.0, 0.5, 0.991),  # so noisy that nothing was learned
+        (1.5, 0.01, 0.5, 0.25),
+        (0.0, 0.01, 0.5, 2.0),
+        (0.7, 0.01, 1.0, 1.0),
+        (0.7, 0.01, -0.1, 0.25),  # sites cannot promise to save more than there is
     ],
 )
 def test_a_correction_is_weighed_by_its_uncertainty(ratio: float, noise: float, promised: float, kept: float) -> None:
     assert _correction(Timing(ratio, noise, "faster"), promised) == pytest.approx(kept, abs=1e-3)
+
+
+def test_however_far_off_a_promise_is_a_network_takes_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 8)
+    _, found = study(chain())
+    found = replace(found, kept=2.0)
+    deep = {name: Choice(*site.choices[0]) for name, site in found.sites.items()}
+    shares = [found.predict(choices) for choices in ({}, found.halfway(), deep)]
+    assert shares[0] == 1.0 and 1.0 > shares[1] > shares[2] > 0.0
 
 
 @pytest.mark.parametrize(
@@ -198,8 +210,8 @@ def test_given_inputs_are_what_is_timed_and_part_of_what_is_kept(
     given = {"x": np.ones((1, 32, 12, 12), np.float32)}
     for inputs in (None, given, given, {"x": 2 * given["x"]}):
         study(chain(), cache=cache, inputs=inputs)
-    assert ["inputs" in options for options in seen] == [False, True, True]
-    assert seen[1]["inputs"] is given
+    assert ["inputs" in options for options in seen] == 3 * [False] + 6 * [True], "three rounds each"
+    assert seen[3]["inputs"] is given
 
 
 @pytest.mark.parametrize("precision", ["int8", "float16"])
@@ -233,3 +245,25 @@ def test_convolutions_are_found_in_the_deployed_network(precision: Any, tmp_path
     sites, found = study(chain(16, 2), forms=("reduce",), threads=1, deployment=Deployment(precision))
     alone = {site.name: found.sites[site.name].dense for site in sites}
     assert all(found.inside[name] != seconds for name, seconds in alone.items()), "they are timed inside it"
+
+
+def test_an_untouched_network_is_timed_in_turns_with_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second round is disturbed: it counts neither for the whole nor for the kernels, and makes the noise."""
+    install(monkeypatch, 8)
+    _, quiet = study(chain())
+    plain, kernels = network_module.measure, network_module.node_times
+    slowed = itertools.cycle([1.2, 2.0, 1.0])
+
+    def whole(model: Any, **more: Any) -> SimpleNamespace:
+        slow = next(slowed)
+        monkeypatch.setattr(
+            network_module,
+            "node_times",
+            lambda *a, **b: [replace(one, seconds=slow * one.seconds) for one in kernels(*a, **b)],
+        )
+        return SimpleNamespace(times=tuple(slow * seconds for seconds in plain(model, **more).times))
+
+    monkeypatch.setattr(network_module, "measure", whole)
+    _, found = study(chain())
+    assert found.dense == quiet.dense and found.inside == quiet.inside
+    assert network_module._dense_times(found)[1] == pytest.approx(0.2)

@@ -39,10 +39,10 @@ class Machine:
         return 1.0 - sum(1.0 - self.seconds(name, choice) for name, choice in choices.items()) / self.dense
 
     def predict(self, choices: dict[str, Choice]) -> float:
-        return 1.0 - self.kept * (1.0 - self.sum_of_sites(choices))
+        return 1.0 / (1.0 + self.kept * (1.0 / self.sum_of_sites(choices) - 1.0))
 
     def promised(self, share: float) -> float:
-        return 1.0 - (1.0 - share) / self.kept
+        return 1.0 / (1.0 + (1.0 / share - 1.0) / self.kept)
 
     def time(self, plan: Plan) -> Timing:
         ratio = self.law(self.sum_of_sites(dict(plan.choices)))
@@ -78,7 +78,7 @@ def test_a_target_within_reach_is_met(target: float, power: float, kept: float) 
 
 
 def test_a_good_prediction_takes_one_measurement() -> None:
-    machine = Machine(lambda share: 1.0 - 0.8 * (1.0 - share), kept=0.8)
+    machine = Machine(lambda share: 1.0 / (1.0 + 0.8 * (1.0 / share - 1.0)), kept=0.8)
     meeting(0.6, planner(0.1), as_latency(machine))
     assert len(machine.timed) == 1
 
