@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import ResolvedShapes, Site
@@ -29,7 +28,7 @@ from onnx_pointwise.study.gradients import Backward, Forward, Unsupported, site_
 from onnx_pointwise.study.heads import Heads
 from onnx_pointwise.study.outlook import Outlook
 from onnx_pointwise.study.points import Point
-from onnx_pointwise.study.trials import kernel_session
+from onnx_pointwise.study.trials import KernelSessions
 
 Array = NDArray[Any]
 
@@ -78,7 +77,7 @@ class Slopes:
         count = len(next(iter(inputs.values())))
         # Whatever sites are asked for: what comes out must not depend on how the examples are cut.
         self._probes = max(1, min(_MOST_PROBES, -(-_PROBES // min(count, _EXAMPLES))))
-        size = batch or _affordable(shapes, sites, count, self._probes, memory // 2)  # the rest is moments
+        size = batch or affordable(shapes, sites, count, self._probes, memory // 2)  # the rest is moments
         self._parts = [{name: array[k : k + size] for name, array in inputs.items()} for k in range(0, count, size)]
         self._starts = range(0, count, size)
         keep = list(dict.fromkeys(name for site in sites for name in (site.source, str(site.output.name))))
@@ -117,7 +116,7 @@ class Slopes:
             The measurements by site name, without the sites that are cut off.
         """
         known = [site for site in self._sites if site.name in outlooks and site.name not in self.cut]
-        sessions = _Sessions()
+        sessions = KernelSessions(threads=1)
         tallies = {site.name: _Tally(site, outlooks[site.name], norms.get(site.name), sessions) for site in known}
         for start, part in self._some():
             progress("example inputs", start, self._count)
@@ -170,7 +169,7 @@ class Slopes:
         return drawn
 
 
-def _affordable(shapes: ResolvedShapes, sites: Sequence[Site], count: int, probes: int, memory: int) -> int:
+def affordable(shapes: ResolvedShapes, sites: Sequence[Site], count: int, probes: int, memory: int) -> int:
     """Examples in one run: equal parts of all of them, few enough for the memory.
 
     All values of the network are held, the runtime takes about as much again, and gradients of all probes at the sites.
@@ -191,24 +190,10 @@ def _second_moment(maps: Array) -> Array:
     return total
 
 
-class _Sessions:
-    """Sessions that sites share which slide alike; what they compute is one site's work, so each has one thread."""
-
-    def __init__(self) -> None:
-        self._open: dict[tuple[object, ...], ort.InferenceSession] = {}
-
-    def of(self, site: Site) -> ort.InferenceSession:
-        """The session of a site with its kernel and bias as inputs."""
-        alike = (site.sliding, site.dtype)
-        if alike not in self._open:
-            self._open[alike] = kernel_session(site, threads=1)
-        return self._open[alike]
-
-
 class _Tally:
     """Sums over the examples of one site."""
 
-    def __init__(self, site: Site, outlook: Outlook, norm: OutputNorm | None, sessions: _Sessions) -> None:
+    def __init__(self, site: Site, outlook: Outlook, norm: OutputNorm | None, sessions: KernelSessions) -> None:
         self._site, self._outlook = site, outlook
         self._weight = None if norm is None else norm.root @ norm.root
         self._session = sessions.of(site)

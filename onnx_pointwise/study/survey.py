@@ -31,6 +31,7 @@ from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
 from onnx_pointwise.study.heads import Heads, find_heads
 from onnx_pointwise.study.rounding import Rounding, roundings
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
+from onnx_pointwise.study.shares import shares, some_parts
 from onnx_pointwise.study.slopes import Slopes
 from onnx_pointwise.study.whole import WholeNetwork
 
@@ -189,14 +190,36 @@ class Rehearsal:
         found = self._network.drifts(self._replacements(choices))
         return [None if drift is None else drift + rounding for drift in found]
 
+    def shares(self, choices: Mapping[str, Choice]) -> dict[str, float]:
+        """What each site adds to the relative squared drift of a plan, see `shares`, about.
+
+        Args:
+            choices: Form and rank by site name; sites that were not studied stay as they are.
+
+        Returns:
+            By the names of those sites that a gradient reaches; below 0 where an error makes up for others.
+        """
+        found = self._found
+        made = self._replacements(choices)
+        told = shares(found.shapes, found.sites, made, *self._parts, found.heads, threads=found.effort.threads)
+        return {name: share + self._rounding_of(name, choices[name]) for name, share in told.items()}
+
+    @cached_property
+    def _parts(self) -> tuple[list[dict[str, Array]], list[list[Array]]]:
+        """Some of the examples tried on in batches, and what the untouched network answers."""
+        found = self._found
+        parts = some_parts(found.shapes, found.sites, found.trial, found.effort.memory, declared_batch(found.model))
+        return parts, [self._network.values(part) for part in parts]
+
     def _rounding(self, choices: Mapping[str, Choice]) -> float:
         """Relative squared drift that rounding between new convolutions causes."""
-        known = [(self._found.sensitivities.get(name), choice) for name, choice in choices.items()]
-        return sum(
-            float(one.response(np.array([one.rounding.of(choice)]))[0])
-            for one, choice in known
-            if one is not None and one.rounding is not None
-        )
+        return sum(self._rounding_of(name, choice) for name, choice in choices.items())
+
+    def _rounding_of(self, name: str, choice: Choice) -> float:
+        known = self._found.sensitivities.get(name)
+        if known is None or known.rounding is None:
+            return 0.0
+        return float(known.response(np.array([known.rounding.of(choice)]))[0])
 
     def _replacements(self, choices: Mapping[str, Choice]) -> dict[str, Replacement]:
         wanted = [(name, replace(choice, error=None)) for name, choice in choices.items() if name in self._sites]

@@ -101,3 +101,22 @@ def kernel_session(site: Site, threads: int | None = None) -> ort.InferenceSessi
     graph = ir.Graph([x, w, b], node.outputs, nodes=[node], opset_imports={"": 13}, name=site.name)
     with runtime_source(ir.Model(graph, ir_version=8), in_place=True) as source:
         return open_waiting(source, threads)
+
+
+class KernelSessions:
+    """Sessions as of `kernel_session`, one for all sites that slide alike.
+
+    Args:
+        threads: Threads of each; one where the work of a site is one thread's.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._open: dict[tuple[object, ...], ort.InferenceSession] = {}
+        self._threads = threads
+
+    def of(self, site: Site) -> ort.InferenceSession:
+        """The session of a site."""
+        alike = (site.sliding, site.dtype)
+        if alike not in self._open:
+            self._open[alike] = kernel_session(site, self._threads)
+        return self._open[alike]

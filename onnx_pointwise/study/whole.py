@@ -101,6 +101,10 @@ class WholeNetwork:
                 weights[bias] = replacement.bias.astype(dtype)
         return self._heads.drifts(self._reference, self._run(weights))
 
+    def values(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """What the untouched network gives at the gauges for one batch of other inputs by name."""
+        return run_session(self._session, self._outputs, {**inputs, **self._trained}) if self._outputs else []
+
     def _run(self, weights: Mapping[str, Array]) -> list[Array]:
         count = len(next(iter(self._inputs.values())))
         parts = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph import Choice, find_sites
 from onnx_pointwise.planning import correction as correcting
-from onnx_pointwise.planning.correction import CLOSE, Corrected, Correction, fitted
+from onnx_pointwise.planning.correction import Corrected, Correction, Known, fitted
 from onnx_pointwise.planning.options import Options, options, share_out
 from onnx_pointwise.runtime import resolve
 from onnx_pointwise.study import Rehearsal
@@ -40,24 +42,41 @@ def made_options(seed: int, sites: int = 6, ranks: int = 12) -> list[Options]:
 
 
 class Network:
-    """Drifts by a law of the sums of losses, and counts how often it is run."""
+    """Drifts by a law of the sums of losses, and counts how often it is run.
 
-    def __init__(self, listed: list[Options], scale: float, bend: float, noise: float = 0.0) -> None:
+    Args:
+        listed: What can be done to its sites.
+        scale: What the sum of losses is off by.
+        bend: How much more large errors cost.
+        noise: Deviation of the logarithm of what is measured.
+        ways: What the loss of each site is off by, for `reduce`; nothing if None.
+    """
+
+    def __init__(
+        self, listed: list[Options], scale: float, bend: float, noise: float = 0.0, ways: list[float] | None = None
+    ) -> None:
         self.listed, self.scale, self.bend, self.noise = listed, scale, bend, noise
+        self.ways = ways or [1.0] * len(listed)
         self.plans: list[dict[str, Choice]] = []
+        self.heads = SimpleNamespace(whole=lambda drifts: drifts[0])
 
-    def sums(self, choices: Mapping[str, Choice]) -> tuple[float, float]:
-        indices = [option.choices.index(choices.get(option.site.name)) for option in self.listed]
-        pairs = [
-            (option.losses[index], option.errors[index]) for option, index in zip(self.listed, indices, strict=True)
-        ]
-        return sum(float(loss) for loss, _ in pairs), sum(float(loss * error) for loss, error in pairs)
+    def shares(self, choices: Mapping[str, Choice]) -> dict[str, float]:
+        found = {}
+        for option, way in zip(self.listed, self.ways, strict=True):
+            choice = choices.get(option.site.name)
+            if choice is not None:
+                index = option.choices.index(choice)
+                loss = float(option.losses[index] * (1.0 + self.bend * option.errors[index]))
+                found[option.site.name] = self.scale * way * loss
+        return found
 
     def drift(self, choices: Mapping[str, Choice]) -> float:
+        return sum(self.shares(choices).values())
+
+    def drifts(self, choices: Mapping[str, Choice]) -> list[float]:
         self.plans.append(dict(choices))
-        one, two = self.sums(choices)
         wobble = np.random.default_rng(len(self.plans)).standard_normal()
-        return self.scale * (one + self.bend * two) * float(np.exp(self.noise * wobble))
+        return [self.drift(choices) * float(np.exp(self.noise * wobble))]
 
 
 def as_rehearsal(network: Network) -> Rehearsal:
@@ -78,8 +97,7 @@ def test_a_planted_law_is_found_again(scale: float, bend: float, seed: int, coun
     one = rng.uniform(0.01, 1.0, count)
     two = one * np.geomspace(0.02, 0.5, count)
     found = fitted([(a, b, scale * (a + bend * b)) for a, b in zip(one, two, strict=True)])
-    assert found.scale == pytest.approx(scale, rel=1e-6)
-    assert found.bend == pytest.approx(bend, rel=1e-5, abs=1e-6)
+    assert found == (pytest.approx(scale, rel=1e-6), pytest.approx(bend, rel=1e-5, abs=1e-6))
 
 
 @CHECKED
@@ -87,25 +105,25 @@ def test_a_planted_law_is_found_again(scale: float, bend: float, seed: int, coun
 def test_plans_that_are_all_alike_tell_one_number(ratio: float, seed: int, count: int) -> None:
     """A sum that is too high is scaled; where it is too low, large errors are held to account."""
     one = np.random.default_rng(seed).uniform(0.1, 1.0, count)
-    found = fitted([(a, 0.2 * a, ratio * a) for a in one])
+    scale, bend = fitted([(a, 0.2 * a, ratio * a) for a in one])
     if ratio <= 1.0:
-        assert (found.scale, found.bend) == (pytest.approx(ratio), 0.0)
+        assert (scale, bend) == (pytest.approx(ratio), 0.0)
     else:
-        assert found.scale == 1.0 and found.bend >= 0.0
+        assert scale == 1.0 and bend >= 0.0
     for a in one:
-        assert found.scale * (a + found.bend * 0.2 * a) == pytest.approx(ratio * a)
+        assert scale * (a + bend * 0.2 * a) == pytest.approx(ratio * a)
 
 
 @CHECKED
 @given(st.lists(st.tuples(*[st.floats(0.0, 10.0)] * 3), max_size=6))
 def test_what_is_learned_makes_sense_whatever_is_seen(observed: list[tuple[float, float, float]]) -> None:
-    found = fitted(observed)
-    assert np.isfinite([found.scale, found.bend]).all()
-    assert found.scale > 0.0 and found.bend >= 0.0
+    scale, bend = fitted(observed)
+    assert np.isfinite([scale, bend]).all()
+    assert scale > 0.0 and bend >= 0.0
 
 
 def test_nothing_seen_is_nothing_learned() -> None:
-    assert fitted([]) == fitted([(0.0, 0.0, 1.0), (1.0, 0.5, 0.0)]) == Correction()
+    assert fitted([]) == fitted([(0.0, 0.0, 1.0), (1.0, 0.5, 0.0)]) == (1.0, 0.0)
     (option, *_) = made_options(0)
     np.testing.assert_array_equal(Correction().of(option).losses, option.losses)
 
@@ -121,34 +139,58 @@ def test_corrected_losses_are_those_of_the_law(seed: int, scale: float, bend: fl
     assert (np.diff(changed.losses) <= 0.0).all()
 
 
+@CHECKED
+@given(st.lists(st.tuples(st.sampled_from(["reduce", "expand"]), st.floats(0.0, 1e6)), min_size=1, max_size=5))
+def test_what_a_plan_says_of_a_form_is_believed_more_of_it_than_of_others(said: list[tuple[Any, float]]) -> None:
+    known = Known()
+    for form, ratio in said:
+        before, known = known, known.told(Choice(form, 3), ratio)
+        own, others = (
+            math.log(known.of(Choice(other, 3)) / before.of(Choice(other, 3))) for other in (form, "vertical")
+        )
+        step = np.clip(np.log(max(ratio, 1e-9)), -math.log(4.0), math.log(4.0))
+        assert own == pytest.approx(correcting._FAITH * step, abs=1e-9)
+        assert others == pytest.approx(0.5 * own, abs=1e-9)
+    assert known.of(None) == 1.0
+
+
 # --- and what becomes of plans ----------------------------------------------------------------------------------------
 
 
 @CHECKED
-@given(SEEDS, st.floats(0.2, 5.0), st.floats(0.0, 30.0), st.floats(0.2, 0.9))
-def test_a_prediction_holds_or_rounds_are_used_up(seed: int, scale: float, bend: float, share: float) -> None:
+@given(SEEDS, st.floats(0.2, 5.0), st.floats(0.0, 30.0), st.floats(0.2, 0.9), st.booleans())
+def test_plans_are_made_while_that_gains_something(
+    seed: int, scale: float, bend: float, share: float, off: bool
+) -> None:
     listed = made_options(seed)
-    network = Network(listed, scale, bend)
+    ways = list(np.exp(np.random.default_rng(seed).normal(0.0, 1.0, len(listed)))) if off else None
+    network = Network(listed, scale, bend, ways=ways)
     learned = Corrected(as_rehearsal(network))
     limit = share * len(listed)
     chosen = learned.share_out(listed, {"macs": limit}, {})
     assert spent(listed, chosen) <= limit * (1 + 1e-9)
     assert chosen in network.plans
-    assert learned.rehearsed == network.scale * sum(
-        a * b for a, b in zip((1.0, bend), network.sums(chosen), strict=True)
-    )
     # Of all that were run, none drifts less.
-    drifts = [scale * (one + bend * two) for one, two in map(network.sums, network.plans)]
-    assert learned.rehearsed == pytest.approx(min(drifts))
+    drifts = [network.drift(plan) for plan in network.plans]
+    assert learned.rehearsed == pytest.approx(min(drifts)) == pytest.approx(network.drift(chosen))
     assert 1 <= len(network.plans) <= correcting._ROUNDS
-    one, two = network.sums(network.plans[-1])
     if len(network.plans) < correcting._ROUNDS and drifts[-1] > 0.0:
-        # Either the last promise held, or what was learned of it led back to a plan that was run.
+        # Either the last one gained next to nothing, or what was learned of it led back to a plan that was run.
         again = share_out([learned.correction.of(option) for option in listed], {"macs": limit})
-        before = learned.observed[:-1]
-        promised = fitted(before)
-        held = CLOSE**-2 <= drifts[-1] / (promised.scale * (one + promised.bend * two)) <= CLOSE**2
-        assert held or again in network.plans
+        assert again in network.plans or drifts[-1] > 0.98 * min(drifts[:-1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sites_that_matter_more_than_they_did_alone_get_more_rank(seed: int) -> None:
+    """Losses that are off by a factor of four either way cost much; plans that were run tell which are."""
+    listed, limits = made_options(seed), {"macs": 3.0}
+    ways = list(4.0 ** np.random.default_rng(seed).choice([-1.0, 1.0], len(listed)))
+    network = Network(listed, 1.0, 0.0, ways=ways)
+    true = [option.with_losses(way * option.losses) for option, way in zip(listed, ways, strict=True)]
+    best, plain = (network.drift(share_out(options, limits)) for options in (true, listed))
+    learned = network.drift(Corrected(as_rehearsal(network)).share_out(listed, limits, {}))
+    assert learned <= plain
+    assert learned - best <= 0.2 * (plain - best) + 0.02 * best
 
 
 @CHECKED
@@ -157,9 +199,8 @@ def test_learning_loses_no_more_than_not_learning(seed: int, scale: float, bend:
     listed = made_options(seed)
     limits = {"macs": share * len(listed)}
     network = Network(listed, scale, bend)
-    plain = network.drift(share_out(listed, limits))
-    Corrected(as_rehearsal(network)).share_out(listed, limits, {})
-    assert min(network.drift(plan) for plan in network.plans[1:]) <= plain
+    chosen = Corrected(as_rehearsal(network)).share_out(listed, limits, {})
+    assert network.drift(chosen) <= network.drift(share_out(listed, limits))
 
 
 def test_large_errors_become_dear() -> None:
@@ -187,9 +228,8 @@ def test_what_was_learned_for_one_budget_serves_the_next() -> None:
         learned.share_out(listed, {"macs": share * len(listed)}, {})
     runs = len(network.plans)
     learned.share_out(listed, {"macs": 0.5 * len(listed)}, {})
-    assert len(network.plans) == runs + 1
+    assert len(network.plans) <= runs + 2
     assert learned.rehearsed == pytest.approx(learned.predicted, rel=0.05)
-    assert learned.correction.scale == pytest.approx(0.5, rel=0.1)
 
 
 def test_other_sites_stay_in_place_while_plans_are_rehearsed() -> None:
