@@ -26,6 +26,7 @@ from onnx_pointwise.fitting.order import latest, worth_correcting
 from onnx_pointwise.fitting.surroundings import surroundings
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, Site, find_sites, runtime_source
 from onnx_pointwise.numerics import (
+    ROUNDS,
     Activation,
     Block,
     Factors,
@@ -116,7 +117,7 @@ def refit(
     known: Known | None = None,
     batch: int = 64,
     effort: Effort,
-    rounds: int = 2,
+    rounds: int = ROUNDS,
     progress: Within = unheard,
 ) -> dict[str, SiteRefit]:
     """Compute the weights of all rewritten sites from example inputs, each after those that it depends on.
@@ -132,7 +133,7 @@ def refit(
         known: What is known beforehand; nothing if None.
         batch: Examples in one run of the runtime.
         effort: How much may be spent; activations beyond the memory lie in a temporary folder.
-        rounds: Rounds through activations, see `reconstruct`.
+        rounds: Rounds through activations at most, see `reconstruct`.
         progress: Called with the name of each site before it is taken.
 
     Returns:

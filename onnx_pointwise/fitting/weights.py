@@ -15,7 +15,7 @@ from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.fitting.refit import Known, SiteRefit, too_wide
 from onnx_pointwise.fitting.refit import refit as sequential_refit
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, find_sites
-from onnx_pointwise.numerics import beside, in_order, workers
+from onnx_pointwise.numerics import ROUNDS, beside, in_order, workers
 from onnx_pointwise.progress import Progress, silent, within
 from onnx_pointwise.runtime import Piece, without_shapes
 from onnx_pointwise.study import Study
@@ -50,7 +50,7 @@ def make_weights(
     *,
     corrected: Collection[str] = (),
     refit: bool = True,
-    rounds: int = 2,
+    rounds: int = ROUNDS,
     predict: bool = True,
     progress: Progress = silent,
 ) -> Weights:
@@ -61,7 +61,7 @@ def make_weights(
         choices: Form and rank by site name; those of sites that were not studied are left out.
         corrected: Names of sites that stay whole, whose weights a refit may change.
         refit: Whether to refit at all.
-        rounds: Rounds through activations, see `reconstruct`.
+        rounds: Rounds through activations at most, see `reconstruct`.
         predict: Whether to tell what drift is to be expected, which takes a rehearsal.
         progress: Called with a stage and what is taken up in it.
 

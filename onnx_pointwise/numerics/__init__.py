@@ -50,11 +50,12 @@ from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
 from onnx_pointwise.numerics.pareto import knee, pareto_front
 from onnx_pointwise.numerics.plain import plain_errors
-from onnx_pointwise.numerics.reconstruct import Block, Reconstruction, reconstruct
+from onnx_pointwise.numerics.reconstruct import ROUNDS, Block, Reconstruction, reconstruct
 
 __all__ = [
     "FORMS",
     "MOST_DECIBELS",
+    "ROUNDS",
     "SPATIAL",
     "STEPS",
     "SWEEPS",

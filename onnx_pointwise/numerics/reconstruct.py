@@ -42,6 +42,9 @@ RIDGES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 
 _EIGEN_LIMIT = 700
 # With more patches than so many for each number in one, a refit is not put to the proof.
 _PLENTY = 12
+#: Rounds through an activation, at most, and the share of the error that a round has to take off for the next one.
+ROUNDS = 5
+_GAIN = 0.01
 # What the factorisation adds to S at least.
 _LEAST = 1e-6
 
@@ -92,7 +95,7 @@ def reconstruct(
     norm: OutputNorm | None = None,
     activation: Activation = LINEAR,
     start: Factors | None = None,
-    rounds: int = 2,
+    rounds: int = ROUNDS,
     threads: int = 1,
 ) -> Reconstruction:
     """Compute the weights of one rewritten site.
@@ -110,7 +113,7 @@ def reconstruct(
         norm: Which errors of the outputs count, `outputs` of `factorize`.
         activation: What follows the site.
         start: Factors of the same form and rank for a kernel that differs little, to start from.
-        rounds: Rounds through the activation, where there is one.
+        rounds: Rounds through the activation, where there is one, at most.
         threads: Blocks to work on at a time; the result does not depend on it.
 
     Returns:
@@ -227,10 +230,14 @@ class _Problem:
         solutions = [_Solved(factors, constant, error, ridge, composed - flat, constant - self.offset)]
         first = moments.targets()
         used = [part for part in self.parts if not (fit_only and part.held)]
+        left = math.inf
         for _ in range(rounds):
             change = composed - flat
             moved = constant - self.offset + change @ self.shift
-            _retarget(moments, change, moved, self.activation, used, self.threads)
+            lost = _retarget(moments, change, moved, self.activation, used, self.threads)
+            if lost > (1.0 - _GAIN) * left:
+                break
+            left = lost
             factors, constant, composed = solve(factors)
             solutions.append(_Solved(factors, constant, error, ridge, composed - flat, constant - self.offset))
         moments.put_back(first)  # whoever solves next starts from the residuals again
@@ -346,7 +353,7 @@ def _retarget(
     activation: Activation,
     used: Sequence[_Part],
     threads: int,
-) -> None:
+) -> float:
     """Replace the residuals in the moments by those to the targets that the activation leaves free.
 
     Args:
@@ -356,11 +363,14 @@ def _retarget(
         activation: The activation.
         used: The blocks of the moments.
         threads: As for `reconstruct`.
+
+    Returns:
+        Squared error of what there is now against these targets, which is at least that behind the activation.
     """
     moments.clear_targets(moments.outputs)
     narrow, constant = change.astype(np.float32), moved.astype(np.float32)[:, None]
 
-    def part(given: _Part) -> Sums:
+    def part(given: _Part) -> tuple[float, Sums]:
         block = given.make()
         trained = block.targets - given.residual  # what the trained kernel makes of these patches
         now = trained + narrow @ block.patches + constant
@@ -368,10 +378,15 @@ def _retarget(
             targets = activation.targets(block.targets, now)
         else:
             targets = activation.targets(block.targets + block.added, now + block.added) - block.added
-        return moments.sums(block.patches, targets - trained, anew=False, shifted=True)
+        gap = targets - now
+        lost = float(np.vdot(gap, gap))
+        return lost, moments.sums(block.patches, targets - trained, anew=False, shifted=True)
 
-    for sums in in_order(part, used, threads):
+    total = 0.0
+    for lost, sums in in_order(part, used, threads):
         moments.include(sums)
+        total += lost
+    return total
 
 
 def _relative_error(moments: Moments, flat: Array64, composed: Array64, covariance: Array64) -> float:
