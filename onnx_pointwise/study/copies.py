@@ -6,6 +6,10 @@ often what another picture would. Whether it does is asked of the examples: fact
 have to lose less on the others, along every axis by itself. So faces are mirrored from left to right and not upside
 down, and a spectrogram is moved in time if that helps.
 
+Where moments are not singular, few examples still tell less than more would of what a refit has to make up for (a
+denoiser of twenty layers loses 0.046 dB instead of 0.057 with every one of its 64 crops mirrored, too); then they are
+mirrored once, along the axis that suits other examples best, if that lowers the error on them at all.
+
 Copies go where their original goes, and are never among those that anything is judged by.
 """
 
@@ -19,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import ResolvedShapes, Site, dense_cost
-from onnx_pointwise.numerics import Norm, blended, expand_curve, patches, shrunk, tap_blend
+from onnx_pointwise.numerics import Norm, blended, expand_curve, lattices, patches, shrunk, tap_blend
 from onnx_pointwise.runtime import Piece, without_shapes
 from onnx_pointwise.study.collect import EXACT
 
@@ -38,8 +42,12 @@ _ASKED = 3
 _SHORTEST = 16
 # Shifts reach this share of an axis.
 _REACH = 1 / 16
-# A kind of copies has to lower the error on other examples by this share.
+# A kind of copies has to lower the error on other examples by this share where moments are singular.
 _GAIN = 0.01
+# Fewer examples than this are mirrored where that suits other examples.
+_FEW = 100
+# Patches that are looked at for that.
+_PATCHES = 24_000
 # Errors of ranks that plans may ask for.
 _LEVELS = (0.01, 0.4)
 
@@ -113,7 +121,8 @@ def _moves(
     if len(inputs) != 1 or not tried.any() or tried.all():
         return []
     ((name, array),) = inputs.items()
-    asked = _short(shapes, sites, len(array))
+    short = _short(shapes, sites, len(array))
+    asked = short or (_largest(shapes, sites) if len(array) < _FEW else [])
     axes = [axis for axis in range(1, array.ndim) if array.shape[axis] >= _SHORTEST]
     if not asked or not axes:
         return []
@@ -121,31 +130,36 @@ def _moves(
     made = [source for source in sources if source != name]
     piece = Piece(without_shapes(shapes.model), [name], made, threads=threads) if made else None
 
-    def seen(examples: Array) -> list[_Sample]:
+    def seen(examples: Array, most: int = _PATCHES) -> list[_Sample]:
         parts: list[list[Array]] = []
         for start in range(0, len(examples), batch):
             part = examples[start : start + batch]
             parts.append([] if piece is None else piece.run({name: part}))
         values = {source: np.concatenate(column) for source, column in zip(made, zip(*parts, strict=True), strict=True)}
         values[name] = examples
-        return [_Sample.of(site, values[site.source]) for site in asked]
+        return [_Sample.of(site, values[site.source], most, seed) for site in asked]
 
     fit = array[~tried]
     alone, held = seen(fit), seen(array[tried])
     before = [_lost(site, one, other) for site, one, other in zip(asked, alone, held, strict=True)]
+    # Of many patches copies take the place of some: more of them would always be better.
+    beside, each = (alone, _PATCHES) if short else (seen(fit, _PATCHES // 2), _PATCHES // 2)
 
     def change(move: Move) -> float:
         """Mean logarithm of what the error on other examples is multiplied with."""
         changes = []
-        for site, one, more, other, lost in zip(asked, alone, seen(moved(fit, move, seed)), held, before, strict=True):
+        copied = seen(moved(fit, move, seed), each)
+        for site, one, more, other, lost in zip(asked, beside, copied, held, before, strict=True):
             after = _lost(site, one.with_copies(more), other)
             told = (lost > _LEVELS[0]) & (lost < _LEVELS[1]) & (after > 0.0)
             if told.any():
                 changes.append(float(np.log(after[told] / lost[told]).mean()))
         return sum(changes) / len(changes) if changes else 0.0
 
-    good = math.log(1.0 - _GAIN)
     mirrors = sorted((change(((axis,), ())), axis) for axis in axes)
+    if not short:
+        return [((axis,), ()) for gain, axis in mirrors[:1] if gain < 0.0]
+    good = math.log(1.0 - _GAIN)
     shifts = tuple(axis for axis in axes if change(((), (axis,))) < good)
     return _kinds(tuple(axis for found, axis in mirrors if found < good), shifts)
 
@@ -162,18 +176,36 @@ def _kinds(mirrors: tuple[int, ...], shifts: tuple[int, ...]) -> list[Move]:
 
 def _short(shapes: ResolvedShapes, sites: Sequence[Site], count: int) -> list[Site]:
     """The largest of the sites whose moments so many examples leave singular, where these matter; else none."""
+    reachable = _reachable(shapes, sites)
+    short = [site for site in reachable if _exact(site) and count * math.prod(site.out_size or ()) < _width(site)]
+    if sum(map(_macs, short)) < _SHARE * sum(map(_macs, reachable)):
+        return []
+    return _largest(shapes, short)
+
+
+def _largest(shapes: ResolvedShapes, sites: Sequence[Site]) -> list[Site]:
+    """Those to be asked of the sites whose moments can be looked at as they are."""
+    exact = [site for site in _reachable(shapes, sites) if _exact(site)]
+    return sorted(exact, key=lambda site: -_macs(site))[:_ASKED]
+
+
+def _reachable(shapes: ResolvedShapes, sites: Sequence[Site]) -> list[Site]:
     known = {str(value.name) for value in shapes.model.graph.inputs}
     known |= {str(value.name) for node in shapes.model.graph for value in node.outputs}
-    reachable = [site for site in sites if site.source in known and site.out_size]
-    costs = {site.name: dense_cost(site).macs for site in reachable}
-    short = [
-        site
-        for site in reachable
-        if site.in_channels * site.taps <= EXACT and count * math.prod(site.out_size) < site.in_channels * site.taps
-    ]
-    if sum(costs[site.name] for site in short) < _SHARE * sum(costs.values()) or not short:
-        return []
-    return sorted(short, key=lambda site: -costs[site.name])[:_ASKED]
+    return [site for site in sites if site.source in known and site.out_size]
+
+
+def _macs(site: Site) -> int:
+    return dense_cost(site).macs
+
+
+def _width(site: Site) -> int:
+    """Numbers in a patch."""
+    return site.in_channels * site.taps
+
+
+def _exact(site: Site) -> bool:
+    return _width(site) <= EXACT
 
 
 class _Sample:
@@ -183,9 +215,12 @@ class _Sample:
         self.mean, self.covariance, self.count = mean, covariance, count
 
     @staticmethod
-    def of(site: Site, values: Array) -> _Sample:
-        """What a site sees of its inputs; short sites see few patches."""
-        seen = patches(values, site.window(values.shape[2:]))
+    def of(site: Site, values: Array, most: int, seed: int) -> _Sample:
+        """What a site sees of its inputs, in so many patches at most, about."""
+        window, width = site.window(values.shape[2:]), _width(site)
+        size = window.out_size(values.shape[2:])
+        taken = lattices(np.arange(len(values)), size, width, limit=most, seed=seed, spacing=window.spacing)
+        seen = np.concatenate([patches(values, window, lattice) for lattice in taken], axis=1)
         mean = seen.mean(axis=1, dtype=np.float64)
         centred = seen - mean.astype(np.float32)[:, None]
         return _Sample(mean, (centred @ centred.T).astype(np.float64) / seen.shape[1], seen.shape[1])

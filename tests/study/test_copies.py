@@ -76,6 +76,25 @@ def test_what_does_not_help_is_not_done():
     assert not any(np.array_equal(part, mirrored) for part in np.split(found, max(1, len(found) // 24)) if len(part))
 
 
+def wide():
+    """Two convolutions that see many patches of every example."""
+    b = Builder(3, "batch", size=SIZE)
+    y = b.add("Relu", b.conv("x", 3, 8))
+    return b.model(b.conv(y, 8, 8))
+
+
+@pytest.mark.parametrize(("count", "alike", "made"), [(24, True, True), (120, True, False), (24, False, False)])
+def test_few_examples_are_mirrored_once_where_that_suits_others(count, alike, made):
+    shapes, sites = prepared(wide())
+    feeds = pictures(count, alike=alike)
+    if not alike:  # everything points to the right and down
+        feeds["x"] = np.cumsum(np.cumsum(np.abs(feeds["x"]), axis=2), axis=3)
+    found = copies(shapes, sites, feeds, np.arange(count) % 2 == 1, batch=16, threads=1)["x"]
+    assert len(found) == count * made
+    if made:
+        assert any(np.array_equal(found, moved(feeds["x"], ((axis,), ()), 0)) for axis in (2, 3))
+
+
 def test_several_inputs_and_none_to_judge_by_get_none():
     shapes, sites = prepared(deep())
     feeds = pictures(24)
@@ -138,6 +157,7 @@ def test_they_help_on_faces_that_nobody_has_seen():
             with pytest.MonkeyPatch.context() as patch:
                 if not most:
                     patch.setattr(copying, "_SHARE", 2.0)
+                    patch.setattr(copying, "_FEW", 0)
                 found = look(model, shapes, sites, feeds)
                 assert bool(len(found.copies["x"])) == bool(most)
                 weights = make_weights(found, halved(sites), refit=False)
