@@ -70,13 +70,16 @@ class Network:
                 found[option.site.name] = self.scale * way * loss
         return found
 
-    def drift(self, choices: Mapping[str, Choice]) -> float:
+    def law(self, choices: Mapping[str, Choice]) -> float:
         return sum(self.shares(choices).values())
 
-    def drifts(self, choices: Mapping[str, Choice]) -> list[float]:
+    def drift(self, choices: Mapping[str, Choice]) -> float:
         self.plans.append(dict(choices))
         wobble = np.random.default_rng(len(self.plans)).standard_normal()
-        return [self.drift(choices) * float(np.exp(self.noise * wobble))]
+        return self.law(choices) * float(np.exp(self.noise * wobble))
+
+    def drifts(self, choices: Mapping[str, Choice]) -> list[float]:
+        return [self.drift(choices)]
 
 
 def as_rehearsal(network: Network) -> Rehearsal:
@@ -171,8 +174,8 @@ def test_plans_are_made_while_that_gains_something(
     assert spent(listed, chosen) <= limit * (1 + 1e-9)
     assert chosen in network.plans
     # Of all that were run, none drifts less.
-    drifts = [network.drift(plan) for plan in network.plans]
-    assert learned.rehearsed == pytest.approx(min(drifts)) == pytest.approx(network.drift(chosen))
+    drifts = [network.law(plan) for plan in network.plans]
+    assert learned.rehearsed == pytest.approx(min(drifts)) == pytest.approx(network.law(chosen))
     assert 1 <= len(network.plans) <= correcting._ROUNDS
     if len(network.plans) < correcting._ROUNDS and drifts[-1] > 0.0:
         # Either the last one gained next to nothing, or what was learned of it led back to a plan that was run.
@@ -187,8 +190,8 @@ def test_sites_that_matter_more_than_they_did_alone_get_more_rank(seed: int) -> 
     ways = list(4.0 ** np.random.default_rng(seed).choice([-1.0, 1.0], len(listed)))
     network = Network(listed, 1.0, 0.0, ways=ways)
     true = [option.with_losses(way * option.losses) for option, way in zip(listed, ways, strict=True)]
-    best, plain = (network.drift(share_out(options, limits)) for options in (true, listed))
-    learned = network.drift(Corrected(as_rehearsal(network)).share_out(listed, limits, {}))
+    best, plain = (network.law(share_out(options, limits)) for options in (true, listed))
+    learned = network.law(Corrected(as_rehearsal(network)).share_out(listed, limits, {}))
     assert learned <= plain
     assert learned - best <= 0.2 * (plain - best) + 0.02 * best
 
@@ -200,7 +203,7 @@ def test_learning_loses_no_more_than_not_learning(seed: int, scale: float, bend:
     limits = {"macs": share * len(listed)}
     network = Network(listed, scale, bend)
     chosen = Corrected(as_rehearsal(network)).share_out(listed, limits, {})
-    assert network.drift(chosen) <= network.drift(share_out(listed, limits))
+    assert network.law(chosen) <= network.law(share_out(listed, limits))
 
 
 def test_large_errors_become_dear() -> None:
