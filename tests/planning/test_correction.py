@@ -78,7 +78,7 @@ class Network:
         wobble = np.random.default_rng(len(self.plans)).standard_normal()
         return self.law(choices) * float(np.exp(self.noise * wobble))
 
-    def drifts(self, choices: Mapping[str, Choice]) -> list[float]:
+    def drifts(self, choices: Mapping[str, Choice]) -> list[float | None]:
         return [self.drift(choices)]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,10 +26,6 @@ class Heads(Network):
     def drifts(self, choices: Mapping[str, Choice]) -> list[float | None]:
         return [self.drift(choices), None]
 
-    @property
-    def heads(self) -> Any:
-        return SimpleNamespace(whole=lambda drifts: drifts[0])
-
 
 def ladder(network: Heads, limit: float = 0.05) -> Ladder:
     def strain(drifts: Any) -> float:
@@ -52,8 +47,7 @@ def test_the_cheapest_plan_within_a_strain(seed: int, scale: float, most: float)
     least, dense = sum(float(one.costs[0, 0]) for one in listed), float(len(listed))
     best = dense
     for limit in np.linspace(least * 1.0001, dense, 20):
-        one, _ = network.sums(share_out(listed, {"macs": limit}))
-        if math.sqrt(scale * one) / 0.05 <= most:
+        if math.sqrt(network.law(share_out(listed, {"macs": limit}))) / 0.05 <= most:
             best = min(best, float(limit))
     assert found.cost <= best + 0.03 * (dense - least) or found.strain >= 0.95 * most
 
