@@ -563,6 +563,7 @@ class SweepSettings(
     Examples,
     Factoring,
     Choosing,
+    Deploying,
     Threads,
     Caching,
     Working,

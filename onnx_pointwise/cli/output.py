@@ -50,6 +50,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what is wro
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say each step in a line, and what it took.", rich_help_panel=PANEL)
 ]
+Quantized = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.onnx", help="Write the network in the precision of --deploy, too.", rich_help_panel=PANEL
+    ),
+]
 External = Annotated[
     bool | None,
     typer.Option(

@@ -10,7 +10,7 @@ import typer
 
 import onnx_pointwise as api
 from onnx_pointwise.cli.options import with_options
-from onnx_pointwise.cli.output import CHECK_FAILED, PANEL, External, Force, Output
+from onnx_pointwise.cli.output import CHECK_FAILED, PANEL, External, Force, Output, Quantized
 from onnx_pointwise.cli.writing import finish, prepare
 from onnx_pointwise.errors import OutputError, PlanError
 from onnx_pointwise.jobs import expected, models_in
@@ -28,12 +28,6 @@ Sources = Annotated[
 ]
 Targets = Annotated[
     Path, typer.Argument(metavar="OUT", help="The .onnx file to write, or the folder.", show_default=False)
-]
-Quantized = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE.onnx", help="Write the network in the precision of --deploy, too.", rich_help_panel=PANEL
-    ),
 ]
 SavePlan = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan as JSON.", rich_help_panel=PANEL)]
 

@@ -12,9 +12,11 @@ from onnx_pointwise.check import CheckResult, check
 from onnx_pointwise.examples import Calibration
 from onnx_pointwise.graph import ModelSource, model_bytes
 from onnx_pointwise.jobs.attempts import Attempt
-from onnx_pointwise.jobs.checking import asked_of
+from onnx_pointwise.jobs.checking import asked_of, judged
 from onnx_pointwise.jobs.loading import Network
 from onnx_pointwise.jobs.looking import Evidence
+from onnx_pointwise.jobs.results import Search
+from onnx_pointwise.jobs.searching import untouched
 from onnx_pointwise.jobs.versions import AS_IT_IS, Deployed, Version
 from onnx_pointwise.runtime import (
     Array,
@@ -65,6 +67,27 @@ def deployed_as(
     versions = _versions(net, made, result, verdict, asked)
     result = replace(result, versions=versions, pair=pair, floats=_floats(net, model, inputs, settings))
     return replace(result, best=_best(versions, pair))
+
+
+def deployed_if_faster(
+    net: Network,
+    made: Attempt,
+    search: Search | None,
+    seen: Evidence,
+    examples: Calibration,
+    verdict: CheckResult | None,
+    settings: Settings,
+) -> tuple[Attempt, Search | None, CheckResult | None, Deployed | None]:
+    """Make the networks of another precision, and take everything back where the rewritten one is slower in it.
+
+    Arguments as for `deployed_as`, and the search that led there; gives what is left of them, and what is deployed.
+    """
+    deployed = deployed_as(net, made, seen, examples, verdict, settings)
+    if deployed is None or not deployed.slower:
+        return made, search, verdict, deployed
+    deployed = taken_back(deployed)
+    made, search = untouched(net, made, search, str(deployed.reason), settings)
+    return made, search, judged(net, made, seen, settings), deployed
 
 
 def taken_back(found: Deployed) -> Deployed:

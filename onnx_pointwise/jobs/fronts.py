@@ -139,6 +139,7 @@ class Front:
         points: The networks.
         unmade: Shares that no network was made for.
         unmeasured: Why latency was not measured; ``None`` where it was.
+        precision: What latency and answers are those of; ``None`` where networks run as they are.
     """
 
     provider: str
@@ -147,6 +148,7 @@ class Front:
     points: tuple[SweepPoint, ...]
     unmade: tuple[Unmade, ...] = ()
     unmeasured: str | None = None
+    precision: str | None = None
 
     @property
     def worthwhile(self) -> list[SweepPoint]:
@@ -213,6 +215,7 @@ class Front:
             "unmade": [one.to_dict() for one in self.unmade],
             "picks": self.picks,
             "unmeasured": self.unmeasured,
+            "precision": self.precision,
         }
 
 

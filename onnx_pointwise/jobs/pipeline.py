@@ -12,7 +12,7 @@ from onnx_pointwise.jobs.clock import Clock
 from onnx_pointwise.jobs.concluding import Ending, concluded
 from onnx_pointwise.jobs.curves import Curve, curves_of
 from onnx_pointwise.jobs.deciding import asked, planned
-from onnx_pointwise.jobs.deploying import deployed_as, taken_back
+from onnx_pointwise.jobs.deploying import deployed_if_faster
 from onnx_pointwise.jobs.loading import examples_for, network, read_plan, with_full_names, with_stems
 from onnx_pointwise.jobs.looking import Evidence, not_measurable, studied
 from onnx_pointwise.jobs.results import RewriteResult, Search
@@ -87,10 +87,6 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
     if search is not None and verdict is not None and any(found.code == "slower" for found in verdict.findings):
         made, search = untouched(net, made, search, "Timed once more, the network that was found was slower.", settings)
         verdict = judged(net, made, seen, settings)
-    deployed = deployed_as(net, made, seen, examples, verdict, settings)
-    if deployed is not None and deployed.slower:
-        deployed = taken_back(deployed)
-        made, search = untouched(net, made, search, str(deployed.reason), settings)
-        verdict = judged(net, made, seen, settings)
+    made, search, verdict, deployed = deployed_if_faster(net, made, search, seen, examples, verdict, settings)
     ending = Ending(verdict, score, search, clock, origin, curves, deployed)
     return concluded(net, made, seen, examples, settings, ending)

@@ -15,6 +15,7 @@ from onnx_pointwise.jobs.clock import Clock
 from onnx_pointwise.jobs.concluding import Ending, concluded
 from onnx_pointwise.jobs.curves import curves_of
 from onnx_pointwise.jobs.deciding import Question, asked
+from onnx_pointwise.jobs.deploying import deployed_if_faster
 from onnx_pointwise.jobs.fronts import Front, Sweep, SweepPoint, Unmade, front_of, is_share
 from onnx_pointwise.jobs.handing import handed_out
 from onnx_pointwise.jobs.loading import Network, examples_for, network, with_full_names
@@ -46,8 +47,9 @@ def sweep(model: ModelSource, settings: SweepSettings) -> Sweep:
     What examples tell and what is measured on a provider serves all of them, so that a sweep takes little longer than a
     rewrite. Each network has the plan that `rewrite` makes for its share, but for the latency, which is timed once and
     not corrected; its weights are made from a part of the examples, where there are many, and its answers are compared
-    on examples held back. The one that ``pick`` names is fitted to all examples and checked as `rewrite` does, for the
-    first provider. Others are made from their plans: ``rewrite(model, plan=point.plan, calibration=...)``.
+    on examples held back. To be deployed in another precision, it is timed, compared and scored in that. The one that
+    ``pick`` names is fitted to all examples and checked as `rewrite` does, for the first provider. Others are made from
+    their plans: ``rewrite(model, plan=point.plan, calibration=...)``.
 
     Args:
         model: Path, ``ModelProto`` or ``onnx_ir.Model``; it is left as it is.
@@ -69,7 +71,9 @@ def sweep(model: ModelSource, settings: SweepSettings) -> Sweep:
     costs = [_cost(settings, one) for one in base]
     net = network(model, base[0])
     base = [with_full_names(one, net) for one in base]
+    base[0].deployment.require(net.base)
     examples = examples_for(net, None, base[0])
+    base[0].deployment.require_examples(examples.inputs)
     clock.lap("load")
     score = scored(net.source, base[0])
     if score is not None:
@@ -186,7 +190,10 @@ def _front(work: _Work, shares: Sequence[float], answers: Answers, scheduler: st
         work.settings.tell("networks", f"{point.asked:g} of the {work.cost}", number + 1, len(made))
     seen = work.question.seen
     name = work.settings.provider
-    return front_of(name, work.cost, answers, points, unmade=tuple(unmade), unmeasured=seen.unmeasured)
+    deployment = work.settings.deployment
+    precision = deployment.precision if deployment.changes else None
+    told = {"unmade": tuple(unmade), "unmeasured": seen.unmeasured, "precision": precision}
+    return front_of(name, work.cost, answers, points, **told)
 
 
 def _planned(work: _Work, share: float) -> Plan:
@@ -239,6 +246,8 @@ def _point(work: _Work, piece: _Piece) -> SweepPoint:
     plan, timing = piece.plan, piece.timing
     found = None if seen.found is None else seen.found.thinned(max(_LEAST, seen.found.count // _PART))
     made = fitted(net, plan, found, settings, predict=False)
+    # Ranges come from all examples, as those of the network that is handed over do.
+    runs = settings.deployment.made(made.model, None if seen.found is None else seen.found.fit)
     return SweepPoint(
         asked=piece.share,
         plan=plan,
@@ -246,8 +255,8 @@ def _point(work: _Work, piece: _Piece) -> SweepPoint:
         after=model_cost(made.model, resolve(made.model, net.shapes.inputs)),
         latency=None if timing is None else timing.ratio,
         noise=None if timing is None else timing.noise,
-        check=compared(net, made.model, seen, settings, latency=False),
-        score=scores_of(work.score, made.model, settings),
+        check=compared(net, runs, seen, settings, latency=False),
+        score=scores_of(work.score, runs, settings),
     )
 
 
@@ -257,5 +266,7 @@ def _handed_over(work: _Work, plan: Plan, examples: Calibration, clock: Clock, o
     made = fitted(net, plan, seen.found, settings)
     clock.lap("weights")
     verdict = judged(net, made, seen, settings)
+    made, _, verdict, deployed = deployed_if_faster(net, made, None, seen, examples, verdict, settings)
     curves = curves_of(seen.found, work.question.listed)
-    return concluded(net, made, seen, examples, settings, Ending(verdict, work.score, None, clock, origin, curves))
+    ending = Ending(verdict, work.score, None, clock, origin, curves, deployed)
+    return concluded(net, made, seen, examples, settings, ending)

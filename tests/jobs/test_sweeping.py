@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from rich.console import Console
@@ -234,3 +235,64 @@ def test_a_plan_does_not_depend_on_the_other_shares(swept: Sweep, small_folder: 
     alone = onnx_pointwise.sweep(small_folder / "small.onnx", calibration=examples, shares=(0.35,), **PLAIN)
     assert alone.fronts[0].points[0].to_dict() == swept.fronts[0].points[2].to_dict()
     assert sweeping._LEAST >= 32
+
+
+# --- in the precision that is deployed --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swept_in_int8(small_folder: Path, examples: Any) -> Sweep:
+    asked: dict[str, Any] = PLAIN | {"deploy": "int8", "evaluate": _quantised, "answers": "drift"}
+    return onnx_pointwise.sweep(small_folder / "small.onnx", calibration=examples, shares=(0.5,), pick="0.5", **asked)
+
+
+def _quantised(session: ort.InferenceSession) -> float:
+    """One where the network puts out multiples of one step, as one that is quantised does."""
+    (numbers,) = session.run(None, {"image": small.examples(64)})
+    steps = np.diff(np.unique(numbers[:, 0]))
+    return float(np.allclose(steps / steps.min(), np.round(steps / steps.min()), atol=0.05))
+
+
+def test_points_are_judged_and_scored_in_the_precision_that_is_deployed(swept: Sweep, swept_in_int8: Sweep) -> None:
+    (front,), (plain,) = swept_in_int8.fronts, swept.fronts
+    (point,) = front.points
+    same = next(other for other in plain.points if other.asked == 0.5)
+    assert front.precision == "int8" and plain.precision is None
+    assert point.score is not None and (point.score.before, point.score.after) == (0.0, 1.0)
+    assert point.after == same.after, "its file is the float network"
+    assert (point.drift or 0.0) > (same.drift or 0.0), "rounding is part of its drift"
+
+
+def test_what_is_picked_is_compared_as_it_is_and_deployed(swept_in_int8: Sweep) -> None:
+    picked = swept_in_int8.picked
+    assert picked is not None and picked.deployed is not None
+    assert "QuantizeLinear" in {node.op_type for node in picked.deployed.model.graph}
+    assert not {"QuantizeLinear"} & {node.op_type for node in picked.model.graph}
+    assert [one.name for one in picked.deployed.versions] == ["dense", "dense int8", "rewritten", "rewritten int8"]
+
+
+def test_the_precision_stands_above_the_table(swept_in_int8: Sweep) -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.sweep(swept_in_int8))
+    assert "none, int8: MACs against drift" in console.export_text()
+
+
+def test_a_sweep_in_int8_takes_examples_and_a_float_network(small_folder: Path) -> None:
+    with pytest.raises(PlanError, match="int8 takes the ranges of activations from example inputs, and there are none"):
+        onnx_pointwise.sweep(small_folder / "small.onnx", calibration=None, deploy="int8", **PLAIN)
+
+
+def test_the_network_that_is_picked_is_written_in_both_precisions(
+    swept_in_int8: Sweep, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_pointwise, "sweep", lambda *_: swept_in_int8)
+    out, quantized = tmp_path / "out.onnx", tmp_path / "out.int8.onnx"
+    given = ["sweep", small_folder / "small.onnx", out, "--pick", "0.5", "--quantized", quantized]
+    result = invoke(app, *given, "--deploy", "int8")
+    assert result.exit_code == 0, result.output
+    types = [{node.op_type for node in onnx.load(path).graph.node} for path in (out, quantized)]
+    assert ["QuantizeLinear" in found for found in types] == [False, True]
+    refused = invoke(app, *given)
+    assert refused.exit_code == 2
+    words = " ".join(refused.output.split())
+    assert "--quantized writes the network that --pick names in another precision; name OUT" in words

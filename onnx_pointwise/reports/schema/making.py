@@ -157,6 +157,7 @@ MADE: dict[str, Schema] = {
         unmade=every(whole(asked=NUMBER, reason=TEXT)),
         picks=named(maybe(NUMBER)),
         unmeasured=maybe(TEXT),
+        precision=maybe(TEXT),
     ),
     "sweep": whole(
         "Networks from dear to cheap.",

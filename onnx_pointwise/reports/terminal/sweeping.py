@@ -36,7 +36,8 @@ def _warnings(result: Sweep) -> list[Text]:
 
 
 def _front(front: Front) -> list[RenderableType]:
-    heading = f"{front.provider}: {COSTS[front.cost]} against {JUDGED[front.answers]}."
+    where = front.provider if front.precision is None else f"{front.provider}, {front.precision}"
+    heading = f"{where}: {COSTS[front.cost]} against {JUDGED[front.answers]}."
     shown: list[RenderableType] = [Text(heading, style="bold")]
     if front.unmeasured is not None:
         shown.append(Text(f"Planned by arithmetic: {front.unmeasured}.", style="dim"))
