@@ -34,6 +34,8 @@ _SHORT = 30e-6
 _FASTER = 0.95
 # A network that moves its weights and activations at this share of what a copy reaches waits for memory.
 _BOUND = 0.5
+# ... and one that would move so many times as much does not: rows of a table that are looked up, not the whole table.
+_BEYOND = 4.0
 # Less than this stays in the caches of the processor, in bytes.
 _CACHED = 2**25
 _COPIED = 2**26
@@ -147,7 +149,7 @@ def of_latency(
     if moved < _CACHED:
         return tuple(found)
     reached, copied = moved / seconds, _copying()
-    if reached > _BOUND * copied:
+    if _BOUND * copied < reached < _BEYOND * copied:
         sentence = (
             f"It moves about {reached / 1e9:.1f} GB/s, a copy on this machine {copied / 1e9:.1f} GB/s: it waits for "
             "memory, and fewer MACs alone make it little faster."

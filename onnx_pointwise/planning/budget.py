@@ -407,14 +407,14 @@ def _limits(
             least_of_all = f"with every site at its lowest rank{among}"
             if not any(len(option.choices) > 1 for option in listed):
                 least_of_all = "nothing can be rewritten" if not fixed[resource] else "with the ranks chosen by hand"
-            way_out = f"; ask for {math.ceil(1e3 * left) / 1e3:.3f} or more" if left < 1.0 else ""
+            ways_out = [f"ask for {math.ceil(1e3 * left) / 1e3:.3f} or more"] if left < 1.0 else []
             if timed is not None:
-                way_out += ", or name the provider none to plan by arithmetic alone"
+                ways_out.append("name the provider none to plan by arithmetic alone")
             raise TargetError(
                 resource,
                 left,
-                f"The target {target:.3g} cannot be reached: {least_of_all}, "
-                f"{left:.3f} of the {_WORDS[resource]} are left{way_out}.{stuck}",
+                f"The target {target:.3g} cannot be reached: {least_of_all}, {left:.3f} of the {_WORDS[resource]} are "
+                f"left{'; ' if ways_out else ''}{', or '.join(ways_out)}.{stuck}",
             )
         limits[resource] = target * whole - rest
     return limits

@@ -80,7 +80,7 @@ def test_what_kernels_say(times: list[NodeTime], sets: tuple[str, ...], codes: l
     assert words in " ".join(one.sentence for one in found)
 
 
-@pytest.mark.parametrize(("seconds", "bound"), [(1e-3, True), (10.0, False)])
+@pytest.mark.parametrize(("seconds", "bound"), [(2.5e-3, True), (10.0, False), (1e-5, False)])
 def test_a_network_that_waits_for_memory(
     model: Path, seconds: float, bound: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -415,6 +415,8 @@ def test_a_site_that_nothing_makes_faster_stays_dense_with_its_numbers(monkeypat
     assert refusal is not None
     assert refusal.code == "not_faster"
     assert refusal.numbers["fastest_seconds"] >= refusal.numbers["dense_seconds"]
+    with pytest.raises(TargetError, match=r"1\.000 of the MACs are left; name the provider none to plan by arithmetic"):
+        onnx_pointwise.rewrite(DIGITS, target_macs=0.9, forms=POINTWISE, calibration=None, check=False, cache=False)
 
 
 def test_a_network_that_is_not_faster_in_the_end_comes_back_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,7 +452,7 @@ def test_a_network_that_is_slower_against_its_plan_fails_its_check(monkeypatch: 
 
 def test_what_cannot_be_reached_on_a_provider_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, 8)
-    with pytest.raises(TargetError, match=r"faster on cpu.*none to plan by arithmetic"):
+    with pytest.raises(TargetError, match=r"faster on cpu.* left; ask for 0\.\d+ or more, or name the provider none"):
         onnx_pointwise.rewrite(DIGITS, target_macs=0.02, calibration=None, cache=False)
     with pytest.raises(PlanError, match=r"cannot be reached: the best network took 0\.\d+"):
         onnx_pointwise.rewrite(DIGITS, target_latency=0.01, calibration=None, cache=False)
