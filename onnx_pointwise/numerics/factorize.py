@@ -441,7 +441,7 @@ def _relative_squared_error(weights: Array, weighted: Working, approximation: Ar
     lost = max(_inner(norm.apply(difference), difference), 0.0)
     if total > 0.0:
         return lost / total
-    return 0.0 if lost == 0.0 else math.inf
+    return math.inf if lost else 0.0
 
 
 def _leading(symmetric: Working, rank: int) -> Working:

@@ -250,6 +250,16 @@ def test_a_norm_made_once_gives_the_same(seed, shape, form, kind, method):
     np.testing.assert_array_equal(error_curve(kernel, form, moment), error_curve(kernel, form, norm))
 
 
+@pytest.mark.parametrize(("form", "rank"), [("reduce", 3), ("expand", 4), ("reduce_expand", (3, 4)), ("vertical", 5)])
+def test_no_moment_stands_for_the_identity(form, rank):
+    """In what is lost, and in what rounding does to the feature maps between the pieces."""
+    kernel = make_kernel(0, (8, 6, 3, 3))
+    without, with_it = factorize(kernel, form, rank), factorize(kernel, form, rank, second_moment=np.eye(6))
+    for one, other in zip(without.pieces, with_it.pieces, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)
+    assert without.error == pytest.approx(with_it.error, rel=1e-9)
+
+
 def test_a_norm_lays_the_lifted_moment_out():
     moment = make_moment("full", 3, (4, 5, 3))
     norm = Norm.of(moment, 5, 3)
