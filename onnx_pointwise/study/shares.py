@@ -13,10 +13,13 @@ D. One run and one run back give them for all sites.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import BottleneckPass, Plan, Replacement, ResolvedShapes, Site
@@ -55,7 +58,8 @@ def shares(
         threads: Threads of the runtime; its own choice if None.
 
     Returns:
-        c_s by site name, relative to what the answers vary by; sites that no gradient reaches are left out.
+        c_s by site name, relative to what the answers vary by; left out are sites that no gradient reaches, and those
+        whose errors are too large to be told.
 
     Raises:
         ModelError: The model does not run on the inputs.
@@ -79,18 +83,23 @@ def shares(
             if name in scales
         }
         gradients = forward.gradients(probes)
-        values = forward.values
-
-        def share(
-            site: Site, values: Mapping[str, Array] = values, gradients: Mapping[str, Array] = gradients
-        ) -> float:
-            (error,) = run_session(sessions.of(site), ["y"], {"x": values[site.source], **changes[site.name]})
-            return float(np.vdot(gradients[site.name].astype(np.float64), error.astype(np.float64)))
-
         reached = [site for site in taken if site.name in gradients]
+        share = functools.partial(_share, sessions, changes, forward.values, gradients)
         for site, added in zip(reached, in_order(share, reached, workers(threads)), strict=True):
             found[site.name] = found.get(site.name, 0.0) + added
-    return found
+    return {name: share for name, share in found.items() if math.isfinite(share)}
+
+
+def _share(
+    sessions: KernelSessions,
+    changes: Mapping[str, Mapping[str, Array]],
+    values: Mapping[str, Array],
+    gradients: Mapping[str, Array],
+    site: Site,
+) -> float:
+    """c_s of one batch."""
+    (error,) = run_session(sessions.of(site), ["y"], {"x": values[site.source], **changes[site.name]})
+    return float(np.vdot(gradients[site.name].astype(np.float64), error.astype(np.float64)))
 
 
 def some_parts(
@@ -113,7 +122,7 @@ def some_parts(
     return [{name: array[starts[at] : starts[at] + size] for name, array in inputs.items()} for at in chosen]
 
 
-def _planned(shapes: ResolvedShapes, replacements: Mapping[str, Replacement]) -> Any:
+def _planned(shapes: ResolvedShapes, replacements: Mapping[str, Replacement]) -> ir.Model:
     """The network as planned, its factors multiplied out, so that all values keep their names."""
     model = shapes.model.clone()
     composed = {name: Replacement(whole(compose(one.factors)), one.bias) for name, one in replacements.items()}
@@ -123,13 +132,11 @@ def _planned(shapes: ResolvedShapes, replacements: Mapping[str, Replacement]) ->
 
 def _scales(heads: Heads, references: Sequence[Sequence[Array]]) -> dict[str, np.float32]:
     """The weight of each gauge over its energy in all batches; those that do not vary are left out."""
-    scales = {}
-    for gauge, values in zip(heads.gauges, zip(*references, strict=True), strict=True):
-        values_of_all = np.concatenate(values)
-        (energy,) = Heads(heads.heads, (gauge,), {}).energies([values_of_all])
-        if energy > 0.0:
-            scales[gauge.value] = np.float32(gauge.weight / (energy * len(values_of_all)))
-    return scales
+    together = [np.concatenate([np.atleast_1d(value) for value in values]) for values in zip(*references, strict=True)]
+    told = zip(heads.gauges, together, heads.energies(together), strict=True)
+    return {
+        gauge.value: np.float32(gauge.weight / (energy * len(values))) for gauge, values, energy in told if energy > 0.0
+    }
 
 
 def _change(site: Site, made: Replacement) -> dict[str, Array]:
