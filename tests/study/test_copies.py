@@ -9,7 +9,7 @@ from onnx_pointwise.fitting import refit as refitting
 from onnx_pointwise.fitting.weights import drift_of, make_weights
 from onnx_pointwise.study import copies as copying
 from onnx_pointwise.study.collect import site_moments
-from onnx_pointwise.study.copies import copies, moved
+from onnx_pointwise.study.copies import copies, in_turns, moved
 from tests.networks import Builder, halved, look, prepared
 
 SIZE = 32
@@ -92,7 +92,16 @@ def test_few_examples_are_mirrored_once_where_that_suits_others(count, alike, ma
     found = copies(shapes, sites, feeds, np.arange(count) % 2 == 1, batch=16, threads=1)["x"]
     assert len(found) == count * made
     if made:
-        assert any(np.array_equal(found, moved(feeds["x"], ((axis,), ()), 0)) for axis in (2, 3))
+        across, down = ((3,), ()), ((2,), ())
+        ways = [(across,), (down,), (across, down), (down, across)]
+        assert any(np.array_equal(found, in_turns(feeds["x"], turns, 0)) for turns in ways)
+
+
+def test_moves_are_taken_in_turns():
+    x = np.random.default_rng(0).random((5, 2, 20, 24), dtype=np.float32)
+    found = in_turns(x, (((2,), ()), ((3,), ())), 0)
+    np.testing.assert_array_equal(found[::2], x[::2, :, ::-1])
+    np.testing.assert_array_equal(found[1::2], x[1::2, ..., ::-1])
 
 
 def test_several_inputs_and_none_to_judge_by_get_none():
