@@ -120,7 +120,8 @@ class Clock:
             self._known |= self._quietest(group)
         self._known |= {probe: old for probe, old in noisy.items() if old.reference < self._known[probe].reference}
         if self._cache is not None:
-            found = {key: self._known[probe] for key, probe in wanted.items() if probe in missing}
+            keys = {probe: key for key, probe in wanted.items()}
+            found = {keys[probe]: self._known[probe] for probe in missing}
             kept = {key: [reading.seconds, reading.reference] for key, reading in found.items()}
             self._cache.put(kept | {self._reference_key: self._best})
 
