@@ -338,6 +338,19 @@ def test_zero_kernel_and_zero_moment(form):
     np.testing.assert_array_equal(compose(unseen), compose(factorize(kernel, form, 2)))
 
 
+@pytest.mark.parametrize("size", [(5,), (3, 5), (2, 3, 2)])
+def test_pieces_are_kernels_of_convolutions_in_the_order_in_which_they_run(size):
+    kernel, ones = make_kernel(0, (6, 5, *size)), (1,) * len(size)
+    both = factorize(kernel, "reduce_expand", (3, 4))
+    assert [piece.shape for piece in both.pieces] == [(3, 5, *ones), (4, 3, *size), (6, 4, *ones)]
+    assert [piece.shape for piece in factorize(kernel, "reduce", 3).pieces] == [(3, 5, *ones), (6, 3, *size)]
+    assert [piece.shape for piece in factorize(kernel, "expand", 4).pieces] == [(4, 5, *size), (6, 4, *ones)]
+    if len(size) > 1:
+        view = view_of("vertical", size)
+        split = factorize(kernel, "vertical", 3)
+        assert [piece.shape for piece in split.pieces] == [(3, 5, *view.first_size), (6, 3, *view.second_size)]
+
+
 def test_single_number_rank_means_both_sides():
     kernel = make_kernel(0, (6, 5, 3, 3))
     assert factorize(kernel, "reduce_expand", 3).rank == (3, 3)
