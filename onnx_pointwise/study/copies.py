@@ -7,8 +7,8 @@ have to lose less on the others, along every axis by itself. So faces are mirror
 down, and a spectrogram is moved in time if that helps.
 
 Where moments are not singular, few examples still tell less than more would of what a refit has to make up for (a
-denoiser of twenty layers loses 0.046 dB instead of 0.057 with every one of its 64 crops mirrored, too); then each is
-mirrored once, along one or another of the axes along which that lowers the error on others at all.
+denoiser of twenty layers loses 0.051 dB instead of 0.057 with every one of its 64 crops mirrored, too); then each is
+mirrored once, along one or another of the axes along which that helps.
 
 Copies go where their original goes, and are never among those that anything is judged by.
 """
@@ -44,7 +44,8 @@ _ASKED = 3
 _SHORTEST = 16
 # Shifts reach this share of an axis.
 _REACH = 1 / 16
-# A kind of copies has to lower the error on other examples by this share where moments are singular.
+# A kind of copies has to lower the error on other examples by this share: it takes the place of patches that are no
+# copies (a U-Net whose errors fell by 0.1 % came out 0.2 dB worse).
 _GAIN = 0.01
 # Fewer examples than this are mirrored where that suits other examples.
 _FEW = 100
@@ -172,11 +173,11 @@ def _moves(
                 changes.append(float(np.log(after[told] / lost[told]).mean()))
         return sum(changes) / len(changes) if changes else 0.0
 
+    good = math.log(1.0 - _GAIN)
     mirrors = sorted((change(((axis,), ())), axis) for axis in axes)
     if not short:
-        turns = tuple(((axis,), ()) for gain, axis in mirrors if gain < 0.0)
+        turns = tuple(((axis,), ()) for gain, axis in mirrors if gain < good)
         return [turns] if turns else []
-    good = math.log(1.0 - _GAIN)
     shifts = tuple(axis for axis in axes if change(((), (axis,))) < good)
     return [(move,) for move in _kinds(tuple(axis for found, axis in mirrors if found < good), shifts)]
 
