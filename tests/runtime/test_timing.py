@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_pointwise.errors import InputError, ModelError, ProviderError
+from onnx_pointwise.errors import InputError, ModelError, ProviderError, RangeError
 from onnx_pointwise.jobs.benchmark import bench
 from onnx_pointwise.runtime import timing as benchmark
 from onnx_pointwise.runtime.timing import compare, measure
@@ -183,7 +183,7 @@ def test_one_network_makes_rows_without_a_comparison() -> None:
 def test_a_batch_size_that_the_model_fixes_cannot_be_chosen() -> None:
     with pytest.raises(InputError, match="the model fixes its batch size"):
         bench(dense(batch=2), batch_sizes=(4,))
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(RangeError, match="1 is the least"):
         bench(dense(), batch_sizes=(0,))
 
 
