@@ -50,9 +50,10 @@ Array = NDArray[Any]
 
 # Bytes of patches that are kept from one round to the next, of all sites under way.
 _KEPT_BYTES = 2**27
-# Multiplications spent on the patches of a site, many more than on those of a look at it: what a refit learns from too
-# few goes into all sites behind. At patches of 576 numbers a denoiser of twenty layers drifted 10 % further with 24,000
-# than with 60,000, and a U-Net 2 % further with these than with 150,000.
+# Patches of a site, as a multiple of those of a look at it, and multiplications spent on them, many more than on those:
+# what a refit learns from too few goes into all sites behind. At patches of 576 numbers a denoiser of twenty layers
+# drifted 10 % further with 24,000 than with 60,000, and a U-Net 2 % further with these than with 150,000.
+_PATCHES = 2.5
 _PRODUCTS = 5e10
 # One example in so many is held back for the choice of the ridge.
 _HELD_BACK = 4
@@ -306,7 +307,8 @@ def _blocks(
     plan: list[tuple[Lattice, bool]] = []
     for held, chosen in ((False, examples[~back]), (True, examples[back & (examples < originals)])):
         if len(chosen):
-            share = max(1, patch_count(effort.patch_limit, width, _PRODUCTS) * len(chosen) // count)
+            most = patch_count(round(_PATCHES * effort.patch_limit), width, _PRODUCTS)
+            share = max(1, most * len(chosen) // count)
             drawn = named_seed(effort.seed, task.site.source, held)
             part = lattices(chosen, dense.shape[2:], width, limit=share, seed=drawn, spacing=window.spacing)
             plan.extend((lattice, held) for lattice in part)

@@ -34,7 +34,7 @@ _View = tuple[str, tuple[str, Shape, Shape, Shape, Shape | str, Shape, Shape]]
 MomentKind = Literal["exact", "stationary", "channels"]
 
 #: Patches of each site that are looked at, unless told otherwise.
-PATCHES = 150_000
+PATCHES = 60_000
 # Of wide patches fewer are looked at, about as many as take this many multiplications, but no fewer than this many and
 # so many for each number in a patch.
 _PRODUCTS = 2e9
