@@ -22,7 +22,7 @@ import onnxruntime as ort
 from onnx_pointwise.deploying import AS_IS, Deployment
 from onnx_pointwise.graph import ModelSource, runtime_source
 from onnx_pointwise.latency.cache import LatencyCache, is_duration
-from onnx_pointwise.latency.patterns import Patterns
+from onnx_pointwise.latency.patterns import Patterns, is_conv
 from onnx_pointwise.latency.probes import Conv, Probe, feeds, network
 from onnx_pointwise.progress import Within
 from onnx_pointwise.runtime import (
@@ -274,7 +274,7 @@ def chain_seconds(runs: Sequence[Sequence[Kernel]], count: int) -> np.ndarray[An
         waiting: dict[int, float] = {}
         current = -1
         for kernel in kernels:
-            if kernel.op_type.endswith(("Conv", "ConvTranspose")):
+            if is_conv(kernel.op_type):
                 named = _PIECE.search(kernel.name)
                 assert named is not None, "every convolution of a probe is named so, whatever is put around it"
                 current = int(named[1])

@@ -123,7 +123,7 @@ class Pattern:
         self._nodes: list[onnx.NodeProto] = []
         for node in graph.node:
             moving = [name for name in node.input if name and name not in self._weights]
-            if moving and set(moving) <= shared and not _is_conv(node):
+            if moving and set(moving) <= shared and not is_conv(node.op_type):
                 self._head.append(node)
                 shared |= set(node.output)
             else:
@@ -159,10 +159,10 @@ class Pattern:
             return _widened(old, rename(old.name), chain, rng)
 
         nodes = [_renamed(node, rename) for node in self._nodes]
-        convs = {node.output[0]: node for node in nodes if _is_conv(node)}
+        convs = {node.output[0]: node for node in nodes if is_conv(node.op_type)}
         new = {output: f"{name}.{_piece(node)}.z" for output, node in convs.items()}
         for node in nodes:
-            if _is_conv(node):
+            if is_conv(node.op_type):
                 _sized(node, chain[_piece(node)])
                 node.name = f"{name}.{_piece(node)}"
             for side in (node.input, node.output):
@@ -199,8 +199,9 @@ def _small_chain(op_types: Sequence[str], axes: int, dtype: str) -> onnx.ModelPr
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-def _is_conv(node: onnx.NodeProto) -> bool:
-    return node.op_type.endswith(("Conv", "ConvTranspose"))
+def is_conv(op_type: str) -> bool:
+    """Whether an operator is a convolution, in whatever precision or fusion it runs."""
+    return op_type.endswith(("Conv", "ConvTranspose"))
 
 
 def _piece(node: onnx.NodeProto) -> int:

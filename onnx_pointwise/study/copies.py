@@ -16,7 +16,8 @@ Copies go where their original goes, and are never among those that anything is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -147,25 +148,29 @@ def _moves(
     made = [source for source in sources if source != name]
     piece = Piece(without_shapes(shapes.model), [name], made, threads=threads) if made else None
 
-    def seen(examples: Array, most: int = _PATCHES) -> list[_Sample]:
-        parts: list[list[Array]] = []
+    def seen(examples: Array, *most: int) -> list[list[_Sample]]:
+        """What the sites see, in so many patches at most, for each of several numbers from one run."""
+        found: list[list[list[Array]]] = [[[] for _ in asked] for _ in most]
         for start in range(0, len(examples), batch):
             part = examples[start : start + batch]
-            parts.append([] if piece is None else piece.run({name: part}))
-        values = {source: np.concatenate(column) for source, column in zip(made, zip(*parts, strict=True), strict=True)}
-        values[name] = examples
-        return [_Sample.of(site, values[site.source], most, seed) for site in asked]
+            values = dict(zip(made, [] if piece is None else piece.run({name: part}), strict=True)) | {name: part}
+            for limit, collected in zip(most, found, strict=True):
+                for site, parts in zip(asked, collected, strict=True):
+                    parts.extend(_patches(site, values[site.source], start, len(examples), limit, seed))
+        return [[_Sample.of(parts) for parts in collected] for collected in found]
 
     fit = array[~tried]
-    alone, held = seen(fit), seen(array[tried])
-    before = [_lost(site, one, other) for site, one, other in zip(asked, alone, held, strict=True)]
     # Of many patches copies take the place of some: more of them would always be better.
-    beside, each = (alone, _PATCHES) if short else (seen(fit, _PATCHES // 2), _PATCHES // 2)
+    each = _PATCHES if short else _PATCHES // 2
+    alone, *others = seen(fit, *dict.fromkeys([_PATCHES, each]))
+    beside = others[0] if others else alone
+    (held,) = seen(array[tried], _PATCHES)
+    before = [_lost(site, one, other) for site, one, other in zip(asked, alone, held, strict=True)]
 
     def change(move: Move) -> float:
         """Mean logarithm of what the error on other examples is multiplied with."""
         changes = []
-        copied = seen(moved(fit, move, seed), each)
+        (copied,) = seen(moved(fit, move, seed), each)
         for site, one, more, other, lost in zip(asked, beside, copied, held, before, strict=True):
             after = _lost(site, one.with_copies(more), other)
             told = (lost > _LEVELS[0]) & (lost < _LEVELS[1]) & (after > 0.0)
@@ -233,12 +238,9 @@ class _Sample:
         self.mean, self.covariance, self.count = mean, covariance, count
 
     @staticmethod
-    def of(site: Site, values: Array, most: int, seed: int) -> _Sample:
-        """What a site sees of its inputs, in so many patches at most, about."""
-        window, width = site.window(values.shape[2:]), _width(site)
-        size = window.out_size(values.shape[2:])
-        taken = lattices(np.arange(len(values)), size, width, limit=most, seed=seed, spacing=window.spacing)
-        seen = np.concatenate([patches(values, window, lattice) for lattice in taken], axis=1)
+    def of(parts: Sequence[Array]) -> _Sample:
+        """Of patches [I*K, n] each."""
+        seen = np.concatenate(parts, axis=1)
         mean = seen.mean(axis=1, dtype=np.float64)
         centred = seen - mean.astype(np.float32)[:, None]
         return _Sample(mean, (centred @ centred.T).astype(np.float64) / seen.shape[1], seen.shape[1])
@@ -250,6 +252,27 @@ class _Sample:
         gap = more.mean - self.mean
         covariance = (1.0 - share) * self.covariance + share * more.covariance
         return _Sample(self.mean + share * gap, covariance + share * (1.0 - share) * np.outer(gap, gap), count)
+
+
+def _patches(site: Site, values: Array, start: int, count: int, most: int, seed: int) -> Iterator[Array]:
+    """What a site sees of a batch of its inputs, of so many patches that are taken of all examples, about.
+
+    Args:
+        site: The site.
+        values: Its inputs, those of the batch.
+        start: Number of the first example in the batch.
+        count: Examples in all.
+        most: Patches of all of them.
+        seed: Seed of the positions that are left out.
+    """
+    window = site.window(values.shape[2:])
+    size = window.out_size(values.shape[2:])
+    for lattice in lattices(np.arange(count), size, _width(site), limit=most, seed=seed, spacing=window.spacing):
+        assert lattice.examples is not None, "they were named"
+        here = lattice.examples - start
+        here = here[(here >= 0) & (here < len(values))]
+        if len(here):
+            yield patches(values, window, replace(lattice, examples=here))
 
 
 def _lost(site: Site, fit: _Sample, held: _Sample) -> Array:

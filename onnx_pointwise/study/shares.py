@@ -68,12 +68,13 @@ def shares(
     if not taken or not heads.names:
         return {}
     sources = list(dict.fromkeys(site.source for site in taken))
-    backward = Backward(
-        _planned(shapes, replacements), heads.names, site_outputs(taken), parts[0], keep=sources, threads=threads
-    )
+    # Factors multiplied out, so that all values keep their names.
+    composed = {name: Replacement(whole(compose(one.factors)), one.bias) for name, one in replacements.items()}
+    planned = _planned(shapes, composed)
+    backward = Backward(planned, heads.names, site_outputs(taken), parts[0], keep=sources, threads=threads)
     scales = _scales(heads, references)
     sessions = KernelSessions(threads=1)
-    changes = {site.name: _change(site, replacements[site.name]) for site in taken}
+    changes = {site.name: _change(site, composed[site.name]) for site in taken}
     found: dict[str, float] = {}
     for part, reference in zip(parts, references, strict=True):
         forward = backward.forward(part)
@@ -122,10 +123,9 @@ def some_parts(
     return [{name: array[starts[at] : starts[at] + size] for name, array in inputs.items()} for at in chosen]
 
 
-def _planned(shapes: ResolvedShapes, replacements: Mapping[str, Replacement]) -> ir.Model:
-    """The network as planned, its factors multiplied out, so that all values keep their names."""
+def _planned(shapes: ResolvedShapes, composed: Mapping[str, Replacement]) -> ir.Model:
+    """The network with other kernels at some sites, each still one convolution."""
     model = shapes.model.clone()
-    composed = {name: Replacement(whole(compose(one.factors)), one.bias) for name, one in replacements.items()}
     BottleneckPass(Plan({}, corrected=tuple(composed)), composed)(model)
     return without_shapes(model)
 
@@ -140,11 +140,11 @@ def _scales(heads: Heads, references: Sequence[Sequence[Array]]) -> dict[str, np
 
 
 def _change(site: Site, made: Replacement) -> dict[str, Array]:
-    """What is added to a site's kernel and bias."""
+    """What is added to a site's kernel and bias, of factors that are multiplied out."""
     kernel, bias = site.weights()
     trained = np.zeros(len(kernel)) if bias is None else bias
     moved = trained if made.bias is None else made.bias
     return {
-        "w": site.stored((compose(made.factors) - kernel).astype(site.dtype)),
+        "w": site.stored((made.factors.kernel - kernel).astype(site.dtype)),
         "b": (moved - trained).astype(site.dtype),
     }
