@@ -242,7 +242,7 @@ def _deployed(model: ir.Model) -> bool:
 
 @pytest.mark.parametrize("precision", ["int8", "float16"])
 def test_convolutions_are_found_in_the_deployed_network(precision: Any, tmp_path: Path) -> None:
-    sites, found = study(chain(16, 2), forms=("reduce",), threads=1, deployment=Deployment(precision))
+    sites, found = study(chain(64, 2), forms=("reduce",), threads=1, deployment=Deployment(precision))
     alone = {site.name: found.sites[site.name].dense for site in sites}
     assert all(found.inside[name] != seconds for name, seconds in alone.items()), "they are timed inside it"
 
