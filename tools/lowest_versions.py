@@ -2,8 +2,8 @@
 
     python -m tools.lowest_versions FOLDER [--python python3.11] [TEST ...]
 
-FOLDER gets a virtual environment. Dependencies are those of the package itself and of the extras named by ``--extra``;
-what only tests need is the newest. A bound has to name a version that exists.
+FOLDER gets a virtual environment. Dependencies are those of the package itself and of the extras named by ``--extra``,
+without one of what the fast tests touch; what only tests need is the newest. A bound has to name a version that exists.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Annotated
 import typer
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Tests that touch what dependencies do and need no extra, in some minutes.
+#: Extras that these need.
+EXTRAS = ("images", "report")
+#: Tests that touch what dependencies do, in some minutes.
 FAST = (
     "tests/graph",
     "tests/numerics",
@@ -30,7 +32,7 @@ FAST = (
     "tests/test_faults.py",
     "tests/test_import.py",
 )
-_TEST_ONLY = ("pytest", "hypothesis", "pillow")
+_TEST_ONLY = ("pytest", "hypothesis", "jsonschema")
 _LOWER_BOUND = re.compile(r"([A-Za-z0-9_.-]+)\s*>=\s*([0-9][^,;\s]*)")
 
 
@@ -62,11 +64,13 @@ def command(
     extra: Annotated[list[str] | None, typer.Option(help="Optional dependencies to include.")] = None,
 ) -> None:
     """Install the lowest versions that pyproject.toml allows, and run tests with them."""
-    pins = lowest(ROOT / "pyproject.toml", tuple(extra or ()))
+    pins = lowest(ROOT / "pyproject.toml", tuple(extra or EXTRAS))
     print("\n".join(pins), flush=True)
     subprocess.run([python, "-m", "venv", str(folder)], check=True)
     inside = str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
     subprocess.run([inside, "-m", "pip", "install", "-q", *pins, *_TEST_ONLY], check=True)
+    # Its name and version; the code that runs is that of the tree.
+    subprocess.run([inside, "-m", "pip", "install", "-q", "--no-deps", "-e", str(ROOT)], check=True)
     line = [inside, "-m", "pytest", "-q", *(tests or FAST)]
     done = subprocess.run(line, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     raise typer.Exit(done.returncode)

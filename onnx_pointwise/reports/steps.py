@@ -92,13 +92,15 @@ class Steps:
         )
 
     def __enter__(self) -> Steps:
-        self._bars.start()
+        if not self._bars.disable:
+            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if not self._bars.disable:  # rich 13 would print an empty line
+            self._bars.stop()
 
     def __call__(self, stage: str, what: str, done: int = 0, total: int = 0) -> None:
         """Show what is taken up."""

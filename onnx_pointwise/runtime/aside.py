@@ -26,7 +26,8 @@ def laid_out(model: ModelSource | bytes, feeds: Mapping[str, Array]) -> Iterator
         path = Path(source) if isinstance(source, str) else folder / "model.onnx"
         if isinstance(source, bytes):
             path.write_bytes(source)
-        np.savez(folder / "inputs.npz", allow_pickle=False, **feeds)
+        arrays: dict[str, Any] = dict(feeds)
+        np.savez(folder / "inputs.npz", **arrays)
         yield {"model": str(path.resolve()), "inputs": str(folder / "inputs.npz")}
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -60,8 +60,9 @@ def node_times(model: ModelSource | bytes, settings: Profiling) -> list[NodeTime
         model = frozen(model)
     feeds = settings.feeds(model)
     graph = as_model(model)
+    copy, aliases = _profiled(graph)
     with (
-        runtime_source(_named(graph) or model) as source,
+        runtime_source(copy or model) as source,
         ScratchFolder() as folder,
     ):
         runner = settings.runner(source, feeds, model, profile=folder / "profile")
@@ -69,6 +70,7 @@ def node_times(model: ModelSource | bytes, settings: Profiling) -> list[NodeTime
             runner.run()
         cost = profile_cost(settings.provider, settings.threads)
         runs = read_profile(runner.session.end_profiling(), cost)[-settings.runs :]
+    runs = [[replace(kernel, name=_meant(kernel.name, aliases)) for kernel in run] for run in runs]
     sites = _site_names(graph)
     return [
         NodeTime(name, op_type, providers.short_name(runtime_name), _typical(seconds), _site(name, sites), reads)
@@ -141,18 +143,49 @@ def float_shares(times: Sequence[NodeTime]) -> list[FloatShare]:
     return sorted(shares, key=lambda one: (-one.share, one.op_type))
 
 
+# What may not stand in JSON as it is.
+_AWKWARD = re.compile(r'["\\\x00-\x1f]')
 # What the runtime fuses into a convolution before it.
 _FUSED = {"BatchNormalization", "Relu", "Add", "Mul", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Identity"}
 
 
-def _named(model: ir.Model) -> ir.Model | None:
-    """Give a copy in which every site's node has the site's name; None where that is so already."""
-    if all(site.node.name == site.name for site in find_sites(model)):
-        return None
+def _profiled(model: ir.Model) -> tuple[ir.Model | None, dict[str, str]]:
+    """Make ready for a profile: every site's node has the site's name, and no name breaks the profile's JSON.
+
+    ONNX Runtime 1.24 writes names into its profile as they are, quotes, backslashes and line breaks too.
+
+    Returns:
+        A copy, None where the model will do; and what its aliases stand for.
+    """
+    named = all(site.node.name == site.name for site in find_sites(model))
+    if named and not any(_AWKWARD.search(thing.name or "") for thing in _named(model)):
+        return None, {}
     copy = model.clone()
     for site in find_sites(copy):
         site.node.name = site.name
-    return copy
+    fed = {value.name for value in copy.graph.inputs}
+    aliases: dict[str, str] = {}
+    for thing in _named(copy):
+        if thing.name and thing.name not in fed and _AWKWARD.search(thing.name):
+            alias = f"onnx_pointwise.alias{len(aliases)}."
+            aliases[alias], thing.name = thing.name, alias
+    return copy, aliases
+
+
+def _named(model: ir.Model) -> Iterator[ir.Node | ir.Value]:
+    """Everything that a kernel may be named after."""
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            yield node
+            yield from node.outputs
+
+
+def _meant(name: str, aliases: Mapping[str, str]) -> str:
+    """A kernel's name with what aliases stand for."""
+    for alias, meant in aliases.items():
+        name = name.replace(alias, meant)
+    return name
 
 
 def _site_names(model: ir.Model) -> dict[str, str]:
