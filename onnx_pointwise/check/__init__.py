@@ -3,7 +3,7 @@
 It does not know how a network was rewritten.
 """
 
-from onnx_pointwise.check.answers import HeadCheck, shortened
+from onnx_pointwise.check.answers import HeadCheck, picture_drifts, shortened
 from onnx_pointwise.check.comparison import check, sites_between
 from onnx_pointwise.check.limits import LIKENESSES, WORDS, Likeness, Limits, limits_of
 from onnx_pointwise.check.results import CheckResult, Finding, Inputs, ProviderCheck
@@ -22,6 +22,7 @@ __all__ = [
     "SiteCheck",
     "check",
     "limits_of",
+    "picture_drifts",
     "shortened",
     "sites_between",
 ]

@@ -14,7 +14,16 @@ import onnx_ir as ir
 from onnx_pointwise.check.limits import Likeness, Limits, likeness, raised, severity
 from onnx_pointwise.graph import ResolvedShapes
 from onnx_pointwise.jsonable import json_ready
-from onnx_pointwise.numerics import Agreement, ClassMeter, PictureMeter, PresenceMeter, ValueMeter, joined, plain_errors
+from onnx_pointwise.numerics import (
+    Agreement,
+    ClassMeter,
+    PictureMeter,
+    PresenceMeter,
+    ValueMeter,
+    energy,
+    joined,
+    plain_errors,
+)
 from onnx_pointwise.runtime import Array
 from onnx_pointwise.study import Head, Heads, Kind
 
@@ -293,6 +302,36 @@ class AnswerMeter:
             head = _judged(one.head, agreement, whole, drift, limits)
             found.append(replace(head, alone=all(beside[name] == 1 for name in one.head.outputs)))
         return tuple(found)
+
+
+def picture_drifts(
+    heads: Heads, feeds: Mapping[str, Array], values: Mapping[str, Array], limits: Limits
+) -> dict[str, float]:
+    """Foretell how far the pictures that a network makes may drift before they are no longer the same.
+
+    Args:
+        heads: Where the network answers.
+        feeds: Example inputs by name, [N, ...].
+        values: What it answers to them, by the names of heads.
+        limits: What is the same, by kind of head.
+
+    Returns:
+        Relative L2 drift by the name of each head that gives pictures, where all of them are off alike.
+    """
+    found = {}
+    for head in heads.heads:
+        reference = values.get(head.value)
+        if head.kind != "picture" or reference is None:
+            continue
+        reference = _countable(reference)
+        meter = PictureMeter()
+        meter.add(reference, reference, _filtered(feeds, reference, head.axis))
+        own, told = energy(reference, head.axis), meter.result()
+        if told is not None and own > 0.0:
+            _, peak = meter.peak()
+            error = peak * 10.0 ** (-raised(limits, told.plain)[0] / 20.0)
+            found[head.value] = error / math.sqrt(own * len(reference) / reference.size)
+    return found
 
 
 def _filtered(feeds: Mapping[str, Array], pictures: Array, axis: int) -> Array | None:

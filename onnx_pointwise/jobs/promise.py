@@ -45,16 +45,20 @@ class Promise:
         named = {"max_drift": self.max_drift, "max_loss": self.max_loss}
         return {name: limit for name, limit in named.items() if limit is not None}
 
-    def rehearsed(self, heads: Heads) -> Callable[[Sequence[float | None]], float]:
+    def rehearsed(self, heads: Heads, pictures: Mapping[str, float]) -> Callable[[Sequence[float | None]], float]:
         """How to tell the strain of a rehearsal from the relative squared drifts at its gauges.
 
         Of agreement, outputs and scores a rehearsal knows nothing; there the drift stands in, which is corrected once a
         network is fitted.
+
+        Args:
+            heads: Where the network answers.
+            pictures: How far those that give pictures may drift, see `picture_drifts`.
         """
         usual = self.limits["numbers"][0]
         given = {gauge.value: self._limit_of(gauge.value, heads) for gauge in heads.gauges}
         if all(limit is None for limit in given.values()):
-            given = dict.fromkeys(given, usual)
+            given = {value: min(usual, pictures.get(value, usual)) for value in given}
 
         def strain(drifts: Sequence[float | None]) -> float:
             shares = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from onnx_pointwise.check import picture_drifts
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph import Choice, Plan, Refusal
 from onnx_pointwise.jobs.attempts import Attempt, fitted
@@ -128,12 +129,15 @@ class _Searcher:
 
     def _by_rehearsal(self) -> None:
         learned = self._question.learned
-        assert learned is not None, "there are examples"
+        found = self._question.seen.found
+        assert learned is not None and found is not None, "there are examples"
+        rehearsal = learned.rehearsal
+        pictures = picture_drifts(rehearsal.heads, found.trial, rehearsal.untouched, self._promise.limits)
         ladder = Ladder(
             self._question.listed,
             self._resource,
             learned,
-            self._promise.rehearsed(learned.rehearsal.heads),
+            self._promise.rehearsed(rehearsal.heads, pictures),
             lambda share: self._settings.tell("search", f"{share:.3f} of what convolutions take"),
         )
         strain: float | None = 1.0

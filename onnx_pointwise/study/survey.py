@@ -161,6 +161,11 @@ class Rehearsal:
         """Where drift is measured."""
         return self._found.heads
 
+    @property
+    def untouched(self) -> dict[str, Array]:
+        """What the untouched network answers on the examples tried on, by the names of the gauges."""
+        return dict(zip(self.heads.names, self._network.reference, strict=True))
+
     @cached_property
     def _network(self) -> WholeNetwork:
         found = self._found

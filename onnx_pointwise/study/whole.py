@@ -31,6 +31,9 @@ class WholeNetwork:
         heads: Where the network answers.
         batch: Examples in one run.
         threads: Threads of the session; the runtime's own choice if None.
+
+    Attributes:
+        reference: What the untouched network gives at the gauges, [N, ...] each.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class WholeNetwork:
                 self._open(copy.graph, site, name)
         with runtime_source(copy, in_place=True) as source:
             self._session = open_session(source, "cpu", threads=threads)
-        self._reference = self._run({}) if self._outputs else []
+        self.reference = self._run({}) if self._outputs else []
 
     def _open(self, graph: ir.Graph, site: Site, name: str) -> None:
         """Turn the kernel and the bias of a site into inputs; what folds into them goes."""
@@ -99,7 +102,7 @@ class WholeNetwork:
             weights[kernel] = self._sites[name].stored(compose(replacement.factors).astype(dtype))
             if replacement.bias is not None:
                 weights[bias] = replacement.bias.astype(dtype)
-        return self._heads.drifts(self._reference, self._run(weights))
+        return self._heads.drifts(self.reference, self._run(weights))
 
     def values(self, inputs: Mapping[str, Array]) -> list[Array]:
         """What the untouched network gives at the gauges for one batch of other inputs by name."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from rich.console import Console
 
-from onnx_pointwise.check import CheckResult, shortened
+from onnx_pointwise.check import CheckResult, picture_drifts, shortened
 from onnx_pointwise.check import check as api
 from onnx_pointwise.check.answers import readings_of
 from onnx_pointwise.check.limits import LIKENESSES, LIMITS, likeness, limits_of, severity
@@ -26,7 +26,7 @@ from onnx_pointwise.runtime import resolve
 from onnx_pointwise.study import Kind, find_heads
 from tests import small
 from tests.check.networks import NETWORKS, classifier, descriptor, detector, finder, images, moved, painter
-from tests.graphs import function_model, make_model, normal, value
+from tests.graphs import function_model, make_model, normal, run, value
 
 KINDS = get_args(Kind)
 
@@ -408,6 +408,26 @@ def test_a_picture_has_to_be_nearer_than_a_filter_of_the_input_comes() -> None:
     assert f"(filter {head.plain:.1f})" in shown and "gain 15, 10, 6" in shown
     lenient = check(cleaner(1.0), cleaner(0.0), inputs=seen, limits={"gain": (-15, -20, -30)})
     assert lenient.verdict == "same"
+
+
+def test_how_far_pictures_may_drift_is_told_before_they_are_compared() -> None:
+    """A little nearer they are the same, a little further they are not; heads of other kinds have no such limit."""
+    seen = {"x": np.random.default_rng(5).random((6, 3, 24, 24)).astype(np.float32)}
+    model = load(cleaner(1.0))
+    heads = find_heads(resolve(model, {"x": (6, 3, 24, 24)}))
+    (head,) = heads.heads
+    answers = {head.value: run(cleaner(1.0), **seen)[0]}
+    limit = picture_drifts(heads, seen, answers, LIMITS)[head.value]
+    drifts = {share: check(cleaner(1.0), cleaner(share), inputs=seen).heads[0] for share in (0.99, 0.6)}
+    assert drifts[0.99].drift is not None and drifts[0.6].drift is not None
+    each = (drifts[0.99].drift - drifts[0.6].drift) / (0.6 - 0.99)  # drift by share that is left out
+    for part, verdict in ((0.9, "same"), (1.1, "close")):
+        result = check(cleaner(1.0), cleaner(1.0 - part * limit / each), inputs=seen)
+        assert result.heads[0].kind == "picture" and result.verdict == verdict
+    lenient = picture_drifts(heads, seen, answers, limits_of({"picture": (30, 25, 20), "gain": (-9, -10, -11)}))
+    assert lenient[head.value] > 2.0 * limit
+    numbers = find_heads(resolve(load(descriptor()), {"x": images()["x"].shape}))
+    assert picture_drifts(numbers, images(), {numbers.heads[0].value: images()["x"]}, LIMITS) == {}
 
 
 def test_what_raised_the_limit_is_said() -> None:
