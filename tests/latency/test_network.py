@@ -53,8 +53,8 @@ def test_the_sum_of_sites_is_the_network_where_nothing_else_plays_a_part(monkeyp
 
 def test_what_the_network_rewritten_halfway_takes_more_corrects_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, 8, slow=1.5)
-    _, found = study(chain())
-    assert found.kept < 1.0
+    _, found = study(chain(), forms=["reduce"])  # spatial forms have no 1x1 that could be slow
+    assert found.kept < 0.95
     plan = Plan({name: Choice("reduce", 16) for name in found.sites})
     promised, predicted, measured = (
         found.sum_of_sites(plan.choices),
