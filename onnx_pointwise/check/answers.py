@@ -268,7 +268,9 @@ class AnswerMeter:
     """
 
     def __init__(self, readings: Sequence[Reading]) -> None:
-        self._rows = [(one, _meter(one), ValueMeter(one.head.axis)) for one in readings]
+        self._rows = [
+            (one, _meter(one), ValueMeter(one.head.axis, mixed=one.head.kind == "numbers")) for one in readings
+        ]
 
     def add(self, feeds: Mapping[str, Array], first: Mapping[str, Array], second: Mapping[str, Array]) -> None:
         """Add what one run was given and its values, by name.

@@ -15,7 +15,15 @@ from onnx_pointwise.numerics.agreement import (
 )
 from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
 from onnx_pointwise.numerics.blas import one_thread_of_blas
-from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, energy, relative_drift, weighted_drift
+from onnx_pointwise.numerics.drift import (
+    Drift,
+    DriftMeter,
+    centred,
+    energy,
+    relative_drift,
+    units,
+    weighted_drift,
+)
 from onnx_pointwise.numerics.factorize import (
     SWEEPS,
     TRIAL_SWEEPS,
@@ -116,6 +124,7 @@ __all__ = [
     "sample",
     "shrunk",
     "tap_blend",
+    "units",
     "view_of",
     "weighted_drift",
     "whole",

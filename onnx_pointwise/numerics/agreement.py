@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_pointwise.numerics.drift import CONSTANT
+from onnx_pointwise.numerics.drift import CONSTANT, TOLD, in_one_unit, varying
 
 Array = NDArray[Any]
 
@@ -270,10 +270,12 @@ class ValueMeter:
 
     Args:
         axis: Axis of the channels.
+        mixed: Whether these may be of different units, see `drift.units`.
     """
 
     axis: int
-    _errors: list[float] = field(default_factory=list)
+    mixed: bool = False
+    _errors: list[Array] = field(default_factory=list)  # of each example, by channel
     _counts: Array = field(default_factory=lambda: np.zeros(0))
     _means: Array = field(default_factory=lambda: np.zeros(0))
     _squares: Array = field(default_factory=lambda: np.zeros(0))
@@ -293,9 +295,7 @@ class ValueMeter:
         first = np.where(told, first, 0.0)
         with np.errstate(over="ignore", invalid="ignore"):
             error = np.where(told, np.nan_to_num(second, nan=np.inf) - first, 0.0)
-            self._errors += [
-                float((row**2).sum()) for row, any_there in zip(error, told, strict=True) if any_there.any()
-            ]
+            self._errors += [(row**2).sum(1) for row, any_there in zip(error, told, strict=True) if any_there.any()]
         self._spread(first, told)
 
     def _spread(self, first: Array, told: Array) -> None:
@@ -321,19 +321,29 @@ class ValueMeter:
         total = float(self._counts.sum())
         if not total:
             return None
+        factors = self._factors()
+        squares, means = self._squares * factors**2, self._means * factors
         if self._counts[self._counts > 0].min() > 1:  # as `drift.centred` does it
-            whole = float((self._squares * self._counts / np.maximum(self._counts - 1.0, 1.0)).sum())
+            whole = float((squares * self._counts / np.maximum(self._counts - 1.0, 1.0)).sum())
         else:
-            grand = float((self._counts * self._means).sum() / total)
-            whole = float((self._squares + self._counts * (self._means - grand) ** 2).sum())
-        energy = float((self._squares + self._counts * self._means**2).sum())
+            grand = float((self._counts * means).sum() / total)
+            whole = float((squares + self._counts * (means - grand) ** 2).sum())
+        energy = float((squares + self._counts * means**2).sum())
         if not whole > CONSTANT * energy:
             whole = energy
-        count = len(self._errors)
-        error = sum(self._errors)
-        more = margin(self._errors) if math.isfinite(error) else None
+        errors = [float((channels * factors[: len(channels)] ** 2).sum()) for channels in self._errors]
+        count, error = len(errors), sum(errors)
+        more = margin(errors) if math.isfinite(error) else None
         bound = None if more is None else _ratio(error + count * more, whole)
-        return ValueDrift(_ratio(error, whole), _ratio(max(self._errors) * count, whole), count, bound)
+        return ValueDrift(_ratio(error, whole), _ratio(max(errors) * count, whole), count, bound)
+
+    def _factors(self) -> Array:
+        """What brings the channels to one unit."""
+        counts = np.maximum(self._counts, 1.0)
+        if not self.mixed or counts.min() < TOLD:
+            return np.ones(len(counts))
+        spread = self._squares / counts
+        return in_one_unit(varying(np.sqrt(spread), np.sqrt(spread + self._means**2)))
 
 
 def _ratio(error: float, whole: float) -> float:

@@ -27,7 +27,7 @@ class OutputNorm:
     """A shrunk G as it is used.
 
     Attributes:
-        root: G^(1/2), [O, O], symmetric.
+        root: G^(1/2), [O, O]: root^T root = G.
         inverse: Its inverse.
     """
 
@@ -35,17 +35,23 @@ class OutputNorm:
     inverse: Array
 
     @staticmethod
-    def of(gradients: NDArray[np.floating], count: int) -> OutputNorm | None:
+    def of(
+        gradients: NDArray[np.floating], count: int, factors: NDArray[np.floating] | None = None
+    ) -> OutputNorm | None:
         """Make one of a sum of g g^T.
 
         Args:
             gradients: [O, O]; its scale does not matter.
             count: Independent samples behind it: examples times probes, since places of one example go together. The
                 fewer, the nearer to the identity it is taken.
+            factors: What brings outputs of different units to one, [O], see `drift.units`: it is in this unit that all
+                of them are taken to count alike. None where they are of one.
 
         Returns:
             The norm; None where there is no gradient at all.
         """
+        if factors is not None:
+            gradients = gradients / np.outer(factors, factors)
         level = float(np.trace(gradients)) / len(gradients)
         if not (np.isfinite(gradients).all() and level > 0.0):
             return None
@@ -53,7 +59,10 @@ class OutputNorm:
         share = shrinkage(measured, count)
         values, vectors = np.linalg.eigh((1.0 - share) * measured + share * np.eye(len(measured)))
         values = np.sqrt(np.maximum(values, _LEAST))
-        return OutputNorm((vectors * values) @ vectors.T, (vectors / values) @ vectors.T)
+        root, inverse = (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
+        if factors is not None:
+            root, inverse = root * factors, inverse / factors[:, None]
+        return OutputNorm(root, inverse)
 
     def turn(self, kernel: Array) -> Array:
         """G^(1/2) W for a kernel [O, ...]."""

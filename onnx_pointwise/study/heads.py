@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.graph import ResolvedShapes, Site, constant, find_sites, runtime_inputs
 from onnx_pointwise.jsonable import json_ready
-from onnx_pointwise.numerics import energy, relative_drift, weighted_drift
+from onnx_pointwise.numerics import energy, relative_drift, units, weighted_drift
 from onnx_pointwise.runtime import Piece, reads, without_shapes
 
 #: How the answer of a head is read: the largest of several classes, a score that says whether something is there, an
@@ -117,11 +117,25 @@ class Gauge:
         value: Its name.
         axis: Axis of the channels, whose means are taken out.
         weight: Its share of the whole; those of a network add up to 1.
+        mixed: Whether its channels may be of different units.
     """
 
     value: str
     axis: int
     weight: float
+    mixed: bool = False
+
+    def units(self, reference: NDArray[Any]) -> NDArray[Any] | None:
+        """What to multiply its values by before they are compared, see `numerics.units`."""
+        return units(reference, self.axis) if self.mixed else None
+
+    def drift(self, reference: NDArray[Any], moved: NDArray[Any]) -> float | None:
+        """Relative squared drift of its value, see `numerics.relative_drift`."""
+        return relative_drift(reference, moved, self.axis, self.units(reference))
+
+    def energy(self, values: NDArray[Any]) -> float:
+        """What that is relative to, see `numerics.energy`."""
+        return energy(values, self.axis, self.units(values))
 
 
 @dataclass(frozen=True)
@@ -150,14 +164,12 @@ class Heads:
             reference: The values at the gauges in the untouched network, [N, ...] each.
             moved: The same in the network that is compared.
         """
-        return [
-            relative_drift(one, other, gauge.axis)
-            for gauge, one, other in zip(self.gauges, reference, moved, strict=True)
-        ]
+        told = zip(self.gauges, reference, moved, strict=True)
+        return [gauge.drift(one, other) for gauge, one, other in told]
 
     def energies(self, values: Sequence[NDArray[Any]]) -> list[float]:
         """What drift at each gauge is relative to, see `numerics.energy`; the values as for `drifts`."""
-        return [energy(one, gauge.axis) for gauge, one in zip(self.gauges, values, strict=True)]
+        return [gauge.energy(one) for gauge, one in zip(self.gauges, values, strict=True)]
 
     def drift(self, reference: Sequence[NDArray[Any]], moved: Sequence[NDArray[Any]]) -> float:
         """Relative squared drift of the network, the weighted mean over the gauges; 0 where none of them varies."""
@@ -270,7 +282,10 @@ def _gauges(heads: Sequence[Head]) -> list[Gauge]:
         for value, axis, weight in places:
             parts[value] = (axis, parts.get(value, (axis, 0.0))[1] + weight)
     total = sum(weight for _, weight in parts.values())
-    return [Gauge(value, axis, weight / total) for value, (axis, weight) in parts.items() if weight > 0.0]
+    mixed = {head.value for head in heads if head.kind == "numbers"}
+    return [
+        Gauge(value, axis, weight / total, value in mixed) for value, (axis, weight) in parts.items() if weight > 0.0
+    ]
 
 
 @dataclass(frozen=True)

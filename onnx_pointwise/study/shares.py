@@ -130,13 +130,19 @@ def _planned(shapes: ResolvedShapes, composed: Mapping[str, Replacement]) -> ir.
     return without_shapes(model)
 
 
-def _scales(heads: Heads, references: Sequence[Sequence[Array]]) -> dict[str, np.float32]:
-    """The weight of each gauge over its energy in all batches; those that do not vary are left out."""
+def _scales(heads: Heads, references: Sequence[Sequence[Array]]) -> dict[str, Array]:
+    """The weight of each gauge over its energy in all batches; those that do not vary are left out.
+
+    A number, or one for each channel where these are of different units.
+    """
     together = [np.concatenate([np.atleast_1d(value) for value in values]) for values in zip(*references, strict=True)]
-    told = zip(heads.gauges, together, heads.energies(together), strict=True)
-    return {
-        gauge.value: np.float32(gauge.weight / (energy * len(values))) for gauge, values, energy in told if energy > 0.0
-    }
+    scales: dict[str, Array] = {}
+    for gauge, values in zip(heads.gauges, together, strict=True):
+        energy, factors = gauge.energy(values), gauge.units(values)
+        if energy > 0.0:
+            scale = gauge.weight / (energy * len(values))
+            scales[gauge.value] = np.asarray(scale if factors is None else scale * factors**2, np.float32)
+    return scales
 
 
 def _change(site: Site, made: Replacement) -> dict[str, Array]:

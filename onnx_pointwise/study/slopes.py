@@ -96,8 +96,19 @@ class Slopes:
             forward = self._backward.forward(part)
             for name, gradient in forward.gradients(self._drawn(forward, start, 0)).items():
                 sums[name] = sums.get(name, 0.0) + _second_moment(gradient)
-        made = {name: OutputNorm.of(gradients, self._count) for name, gradients in sums.items()}
+        units = self._units()
+        made = {name: OutputNorm.of(total, self._count, units.get(name)) for name, total in sums.items()}
         return {name: norm for name, norm in made.items() if norm is not None}
+
+    def _units(self) -> dict[str, Array]:
+        """What brings the outputs of sites to one unit, where a site answers in several, by its name."""
+        scales = {
+            gauge.value: self._scales[gauge.value].ravel()
+            for gauge in self._heads.gauges
+            if gauge.mixed and gauge.axis == 1 and self._scales.get(gauge.value, np.zeros(())).ndim
+        }
+        answers = {site.name: scales.get(str(site.output.name)) for site in self._sites}
+        return {name: scale / scale.min() for name, scale in answers.items() if scale is not None}
 
     def points(
         self,
@@ -139,19 +150,25 @@ class Slopes:
         wanted = -(-_EXAMPLES * len(parts) // max(self._count, _EXAMPLES))
         return [parts[index] for index in np.linspace(0, len(parts) - 1, wanted).round().astype(int)]
 
-    def _deviations(self, model: ir.Model) -> dict[str, float]:
-        """What to scale the probe at each gauge by: the root of its weight over the energy of its deviation."""
+    def _deviations(self, model: ir.Model) -> dict[str, Array]:
+        """What to scale the probe at each gauge by: the root of its weight over the energy of its deviation.
+
+        A number, or one for each channel where these are of different units.
+        """
         if not self._heads.names:
             return {}
         piece = Piece(model, list(self._parts[0]), self._heads.names, threads=self._threads)
         runs = [piece.run(part) for part in self._parts]
         values = dict(zip(self._heads.names, zip(*runs, strict=True), strict=True))
-        scales = {}
+        scales: dict[str, Array] = {}
         for gauge in self._heads.gauges:
-            spread = centred(np.concatenate(values[gauge.value]), gauge.axis)
+            whole = np.concatenate(values[gauge.value])
+            factors = gauge.units(whole)
+            spread = centred(whole if factors is None else whole * factors, gauge.axis)
             energy = float(np.vdot(spread, spread))
             if energy > 0.0:
-                scales[gauge.value] = float(np.sqrt(gauge.weight / energy))
+                scale = np.sqrt(gauge.weight / energy)
+                scales[gauge.value] = np.asarray(scale if factors is None else scale * factors, np.float32)
         return scales
 
     def _drawn(self, forward: Forward, start: int, probe: int) -> dict[str, Array]:
@@ -165,7 +182,7 @@ class Slopes:
                 )
                 for index in range(shape[0])
             ]
-            drawn[name] = np.stack(parts) * np.float32(scale)
+            drawn[name] = np.stack(parts) * scale
         return drawn
 
 
@@ -195,7 +212,7 @@ class _Tally:
 
     def __init__(self, site: Site, outlook: Outlook, norm: OutputNorm | None, sessions: KernelSessions) -> None:
         self._site, self._outlook = site, outlook
-        self._weight = None if norm is None else norm.root @ norm.root
+        self._weight = None if norm is None else norm.root.T @ norm.root
         self._session = sessions.of(site)
         # What all trials change, as one kernel of so many times the outputs: the runtime unfolds what comes in once.
         kernel, bias = site.weights()

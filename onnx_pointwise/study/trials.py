@@ -83,9 +83,7 @@ def by_trials(
 def _drift_behind(heads: Heads, rest: Piece, reference: Sequence[Array], moved: Sequence[Array]) -> float:
     """Relative squared drift of the network where only the gauges behind a site were computed; the others stay."""
     pairs = dict(zip(rest.outputs, zip(reference, moved, strict=True), strict=True))
-    shares = [
-        relative_drift(*pairs[gauge.value], gauge.axis) if gauge.value in pairs else 0.0 for gauge in heads.gauges
-    ]
+    shares = [gauge.drift(*pairs[gauge.value]) if gauge.value in pairs else 0.0 for gauge in heads.gauges]
     return weighted_drift(shares, [gauge.weight for gauge in heads.gauges]) or 0.0
 
 

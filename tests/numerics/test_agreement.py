@@ -19,7 +19,7 @@ from onnx_pointwise.numerics.agreement import (
     joined,
     margin,
 )
-from onnx_pointwise.numerics.drift import relative_drift
+from onnx_pointwise.numerics.drift import relative_drift, units
 from tests.graphs import normal
 
 Array = np.ndarray[Any, Any]
@@ -197,6 +197,17 @@ def test_drift_is_that_of_the_values_in_one_piece(seed: int, size: float, offset
     whole = relative_drift(reference, output, axis)
     assert whole is not None
     assert found(ValueMeter(axis), reference, output).relative == pytest.approx(math.sqrt(whole), rel=1e-3)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_channels_of_other_units_count_as_they_do_in_one_piece(axis: int) -> None:
+    scales = np.array([1.0, 1.0, 1e3, 1e3]).reshape((4, 1) if axis == 1 else (1, 4))
+    reference = scales * normal(6, *((4, 9) if axis == 1 else (9, 4)), seed=1)
+    output = reference + np.minimum(scales, 1.0) * 0.3 * np.ones_like(reference)
+    whole = relative_drift(reference, output, axis, units(reference, axis))
+    assert whole is not None
+    assert found(ValueMeter(axis, mixed=True), reference, output).relative == pytest.approx(math.sqrt(whole), rel=1e-3)
+    assert found(ValueMeter(axis), reference, output).relative < 0.01 < 0.1 < math.sqrt(whole)
 
 
 def test_the_means_of_channels_say_nothing() -> None:

@@ -2,15 +2,25 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from onnx_pointwise.numerics.drift import Drift, DriftMeter, centred, relative_drift, weighted_drift
+from onnx_pointwise.numerics.drift import (
+    Drift,
+    DriftMeter,
+    centred,
+    energy,
+    in_one_unit,
+    relative_drift,
+    units,
+    weighted_drift,
+)
 from tests.graphs import normal
 
 
@@ -239,3 +249,51 @@ def test_weights_of_values_that_do_not_vary_are_left_out(parts: list[tuple[float
         shares, weights = zip(*told, strict=True)
         assert found == pytest.approx(np.average(shares, weights=weights))
         assert min(shares) - 1e-9 <= found <= max(shares) + 1e-9
+
+
+# --- channels of different units --------------------------------------------------------------------------------------
+
+
+def mixed(seed: int, scales: Sequence[float], examples: int = 12) -> NDArray[np.float64]:
+    """Channels [N, C, 6] of these deviations."""
+    drawn = np.random.default_rng(seed).standard_normal((examples, len(scales), 6))
+    return drawn * np.asarray(scales)[:, None]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.1, 10.0, 1e4])
+def test_of_channels_in_other_units_each_counts(scale: float) -> None:
+    """Whatever the unit, an error of one kind is seen as that of the other."""
+    before = mixed(0, [1.0, 1.0, 1.0, scale, scale, scale])
+    factors = units(before)
+    assert factors is not None and factors.shape == (1, 6, 1)
+    for half in (slice(0, 3), slice(3, 6)):
+        after = before.copy()
+        after[:, half] *= 1.3
+        assert relative_drift(before, after, factors=factors) == pytest.approx(0.3**2 / 2, rel=0.05)
+    assert energy(before, factors=factors) == pytest.approx(energy(mixed(0, [max(scale, 1.0)] * 6)), rel=0.2)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.floats(-2.0, 2.0), min_size=1, max_size=20), st.integers(0, 20))
+def test_the_largest_unit_stays_and_the_others_come_to_it(decades: list[float], seed: int) -> None:
+    deviations = 10.0 ** np.asarray(decades)
+    factors = in_one_unit(deviations)
+    assert (factors >= 1.0).all() and factors[deviations.argmax()] == 1.0
+    order = np.argsort(deviations)
+    apart = deviations[order][1:] > 5.0 * deviations[order][:-1]
+    # Two that follow one another have one factor, or are a step apart.
+    np.testing.assert_array_equal(factors[order][1:] != factors[order][:-1], apart)
+    turn = np.random.default_rng(seed).permutation(len(deviations))
+    np.testing.assert_allclose(in_one_unit(deviations[turn]), factors[turn])
+
+
+def test_channels_of_one_unit_are_left_alone() -> None:
+    assert units(mixed(1, [1.0, 2.0, 8.0, 0.3])) is None
+    assert units(mixed(1, [1.0, 100.0], examples=2)) is None  # too few numbers to tell
+    assert units(np.zeros((8, 3, 6))) is None and units(np.ones(4)) is None
+    constant = mixed(1, [1.0, 100.0, 0.0]) + np.array([0.0, 0.0, 7.0])[:, None]
+    factors = units(constant)
+    assert factors is not None and factors.ravel()[2] == 1.0
+    rounding = constant + 1e-7 * mixed(2, [0.0, 0.0, 1.0])
+    factors = units(rounding)
+    assert factors is not None and factors.ravel()[2] == 1.0

@@ -49,6 +49,21 @@ def test_of_many_samples_it_is_what_they_say_and_of_one_it_is_near_nothing() -> 
     assert np.abs(one.root - np.eye(5)).max() < np.abs(many.root - np.eye(5)).max()
 
 
+@CHECKED
+@given(SEEDS, st.integers(2, 8), st.floats(-6, 6))
+def test_outputs_of_other_units_are_measured_in_their_own(seed: int, outputs: int, decades: float) -> None:
+    """What is measured in millimetres counts as it does in kilometres."""
+    rng = np.random.default_rng(seed)
+    summed = gradients(seed, outputs, 40)
+    factors = np.where(rng.random(outputs) < 0.5, 1.0, 10.0**decades)
+    norm, other = OutputNorm.of(summed, 40), OutputNorm.of(summed * np.outer(factors, factors), 40, factors)
+    assert norm is not None and other is not None
+    kernel = rng.standard_normal((outputs, 3, 2))
+    smaller = kernel / factors[:, None, None]
+    np.testing.assert_allclose(other.turn(smaller), norm.turn(kernel), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(other.back(other.turn(smaller)), smaller, rtol=1e-6, atol=1e-9 / factors.min())
+
+
 @pytest.mark.parametrize("summed", [np.zeros((3, 3)), np.full((3, 3), np.nan), np.diag([1.0, np.inf, 1.0])])
 def test_without_gradients_there_is_none(summed: np.ndarray) -> None:
     assert OutputNorm.of(summed, 10) is None
