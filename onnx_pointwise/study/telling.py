@@ -31,6 +31,8 @@ FEW_BATCHES = 3
 # the rounding of float32, and from place to place.
 _RUN = 16
 _AMONG, _WITHIN = 1e-10, 1e-6
+# Examples are the same where they differ by no more than this share of their size, told from so many products.
+_ALIKE, _VECTORS = 1e-5, 3
 # Places that one example must answer at to tell something alone.
 _PLACES = 16
 # Channels of an input whose first axis behind the examples, or whose last one, is that of the channels, at most.
@@ -43,7 +45,7 @@ class Telling:
 
     Attributes:
         count: How many there are.
-        distinct: How many of them differ.
+        distinct: How many of them differ, by more than rounding.
         different: Which of them to look at: each once, or all where the model fixes how many it takes at a time.
         blank: Whether each of them is one number throughout, or one for each channel.
         silent: Values at which the network answers alike to all of them, or gives NaN.
@@ -120,8 +122,7 @@ def telling(
         ModelError: The model does not run on them.
     """
     count = len(next(iter(inputs.values())))
-    rows = {tuple(_row(array, index) for array in inputs.values()): index for index in reversed(range(count))}
-    different = sorted(rows.values())
+    different = _different(inputs)
     batch = declared_batch(model) or 1
     piece = Piece(without_shapes(shapes.model), list(inputs), heads.names, threads=threads)
     if batch > 1:  # they go in as they came; one group alone may hold different ones
@@ -135,11 +136,32 @@ def telling(
         gauge.value for index, gauge in enumerate(heads.gauges) if not _varies([run[index] for run in runs], gauge)
     ]
     kept = tuple(different) if batch == 1 else tuple(range(count))
-    return Telling(count, len(rows), kept, _blank(inputs), tuple(dict.fromkeys(silent)), len(heads.gauges), batch)
+    return Telling(count, len(different), kept, _blank(inputs), tuple(dict.fromkeys(silent)), len(heads.gauges), batch)
 
 
-def _row(array: Array, index: int) -> bytes:
-    return np.ascontiguousarray(array[index]).tobytes() if array.ndim else b""
+def _different(inputs: Mapping[str, Array]) -> list[int]:
+    """The first of all examples that are the same but for rounding, of each lot of them.
+
+    Those that are have the same products with a few random vectors, and others have not.
+    """
+    seen = [_products(array) for array in inputs.values()]
+    products, sizes = (np.concatenate(column, axis=1) for column in zip(*seen, strict=True))
+    different: list[int] = []
+    for index in range(len(products)):
+        near = _ALIKE * np.maximum(sizes[different], sizes[index])
+        if not (np.abs(products[different] - products[index]) <= near).all(axis=1).any():
+            different.append(index)
+    return different
+
+
+def _products(array: Array) -> tuple[Array, Array]:
+    """Products of each example with random vectors, and their size, [N, n] each."""
+    count = len(array) if array.ndim else 1
+    rows = array.reshape(count, -1)
+    drawn = np.random.default_rng(0).standard_normal((rows.shape[1], _VECTORS), dtype=np.float32)
+    exact = (row.astype(np.float64) for row in rows)
+    products, sizes = zip(*((row @ drawn, np.linalg.norm(row)) for row in exact), strict=True)
+    return np.stack(products), np.repeat(np.array(sizes)[:, None], _VECTORS, axis=1)
 
 
 def _blank(inputs: Mapping[str, Array]) -> bool:

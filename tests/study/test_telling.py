@@ -59,6 +59,29 @@ def test_copies_are_counted_once(network: Any) -> None:
     assert "the other 21 are copies" in found.warnings()[0]
 
 
+@pytest.mark.parametrize("noise", [1e-7, 1e-6])
+def test_what_differs_by_rounding_is_a_copy(network: Any, noise: float) -> None:
+    """Of a network that answers at every place, too, to which copies seem to tell something."""
+    drawn = np.random.default_rng(3)
+    some = np.repeat(small.examples(3), 8, axis=0)
+    found = told(network, (some * (1.0 + noise * drawn.standard_normal(some.shape))).astype(np.float32))
+    assert (found.count, found.distinct, found.different) == (24, 3, (0, 8, 16))
+    one = np.repeat(drawn.standard_normal((1, 3, 24, 24)), 16, axis=0)
+    found = told(picture(), (one + noise * drawn.standard_normal(one.shape)).astype(np.float32))
+    assert found.distinct == 1 and found.few and not found.useless
+    assert "Only 1 different example input; the other 15 are copies" in found.warnings()[0]
+
+
+def test_frames_of_a_film_differ() -> None:
+    """A thousandth of noise is what a camera adds, and one pixel may be what is to be seen."""
+    drawn = np.random.default_rng(4)
+    still = np.repeat(drawn.random((1, 3, 24, 24)), 12, axis=0)
+    noisy = still + 1e-3 * drawn.standard_normal(still.shape)
+    assert told(picture(), noisy.astype(np.float32)).distinct == 12
+    still[np.arange(12), 0, np.arange(12), 5] += 0.1
+    assert told(picture(), still.astype(np.float32)).distinct == 12
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
