@@ -54,7 +54,7 @@ def test_logits_are_numbers() -> None:
     logits = b.add("MatMul", flat, b.const(normal(16, 10)))
     found = heads_of(b.model(logits))
     assert found.heads == (Head(logits, "numbers", (logits,), -1),)
-    assert found.gauges == (Gauge(logits, -1, 1.0),)
+    assert found.gauges == (Gauge(logits, -1, 1.0, mixed=True),)
     assert found.silent == {}
 
 
