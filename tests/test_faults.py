@@ -343,6 +343,14 @@ def answers(*kinds: str) -> onnx.ModelProto:
     return model
 
 
+def test_where_no_output_holds_numbers_no_drift_is_said_to_be_within_limits(tmp_path: Path) -> None:
+    path, out = saved(answers("map"), tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    result = run("rewrite", path, out, "--rank", "c1=11", "--calibration", "none", *QUICK)
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.output.split())
+    assert "no output holds numbers whose drift could be limited" in words and "within its limit" not in words
+
+
 def test_sequences_are_compared_item_by_item_and_maps_are_named(tmp_path: Path) -> None:
     path, out = saved(answers("map", "sequence", "tensor"), tmp_path / "in.onnx"), tmp_path / "out.onnx"
     assert run("inspect", path).exit_code == 0

@@ -556,8 +556,8 @@ class _Walk:
 
 
 def _names_classes(node: ir.Node) -> bool:
-    """Whether a node makes a map of class scores, each under the name of its class."""
-    return (node.domain, node.op_type) == ("ai.onnx.ml", "ZipMap")
+    """Whether a node gives classes their names: in a map of their scores, or in the place of a number."""
+    return node.domain == "ai.onnx.ml" and node.op_type in ("ZipMap", "LabelEncoder")
 
 
 def _family(node: ir.Node) -> str:

@@ -403,6 +403,18 @@ def test_what_a_map_is_made_of_is_a_head_of_classes(softmax: bool) -> None:
     assert found.silent == {}
 
 
+def test_what_gets_its_name_as_text_is_a_head_of_classes() -> None:
+    nodes = [helper.make_node("Conv", ["x", "W"], ["c"]), helper.make_node("GlobalAveragePool", ["c"], ["f"]),
+             helper.make_node("Flatten", ["f"], ["g"]), helper.make_node("ArgMax", ["g"], ["i"], axis=1, keepdims=0),
+             helper.make_node("LabelEncoder", ["i"], ["name"], domain="ai.onnx.ml", keys_int64s=[0, 1, 2],
+                              values_strings=["one", "two", "three"])]  # fmt: skip
+    text = helper.make_tensor_value_info("name", onnx.TensorProto.STRING, ["N"])
+    model = make_model(nodes, [value("x", ["N", 4, 8, 8])], [text], {"W": normal(3, 4, 3, 3)})
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    found = heads_of(load(model))
+    assert [(head.value, head.kind, head.outputs) for head in found.heads] == [("f", "classes", ("name",))]
+
+
 def test_a_value_inside_may_be_named() -> None:
     model = residual()
     inside = next(str(node.outputs[0].name) for node in model.graph if node.op_type == "Add")

@@ -121,7 +121,9 @@ def _tensors(result: CheckResult) -> Text:
 def _passed(result: CheckResult, *, good: bool) -> str:
     """Say what a check that passed stands for: without a limit, any drift passes."""
     unlimited = result.unlimited
-    if not unlimited:
+    if not result.drift:
+        drift = "no output holds numbers whose drift could be limited"
+    elif not unlimited:
         drift = "the drift is within its limit"
     elif len(unlimited) == len(result.drift):
         drift = "the drift above was not limited (--max-drift)"
