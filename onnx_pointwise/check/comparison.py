@@ -29,7 +29,7 @@ from onnx_pointwise.check.limits import LIKENESSES, Limits, limits_of
 from onnx_pointwise.check.results import CheckResult, Finding, Inputs, ProviderCheck, Trial
 from onnx_pointwise.check.running import Run, Side, described, run, shapes_of
 from onnx_pointwise.check.sites import SiteCheck, compare_sites
-from onnx_pointwise.check.trials import Batch, batches_of, first_item, images_for
+from onnx_pointwise.check.trials import Batch, batches_of, first_item, images_for, other_inputs
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.graph import ModelSource, ResolvedShapes, as_model, frozen, holds_map, runtime_inputs
 from onnx_pointwise.numerics import Drift, DriftMeter
@@ -327,7 +327,8 @@ def _check_on(
     if isinstance(dense.values[0], str):
         raise ModelError(
             f"{model_name(pairing.first.source)}: the model does not run on {provider} with inputs "
-            f"{pairing.batches[0]}: {dense.values[0]}; name others with --input-shape."
+            f"{pairing.batches[0]}: {dense.values[0]}"
+            f"{other_inputs(pairing.first.specs, pairing.batches[0], given=pairing.inputs == 'given')}."
         )
     rewritten = here[1] if here else _run(pairing, pairing.second, provider, settings)
     met = _meet(pairing, provider, dense, rewritten, settings)

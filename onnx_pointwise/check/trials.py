@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_pointwise.examples import calibrate
-from onnx_pointwise.graph import model_cost
+from onnx_pointwise.graph import another_size, model_cost
 from onnx_pointwise.runtime import Array, InputSpec, feedable, input_sizes, random_inputs, resolve, split_inputs
 
 # Given inputs run in slices of this many items: activations of a whole data set would not fit into memory.
@@ -95,6 +95,31 @@ def _add(
 def is_open(spec: InputSpec, axis: int) -> bool:
     """Tell whether a model leaves a dimension of an input open."""
     return spec.shape is None or not isinstance(spec.shape[axis], int)
+
+
+def other_inputs(specs: Sequence[InputSpec], batch: Batch, *, given: bool) -> str:
+    """Name other inputs that may run where these do not, as the end of a sentence; empty where none can be had.
+
+    Args:
+        specs: What the network declares.
+        batch: The inputs that it does not run on.
+        given: Whether the caller gave them; else they were drawn.
+    """
+    others = {spec.name: _another(spec, batch.shapes[spec.name]) for spec in specs}
+    sizes = {name: shape for name, shape in others.items() if shape != batch.shapes[name]}
+    if given:
+        return "; give some of other sizes with --inputs" if sizes else ""
+    written = " ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in sizes.items())
+    ways = [f"name others with --input-shape {written}"] if sizes else []
+    # Sizes below 1 are none that anybody could give.
+    if not any(isinstance(size, int) and size < 1 for spec in specs for size in spec.shape or ()):
+        ways.append("give inputs that it was made for with --inputs")
+    return f"; {', or '.join(ways)}" if ways else ""
+
+
+def _another(spec: InputSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Another size in the dimensions beside the batch that a network leaves open."""
+    return another_size(shape, [axis for axis in range(1, len(shape)) if is_open(spec, axis)])
 
 
 def _single(specs: Sequence[InputSpec], given: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:

@@ -42,6 +42,7 @@ from onnx_pointwise.graph.shapes import (
     Shape,
     another_size,
     concrete_inputs,
+    other_sizes,
     runtime_inputs,
 )
 from onnx_pointwise.graph.sites import MIN_CHANNELS, Refusal, Site, find_sites
@@ -87,6 +88,7 @@ __all__ = [
     "model_cost",
     "named_after",
     "origin",
+    "other_sizes",
     "overridable",
     "pieces",
     "quiet",

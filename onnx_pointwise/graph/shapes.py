@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -89,16 +89,40 @@ def concrete_inputs(
     return chosen, tuple(assumed)
 
 
-def another_size(shape: Shape) -> Shape:
+def other_sizes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Give shapes with other sizes, as an example of what a caller may name in place of those chosen.
+
+    Args:
+        model: The model.
+        inputs: The shapes chosen, by input name.
+
+    Returns:
+        Shapes by input name, of the inputs that leave a dimension beside the batch open; what is declared stays.
+    """
+    others: dict[str, Shape] = {}
+    for value in runtime_inputs(model):
+        name = str(value.name)
+        shape = inputs.get(name, ())
+        declared = _declared(value) or (None,) * len(shape)
+        others[name] = another_size(shape, [axis for axis, dim in enumerate(declared) if axis and type(dim) is not int])
+    return {name: shape for name, shape in others.items() if shape != inputs.get(name, ())}
+
+
+def another_size(shape: Shape, axes: Collection[int] | None = None) -> Shape:
     """Give a shape with another size, as an example of what a caller may name instead.
 
     A size that may have been assumed gives way to the next one that may be; others are raised to multiples of 64.
+
+    Args:
+        shape: The shape.
+        axes: Which dimensions may change; all but the first if None.
     """
+    may = range(1, len(shape)) if axes is None else axes
     for index, size in enumerate(ASSUMED_SIZES):
-        if size in shape[1:]:
+        if any(shape[axis] == size for axis in may):
             other = ASSUMED_SIZES[(index + 1) % len(ASSUMED_SIZES)]
-            return (*shape[:1], *(other if dim == size else dim for dim in shape[1:]))
-    return (*shape[:1], *(dim if dim <= _FEW else -(-dim // _STEP) * _STEP for dim in shape[1:]))
+            return tuple(other if dim == size and axis in may else dim for axis, dim in enumerate(shape))
+    return tuple((dim // _STEP + 1) * _STEP if dim > _FEW and axis in may else dim for axis, dim in enumerate(shape))
 
 
 def _declared(value: ir.Value) -> tuple[int | str | None, ...] | None:

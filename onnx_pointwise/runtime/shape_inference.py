@@ -15,12 +15,12 @@ from onnx_pointwise.graph import (
     ASSUMED_SIZES,
     ResolvedShapes,
     Shape,
-    another_size,
     concrete_inputs,
     holds_map,
     inlined,
     named_after,
     origin,
+    other_sizes,
     quiet,
     runtime_inputs,
     runtime_source,
@@ -31,6 +31,10 @@ from onnx_pointwise.runtime.runtime_errors import sentence
 
 # More numbers in one value than any machine holds; where it is known what this one holds, that counts.
 _MOST_NUMBERS = 2**44
+
+
+class _NotAtTheseError(Exception):
+    """The model does not run at the chosen input shapes; the text is the runtime's reason alone."""
 
 
 def resolve(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> ResolvedShapes:
@@ -51,12 +55,15 @@ def resolve(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = 
     inputs, assumed = concrete_inputs(model, input_shapes)
     try:
         return _resolve_at(model, inputs, assumed)
-    except ModelError:
-        if not assumed:
-            raise
-        for size in ASSUMED_SIZES[1:]:
-            with contextlib.suppress(ModelError):
+    except (ModelError, _NotAtTheseError) as error:
+        for size in ASSUMED_SIZES[1:] if assumed else ():
+            with contextlib.suppress(ModelError, _NotAtTheseError):
                 return _resolve_at(model, concrete_inputs(model, input_shapes, size=size)[0], assumed)
+        if isinstance(error, _NotAtTheseError):
+            raise ModelError(
+                f"{origin(model) or 'the model in memory'}: the model does not run with input shapes "
+                f"{_written(inputs)} ({error}){_way_out(model, inputs)}."
+            ) from error.__cause__
         raise
 
 
@@ -160,6 +167,19 @@ def _written(inputs: Mapping[str, Shape]) -> str:
     return " ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in inputs.items())
 
 
+def _way_out(model: ir.Model, inputs: Mapping[str, Shape]) -> str:
+    """Name other sizes, where the model leaves them open and they may be why it does not run."""
+    others = other_sizes(model, inputs)
+    if not others:
+        return ""
+    try:
+        with runtime_source(model.clone(), in_place=True) as source:
+            open_session(source)
+    except Exception:  # whatever the runtime raises: what it does not even load runs at no size
+        return ""
+    return f"; name others with --input-shape {_written(others)}"
+
+
 def _run_for_shapes(
     model: ir.Model, values: Sequence[ir.Value], inputs: Mapping[str, Shape], model_name: str
 ) -> dict[str, Shape]:
@@ -180,8 +200,5 @@ def _run_for_shapes(
             results = open_session(source).run(wanted, feeds)
         except Exception as error:  # the runtime's own exception types derive from Exception only
             reason = str(error).partition("cannot load the model: ")[2].rstrip(".") or sentence(error)
-            raise ModelError(
-                f"{model_name}: the model does not run with input shapes {_written(inputs)} ({reason}); name others "
-                f"with --input-shape {_written({name: another_size(shape) for name, shape in inputs.items()})}."
-            ) from error
+            raise _NotAtTheseError(reason) from error
     return {name: tuple(result.shape) for name, result in zip(wanted, results, strict=True)}

@@ -156,6 +156,43 @@ def test_a_first_network_that_does_not_run_is_an_error() -> None:
         check(flatten_model(), flatten_model(), input_shapes={"x": (1, 8, 9, 9)})
 
 
+def picky_model(declared: list[Any]) -> onnx.ModelProto:
+    """A network that looks its largest input up in a table of one row: few inputs are right."""
+    nodes = [
+        helper.make_node("Conv", ["x", "W"], ["a"], name="conv"),
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["index"], to=onnx.TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["row"], name="look_up"),
+        helper.make_node("Add", ["a", "row"], ["y"]),
+    ]
+    weights = {"W": KERNEL, "table": np.zeros(1, np.float32)}
+    return make_model(nodes, [value("x", declared)], [value("y", None)], weights)
+
+
+@pytest.mark.parametrize(
+    ("declared", "inputs", "way_out"),
+    [
+        (
+            ["batch", 8, "h", 9],
+            None,
+            "; name others with --input-shape x:1,8,256,9, or give inputs that it was made for with --inputs.",
+        ),
+        (["batch", 8, 9, 9], None, "; give inputs that it was made for with --inputs."),
+        (["batch", 8, "h", 9], np.full((2, 8, 9, 9), 5.0, np.float32), "; give some of other sizes with --inputs."),
+        (["batch", 8, 9, 9], np.full((2, 8, 9, 9), 5.0, np.float32), "."),
+        ([0, 8, 9, 9], None, "."),
+    ],
+)
+def test_what_may_help_a_first_network_that_does_not_run_is_named(
+    declared: list[Any], inputs: Any, way_out: str
+) -> None:
+    model = picky_model(declared)
+    with pytest.raises(ModelError, match=r"does not run on cpu with inputs x:\d,8,\d+,9: .*\.$") as raised:
+        check(model, model, inputs=inputs if inputs is None else {"x": inputs})
+    said = str(raised.value)
+    assert said.endswith(way_out) and said.count("--") == way_out.count("--")
+
+
 def test_a_second_network_that_does_not_run_is_a_finding() -> None:
     result = check(flatten_model(), flatten_model(rows=7), input_shapes={"x": (1, 8, 8, 8)})
     assert not result.passed and not result.shapes_equal

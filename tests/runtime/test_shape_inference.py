@@ -15,7 +15,7 @@ from onnx import helper
 
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.graph.model_io import load, to_bytes
-from onnx_pointwise.graph.shapes import ASSUMED_SIZE, another_size, concrete_inputs, runtime_inputs
+from onnx_pointwise.graph.shapes import ASSUMED_SIZE, another_size, concrete_inputs, other_sizes, runtime_inputs
 from onnx_pointwise.graph.sites import find_sites
 from onnx_pointwise.runtime import shape_inference as shapes_module
 from onnx_pointwise.runtime.shape_inference import input_sizes, resolve
@@ -312,6 +312,39 @@ def test_examples_of_other_sizes_are_others() -> None:
     assert another_size((1, 512, 512, 3)) == (1, 224, 224, 3)
     assert another_size((1, 224)) == (1, 256)
     assert another_size((1, 1, 33, 100)) == (1, 1, 64, 128)
+    assert another_size((1, 384, 384)) == (1, 448, 448)
+    assert another_size((1, 224, 224), [2]) == (1, 224, 256)
+    assert another_size((1, 33, 100), [1]) == (1, 64, 100)
+
+
+def test_examples_of_other_sizes_leave_what_is_declared() -> None:
+    model = declared(x=["n", 224, "length"], y=["n", 32, 16, 16], z=[2, 224], w=None)
+    chosen = {"x": (1, 224, 224), "y": (1, 32, 16, 16), "z": (2, 224), "w": (1, 8)}
+    assert other_sizes(model, chosen) == {"x": (1, 224, 256), "w": (1, 64)}
+    assert other_sizes(model, {"x": (1, 224, 3)}) == {}
+
+
+def never_loads(x: Any) -> onnx.ModelProto:
+    """A network that the runtime cannot load at any size."""
+    nodes = [helper.make_node("Unheard", ["x"], ["a"], domain="nobody"), helper.make_node("Conv", ["a", "W"], ["y"])]
+    model = make_model(nodes, [value("x", x)], [value("y", None)], {"W": normal(4, 4, 3, 3)})
+    model.opset_import.append(helper.make_opsetid("nobody", 1))
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        computed_size(x=[1, 224]),
+        computed_size(x=["n", 224]),
+        never_loads([1, 4, 8, 8]),
+        never_loads(["n", 4, "h", "w"]),
+    ],
+    ids=["all fixed", "batch open", "no shape is to blame", "nor an open one"],
+)
+def test_other_sizes_are_named_only_where_they_may_help(model: onnx.ModelProto) -> None:
+    with pytest.raises(ModelError, match=r"the model in memory: the model does not run with input shapes x:.*\)\.$"):
+        resolve(load(model))
 
 
 def test_an_input_without_an_element_type_is_named() -> None:
