@@ -28,7 +28,6 @@ _LEAST_BLOCK = 2**20
 # Examples whose means are taken off all of them.
 _FEW = 16
 
-
 # Numbers that tie one tap to another and that a patch tells, and the patches for each number that tell all of them.
 _KNOWN = 2.5
 _PLENTY = 12
@@ -263,7 +262,8 @@ def patches(
     counts = lattice.counts(window.out_size(x.shape[2:]))
     x = _laid_out(np.swapaxes(x, 0, 1), window)
     if shift is not None:
-        x = x.astype(np.float32, copy=False) - shift.reshape(-1, *[1] * (rank + 1))
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found in the products
+            x = x.astype(np.float32, copy=False) - shift.reshape(-1, *[1] * (rank + 1))
     unfolded = np.empty((x.shape[0], window.taps, x.shape[1], *counts), np.float32)
     for tap, place in enumerate(itertools.product(*(range(k) for k in window.kernel))):
         where: list[slice] = [slice(None), slice(None)]
@@ -291,6 +291,16 @@ def _laid_out(maps: NDArray[Any], window: Window) -> NDArray[Any]:
     laid = np.zeros((*maps.shape[:2], *total), maps.dtype)
     laid[tuple(to)] = maps[tuple(taken)]
     return laid
+
+
+def require_finite(numbers: NDArray[Any]) -> None:
+    """Refuse sums of activations that say nothing; whoever knows the values and the examples can say more.
+
+    Raises:
+        InputError: A number is not finite.
+    """
+    if not np.isfinite(numbers).all():
+        raise InputError("An activation is not finite or overflows: check the calibration inputs and their range.")
 
 
 def channel_means(inputs: NDArray[Any], window: Window) -> Array32:
@@ -476,7 +486,8 @@ class Moments:
             InputError: A patch is not finite.
         """
         if not shifted:
-            block = block - self._shift[:, None]
+            with np.errstate(invalid="ignore", over="ignore"):
+                block = block - self._shift[:, None]
         rows = None
         if not (there := block.any(axis=1)).all() and 2 * there.sum() <= len(block):
             rows = np.flatnonzero(there)
@@ -485,10 +496,7 @@ class Moments:
         if anew:
             with np.errstate(invalid="ignore", over="ignore"):
                 products = block @ block.T
-            if not np.isfinite(np.diagonal(products)).all():
-                raise InputError(
-                    "An activation is not finite or overflows: check the calibration inputs and their range."
-                )
+            require_finite(np.diagonal(products))
         return Sums(
             block.shape[1],
             rows,
@@ -553,6 +561,12 @@ class Moments:
         return total
 
 
+def _means(maps: Array32) -> Array32:
+    """Mean of each channel of maps [I, ...]."""
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found where they are taken off
+        return np.asarray(maps.reshape(len(maps), -1).mean(axis=1), np.float32)
+
+
 class Stationary:
     """Second moment of patches under the assumption that it does not change over the map.
 
@@ -573,7 +587,7 @@ class Stationary:
         self._sum = np.zeros(channels)
         self._shift: Array32 | None = None
         if shift is not None:
-            self._shift = np.swapaxes(shift, 0, 1).astype(np.float32).reshape(channels, -1).mean(axis=1)
+            self._shift = _means(np.swapaxes(shift, 0, 1).astype(np.float32))
         reach = [range(1 - k, k) for k in window.kernel]
         # One of each pair of opposite distances is enough: the other one is its transpose.
         self._lags = [lag for lag in itertools.product(*reach) if lag >= (0,) * len(lag)]
@@ -596,10 +610,10 @@ class Stationary:
         """
         x = np.swapaxes(inputs, 0, 1).astype(np.float32)
         if self._shift is None:
-            self._shift = x.reshape(len(x), -1).mean(axis=1)
-        x -= self._shift.reshape(-1, *[1] * (x.ndim - 1))
-        if not np.isfinite(x).all():
-            raise InputError("An activation is not finite or overflows: check the calibration inputs and their range.")
+            self._shift = _means(x)
+        with np.errstate(invalid="ignore", over="ignore"):
+            x -= self._shift.reshape(-1, *[1] * (x.ndim - 1))
+        require_finite(x)
         self.count += x[0].size
         self._sum += x.reshape(len(x), -1).sum(axis=1, dtype=np.float64)
         for lag in self._lags:
@@ -610,7 +624,10 @@ class Stationary:
                 there.append(slice(max(0, move), x.shape[axis + 2] - max(0, -move)))
             first = x[tuple(here)].reshape(len(x), -1)
             if first.size:
-                self._products[lag] += first @ x[tuple(there)].reshape(len(x), -1).T
+                with np.errstate(invalid="ignore", over="ignore"):
+                    products = first @ x[tuple(there)].reshape(len(x), -1).T
+                require_finite(np.diagonal(products))
+                self._products[lag] += products
 
     def merged(self, other: Stationary) -> Stationary:
         """Sums over the maps of both, which must have the same shift."""

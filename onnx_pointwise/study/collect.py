@@ -144,6 +144,13 @@ def fitting_batch(model: ir.Model, shapes: ResolvedShapes, memory: int = MEMORY)
     return int(max(1, min(_LARGEST_BATCH, _BATCH_SHARE * memory // max(1.0, each))))
 
 
+def reachable(model: ir.Model, sites: Sequence[Site]) -> list[Site]:
+    """Those of the sites whose inputs a run shows: what lies in a subgraph runs when the subgraph does."""
+    inside = {str(value.name) for node in model.graph for value in node.outputs}
+    known = inside | {str(value.name) for value in model.graph.inputs}
+    return [site for site in sites if site.source in known and str(site.output.name) in inside]
+
+
 def site_moments(
     shapes: ResolvedShapes,
     sites: Sequence[Site],
@@ -183,14 +190,11 @@ def site_moments(
         InputError: An activation is not finite.
     """
     model = without_shapes(shapes.model)
-    inside = {str(value.name) for node in model.graph for value in node.outputs}
-    known = inside | {str(value.name) for value in model.graph.inputs}
-    # What lies in a subgraph may read a value from around it, but runs when the subgraph does.
-    reachable = [site for site in sites if site.source in known and str(site.output.name) in inside]
+    seen_by_a_run = reachable(model, sites)
     inputs, folds = _with_copies(inputs, tried, copies)
     count = len(folds)
     found: dict[str, Seen] = {}
-    for number, group in enumerate(groups := list(_groups(reachable, memory))):
+    for number, group in enumerate(groups := list(_groups(seen_by_a_run, memory))):
         # Sites that read one value in the same way see the same.
         shared: dict[_View, _Collector] = {}
         for site in group:
@@ -209,7 +213,7 @@ def site_moments(
                 pass
         for seen in in_order(lambda one: one.moments(), list(shared.values()), workers(threads)):
             found.update(seen)
-    return {site.name: found[site.name] for site in reachable}
+    return {site.name: found[site.name] for site in seen_by_a_run}
 
 
 # What becomes of an example: trial factors are made from it, or judged by it; or it is a copy of one of the latter,

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import ResolvedShapes, Site, dense_cost
-from onnx_pointwise.numerics import Norm, blended, expand_curve, lattices, patches, shrunk, tap_blend
+from onnx_pointwise.numerics import Norm, blended, expand_curve, lattices, patches, require_finite, shrunk, tap_blend
 from onnx_pointwise.runtime import Piece, without_shapes
 from onnx_pointwise.study.collect import EXACT
 
@@ -83,6 +83,7 @@ def copies(
 
     Raises:
         ModelError: The model does not run on the inputs.
+        InputError: A patch is not finite.
     """
     kinds = _moves(shapes, sites, inputs, tried, batch, seed, threads)
     return {
@@ -241,9 +242,12 @@ class _Sample:
     def of(parts: Sequence[Array]) -> _Sample:
         """Of patches [I*K, n] each."""
         seen = np.concatenate(parts, axis=1)
-        mean = seen.mean(axis=1, dtype=np.float64)
-        centred = seen - mean.astype(np.float32)[:, None]
-        return _Sample(mean, (centred @ centred.T).astype(np.float64) / seen.shape[1], seen.shape[1])
+        with np.errstate(invalid="ignore", over="ignore"):
+            mean = seen.mean(axis=1, dtype=np.float64)
+            centred = seen - mean.astype(np.float32)[:, None]
+            products = centred @ centred.T
+        require_finite(np.diagonal(products))
+        return _Sample(mean, products.astype(np.float64) / seen.shape[1], seen.shape[1])
 
     def with_copies(self, more: _Sample) -> _Sample:
         """The two together."""

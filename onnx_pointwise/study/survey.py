@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnx_pointwise.errors import InputError
 from onnx_pointwise.graph import Choice, Replacement, ResolvedShapes, Site, corrected, find_sites
 from onnx_pointwise.numerics import (
     FORMS,
@@ -29,6 +30,7 @@ from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, si
 from onnx_pointwise.study.copies import copies
 from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
 from onnx_pointwise.study.heads import Heads, find_heads
+from onnx_pointwise.study.overflow import overflowing
 from onnx_pointwise.study.rounding import Rounding, roundings
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
 from onnx_pointwise.study.shares import shares, some_parts
@@ -278,20 +280,13 @@ def study(
     fit, held = _split(inputs, batch, fixed=fixed)
     heads = heads or find_heads(shapes)
     tried = _tried(len(next(iter(fit.values()))), batch, fixed=fixed)
-    more = copies(shapes, sites, fit, tried, batch=batch, seed=effort.seed, threads=effort.threads)
-    moments = site_moments(
-        shapes,
-        sites,
-        fit,
-        batch=batch,
-        tried=tried,
-        copies=more,
-        patch_limit=effort.patch_limit,
-        memory=effort.memory // 2,
-        seed=effort.seed,
-        threads=effort.threads,
-        progress=within(progress, "moments"),
-    )
+    try:
+        more, moments = _moments(shapes, sites, fit, tried, batch, effort, progress)
+    except InputError as error:  # of sums, which know neither values nor examples
+        told = overflowing(shapes, sites, inputs, batch=batch, threads=effort.threads)
+        if told is None:
+            raise
+        raise told from error
     seen = [site for site in sites if site.name in moments]
     trial = {name: array[tried] for name, array in fit.items()} if tried.any() else fit
     found: Mapping[str, Sensitivity] = {}
@@ -317,6 +312,33 @@ def study(
     return Study(
         model, shapes, tuple(seen), fit, tried, held, more, heads, moments, norms, found, batch, method, effort
     )
+
+
+def _moments(
+    shapes: ResolvedShapes,
+    sites: Sequence[Site],
+    fit: Mapping[str, Array],
+    tried: NDArray[np.bool_],
+    batch: int,
+    effort: Effort,
+    progress: Progress,
+) -> tuple[dict[str, Array], dict[str, Seen]]:
+    """Copies of examples where these help, and what sites see in all of them."""
+    more = copies(shapes, sites, fit, tried, batch=batch, seed=effort.seed, threads=effort.threads)
+    moments = site_moments(
+        shapes,
+        sites,
+        fit,
+        batch=batch,
+        tried=tried,
+        copies=more,
+        patch_limit=effort.patch_limit,
+        memory=effort.memory // 2,
+        seed=effort.seed,
+        threads=effort.threads,
+        progress=within(progress, "moments"),
+    )
+    return more, moments
 
 
 def _norms(slopes: Slopes | None, sites: Sequence[Site], method: Method) -> dict[str, OutputNorm]:

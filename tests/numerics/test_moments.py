@@ -143,6 +143,21 @@ def test_infinite_activations_are_refused():
         Stationary(1, Window((3,), (1,), (1,), (0, 0))).add(np.array([[[np.nan, 1.0]]], np.float32))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("large", [3e38, 1e20, np.inf])
+def test_what_overflows_is_said_in_a_sentence_alone(large: float) -> None:
+    maps = np.array([[[large, 1.0, -large, 2.0]]], np.float32)
+    window = Window((3,), (1,), (1,), (1, 1))
+    with pytest.raises(InputError, match="not finite or overflows"):
+        Moments(3).add(patches(maps, window))
+    with pytest.raises(InputError, match="not finite or overflows"):
+        Moments(3, shift=np.ones(3)).add(patches(maps, window, shift=np.ones(1, np.float32)))
+    with pytest.raises(InputError, match="not finite or overflows"):
+        Stationary(1, window).add(maps)
+    with pytest.raises(InputError, match="not finite or overflows"):
+        Stationary(1, window, shift=maps).add(maps)
+
+
 @pytest.mark.parametrize(("kernel", "dilations"), [((3,), (1,)), ((3, 3), (1, 1)), ((3, 2), (2, 1)), ((5, 5), (1, 1))])
 def test_stationary_moments_approach_the_exact_ones(kernel, dilations):
     rng = np.random.default_rng(0)
