@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +24,7 @@ from onnx_pointwise.graph import (
     quiet,
     runtime_inputs,
     runtime_source,
+    subgraphs_of,
 )
 from onnx_pointwise.runtime.machine import machine
 from onnx_pointwise.runtime.providers import open_session
@@ -31,6 +32,10 @@ from onnx_pointwise.runtime.runtime_errors import sentence
 
 # More numbers in one value than any machine holds; where it is known what this one holds, that counts.
 _MOST_NUMBERS = 2**44
+# What follows from no input is computed again by every session that is opened. Activations of large images take as many
+# bytes and more, so those are let pass; but no exporter leaves so much to be made of so little, as of archives.
+_MOST_MADE_BYTES, _MOST_MADE_RATIO = 2**31, 200
+_USUAL_BYTES = 4
 
 
 class _NotAtTheseError(Exception):
@@ -89,7 +94,8 @@ def _resolve_at(model: ir.Model, inputs: Mapping[str, Shape], assumed: tuple[str
     with quiet("onnx_ir.passes.common.shape_inference"):
         _infer(copy)
     shapes = _known(copy)
-    _require_bounded(shapes, inputs, origin(model) or "the model in memory")
+    _require_bounded(model, shapes, inputs)
+    _require_little_made(copy, shapes, origin(model) or "the model in memory")
     missing = [value for value in _convolution_ends(copy.graph) if value.name not in shapes]
     if missing:
         shapes.update(_run_for_shapes(copy, missing, inputs, origin(model) or "the model in memory"))
@@ -128,15 +134,52 @@ def _forget_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> None:
             value.shape = ir.Shape(inputs[str(value.name)])
 
 
-def _require_bounded(shapes: Mapping[str, Shape], inputs: Mapping[str, Shape], model_name: str) -> None:
+def _require_bounded(model: ir.Model, shapes: Mapping[str, Shape], inputs: Mapping[str, Shape]) -> None:
     """Refuse sizes that this machine does not hold: more numbers than it has bytes."""
     most = min(_MOST_NUMBERS, machine().memory or _MOST_NUMBERS)
     for name, shape in {**inputs, **shapes}.items():
         if math.prod(shape) > most:
-            raise ModelError(
-                f"{model_name}: '{name}' would hold {'x'.join(map(str, shape))} numbers with input shapes "
-                f"{_written(inputs)}; name smaller ones with --input-shape."
+            way_out = (
+                "name smaller ones with --input-shape"
+                if other_sizes(model, inputs)
+                else "export the model for smaller ones"
             )
+            raise ModelError(
+                f"{origin(model) or 'the model in memory'}: '{name}' would hold {'x'.join(map(str, shape))} numbers "
+                f"with input shapes {_written(inputs)}; {way_out}."
+            )
+
+
+def _require_little_made(model: ir.Model, shapes: Mapping[str, Shape], model_name: str) -> None:
+    """Refuse values of gigabytes that a few stored numbers are blown up to, whatever the inputs are."""
+    for value, stored in _from_no_input(model):
+        shape = shapes.get(str(value.name), ())
+        known = value.dtype not in (None, ir.DataType.UNDEFINED, ir.DataType.STRING)
+        size = math.prod(shape) * (value.dtype.itemsize if known and value.dtype else _USUAL_BYTES)
+        if size > _MOST_MADE_BYTES and math.prod(shape) > _MOST_MADE_RATIO * stored:
+            raise ModelError(
+                f"{model_name}: '{value.name}' would hold {'x'.join(map(str, shape))} numbers ({size / 2**30:.3g} GiB) "
+                f"whatever the inputs are, made of {stored} stored ones; store what is made of it in its place."
+            )
+
+
+def _from_no_input(model: ir.Model) -> Iterator[tuple[ir.Value, int]]:
+    """Yield what nodes make of stored tensors alone, or of nothing, and how many stored numbers are behind it."""
+    behind: dict[ir.Value, int] = {}
+    for graph in model.graphs():
+        behind.update(
+            {value: value.const_value.size for value in graph.initializers.values() if value.const_value is not None}
+        )
+        for node in graph:
+            given = [value for value in node.inputs if value is not None]
+            if any(value not in behind for value in given) or list(subgraphs_of(node)):
+                continue
+            held = [item for item in node.attributes.values() if item.type == ir.AttributeType.TENSOR]
+            stored = sum(behind[value] for value in given)
+            stored += sum(item.as_tensor().size for item in held if not item.is_ref())
+            # What is taken twice counts twice, which may double it from node to node.
+            behind.update(dict.fromkeys(node.outputs, min(stored, _MOST_NUMBERS)))
+            yield from ((value, stored) for value in node.outputs)
 
 
 def _known(model: ir.Model) -> dict[str, Shape]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -62,6 +63,20 @@ def image(*dims: int) -> Change:
     return change
 
 
+def blown_up(operator: str, *given: str, **attributes: Any) -> Change:
+    """Have a value of 4 GiB that does not depend on the input, of which a single number is taken."""
+
+    def change(model: onnx.ModelProto) -> None:
+        sizes = numpy_helper.from_array(np.array([2**15, 2**15]), "sizes")
+        model.graph.initializer.extend([sizes, numpy_helper.from_array(np.ones(1, np.float32), "one")])
+        names = [] if attributes else [*given, "sizes"]
+        model.graph.node.append(helper.make_node(operator, names, ["big"], name="blow_up", **attributes))
+        model.graph.node.append(helper.make_node("ReduceSum", ["big"], ["one_number"], name="sum"))
+        model.graph.output.append(value("one_number", None))
+
+    return change
+
+
 def recursive(model: onnx.ModelProto) -> None:
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     for name, other in (("F", "G"), ("G", "F")):
@@ -82,13 +97,16 @@ def recursive(model: onnx.ModelProto) -> None:
         (attribute("group", 1.5), "The attribute 'group' of the node 'conv' is of type FLOAT, which it cannot be"),
         (attribute("strides", "much"), "'strides'|conv : strides"),
         (attribute("auto_pad", 3), "'auto_pad'|conv : auto_pad"),
-        (attribute("pads", [2**40] * 4), "'a' would hold 1x6x2199023255558x2199023255558 numbers .* name smaller"),
+        (attribute("pads", [2**40] * 4), "'a' would hold 1x6x2199023255558x2199023255558 .* export the model"),
         (attribute("strides", [0, 0]), "the strides of the node 'conv' .Conv. are .0, 0., which must be above 0"),
         (attribute("dilations", [-1, 1]), "the dilations of the node 'conv' .Conv. are .-1, 1., which must be above 0"),
         (without("input", 0), "the node 'conv' .Conv. lacks inputs or outputs"),
         (without("input", 1), "the node 'product' .MatMul. lacks inputs or outputs"),
         (without("output", 0), "the node 'conv' .Conv. lacks inputs or outputs|which nothing puts out"),
-        (image(1, 4, 2**31, 2**31), "'x' would hold 1x4x2147483648x2147483648 numbers"),
+        (image(1, 4, 2**31, 2**31), "'x' would hold 1x4x2147483648x2147483648 .* export the model for smaller"),
+        (blown_up("ConstantOfShape"), "'big' would hold 32768x32768 .*4 GiB. whatever .*, made of 2 stored ones"),
+        (blown_up("Expand", "one"), "'big' would hold 32768x32768 .*4 GiB. whatever .*, made of 3 stored ones"),
+        (blown_up("RandomNormal", shape=[2**15, 2**15]), "'big' would hold 32768x32768 .* made of 0 stored ones"),
         (recursive, "the local function '[FG]' calls itself"),
     ],
 )  # fmt: skip
@@ -98,6 +116,21 @@ def test_what_makes_no_sense_is_refused(change: Change, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         loaded = load(model)
         find_sites(loaded, resolve(loaded))
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "sizes"),
+    [
+        ("Expand", ["x", "sizes"], (1, 64, 2160, 3840)),  # what depends on the input: activations of large images
+        ("Expand", ["one", "sizes"], (1, 8, 2160, 3840)),  # what does not, of a size that is nothing unusual
+        ("Expand", ["many", "sizes"], (150, 2**22)),  # what is made of as much
+    ],
+)
+def test_large_values_that_make_sense_are_not_refused(operator: str, inputs: list[str], sizes: tuple[int, ...]) -> None:
+    nodes = [helper.make_node(operator, inputs, ["big"]), helper.make_node("ReduceSum", ["big"], ["y"], keepdims=0)]
+    weights = {"sizes": np.array(sizes), "one": np.ones(1, np.float32), "many": np.zeros((1, 2**22), np.float32)}
+    model = make_model(nodes, [value("x", [1, 1, 1, 1])], [value("y", None)], weights)
+    assert resolve(load(model)).shapes["big"] == sizes
 
 
 def test_external_data_at_no_place(tmp_path: Path) -> None:
