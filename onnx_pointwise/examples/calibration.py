@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import zipfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import IO, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
@@ -260,6 +261,7 @@ def read_npz(path: str | Path) -> dict[str, Array]:
         return {UNNAMED: arrays[key]}
     try:
         _require_no_bomb(path)
+        _require_whole_arrays(path)
         with np.load(path, allow_pickle=False) as data:
             return {UNNAMED if data.files == [_NOBODYS] else name: data[name] for name in data.files}
     except InputError:
@@ -283,6 +285,30 @@ def _require_no_bomb(path: str | Path) -> None:
         )
 
 
+def _require_whole_arrays(path: str | Path) -> None:
+    """Refuse arrays of an archive that hold less than they say they do: room is made for what they say."""
+    with zipfile.ZipFile(path) as archive:
+        for item in archive.infolist():
+            if item.filename.endswith(".npy"):
+                with archive.open(item) as stream:
+                    _require_whole(stream, item.file_size, f"{path}: the array '{item.filename[:-4]}'")
+
+
+def _require_whole(stream: IO[bytes], size: int, what: str) -> None:
+    """Compare the size of an array in NumPy's format with what its head says."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    reader = readers.get(np.lib.format.read_magic(stream))
+    if reader is None:  # names that are no ASCII, as arrays of numbers have none
+        return
+    shape, _, dtype = reader(stream)
+    held, said = size - stream.tell(), math.prod(shape) * dtype.itemsize
+    if said > held and not dtype.hasobject:
+        raise InputError(
+            f"{what} is said to hold {dtype}[{', '.join(map(str, shape))}], which takes {said} bytes, but there are "
+            f"{held}; write it again."
+        )
+
+
 def _from_npz(path: Path, key: str | None, specs: list[InputSpec]) -> dict[str, Array]:
     if key is not None:
         return {_only(specs): read_npz(f"{path}:{key}")[UNNAMED]}
@@ -301,7 +327,11 @@ def _from_npz(path: Path, key: str | None, specs: list[InputSpec]) -> dict[str, 
 
 def _load(path: Path) -> Array:
     try:
+        with path.open("rb") as stream:
+            _require_whole(stream, path.stat().st_size, f"{path}: the array")
         array: Array = np.load(path, allow_pickle=False)
+    except InputError:
+        raise
     except Exception as error:  # numpy and OS errors alike
         raise InputError(f"{path}: cannot be read as .npy: {error}.") from error
     return array

@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -184,6 +185,7 @@ def _require_model(proto: onnx.ModelProto, where: str) -> None:
     if proto.graph.sparse_initializer:  # onnx_ir would leave them out without a word
         name = proto.graph.sparse_initializer[0].values.name
         raise ModelError(f"{where}: the initializer '{name}' is sparse; export the model with dense weights.")
+    _require_places(_stored_in(proto), where)
     bodies = [(function.node, function.input) for function in proto.functions]
     count = _parts(proto.graph) + sum(_parts_of(nodes) for nodes, _ in bodies)
     if count > _MOST_PARTS:
@@ -194,6 +196,32 @@ def _require_model(proto: onnx.ModelProto, where: str) -> None:
     _require_one_of_each(proto.graph.node, [item.name for item in proto.graph.input], proto.graph.initializer, where)
     for nodes, inputs in bodies:
         _require_one_of_each(nodes, inputs, (), where)
+
+
+def _stored_in(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the stored tensors of a file, those in bodies of nodes and functions included."""
+    graphs = [proto.graph]
+    nodes = [node for function in proto.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            nodes.extend(graph.node)
+            continue
+        for attribute in nodes.pop().attribute:
+            yield from (attribute.t, *attribute.tensors)
+            graphs.extend(body for body in (attribute.g, *attribute.graphs) if body.node)
+
+
+def _require_places(stored: Iterable[onnx.TensorProto], where: str) -> None:
+    """Where data lie in another file is said in text, which onnx_ir takes for numbers."""
+    for tensor in stored:
+        for entry in tensor.external_data:
+            if entry.key in ("offset", "length") and not re.fullmatch(r"-?[0-9]+", entry.value):
+                raise ModelError(
+                    f"{where}: the {entry.key} of the external data of '{tensor.name}' is '{entry.value}', which is no "
+                    "number; export the model again."
+                )
 
 
 def _parts(graph: onnx.GraphProto) -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph.constants import constant, leaves, operators, root_of
+from onnx_pointwise.graph.model_io import origin
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Window, make_transposed_window, make_window
@@ -198,7 +199,7 @@ def _array(value: ir.Value | None) -> NDArray[Any] | None:
         return tensor.numpy()
     except (ValueError, OSError) as error:
         raise ModelError(
-            f"The data of the tensor '{tensor.name}' do not fit its shape {tensor.shape}; export the model again."
+            f"the data of the tensor '{tensor.name}' do not fit its shape {tensor.shape}; export the model again."
         ) from error
 
 
@@ -228,6 +229,9 @@ def find_sites(
     Returns:
         One ``Site`` for each convolution of any kind, in subgraphs and local functions too. Those that cannot be
         rewritten carry a refusal.
+
+    Raises:
+        ModelError: An attribute or a stored tensor makes no sense.
     """
     found = [
         (node, in_function)
@@ -236,11 +240,14 @@ def find_sites(
     ]
     names = _site_names([node for node, _ in found])
     known: Mapping[str, Shape] = {} if shapes is None else shapes.shapes
-    return [
-        # The names of values in a function mean nothing outside of it.
-        _describe(name, node, in_function, {} if in_function else known, min_channels)
-        for name, (node, in_function) in zip(names, found, strict=True)
-    ]
+    try:
+        return [
+            # The names of values in a function mean nothing outside of it.
+            _describe(name, node, in_function, {} if in_function else known, min_channels)
+            for name, (node, in_function) in zip(names, found, strict=True)
+        ]
+    except ModelError as error:  # of a node or a tensor, which know nothing of the file
+        raise ModelError(f"{origin(model) or 'the model in memory'}: the model cannot be read: {error}") from error
 
 
 def _site_names(nodes: Sequence[ir.Node]) -> list[str]:
@@ -393,7 +400,7 @@ def _read(node: ir.Node, attribute: ir.Attr, reader: Callable[[ir.Attr], _Read])
         return reader(attribute)
     except TypeError as error:
         raise ModelError(
-            f"The attribute '{attribute.name}' of the node '{node.name or node.outputs[0].name}' is of type "
+            f"the attribute '{attribute.name}' of the node '{node.name or node.outputs[0].name}' is of type "
             f"{attribute.type.name}, which it cannot be; export the model again."
         ) from error
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,27 @@ def test_archives_that_would_fill_the_memory_are_not_read(tmp_path: Path, monkey
     monkeypatch.setattr("onnx_pointwise.examples.calibration._MOST_BYTES", 100)
     with pytest.raises(InputError, match="are not read; give fewer examples"):
         read_npz(path)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_arrays_that_hold_less_than_they_say_are_not_read(version: tuple[int, int], tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.zeros((64, 2), np.float32), version)
+    text = stream.getvalue().replace(b"(64, 2), }" + b" " * 9, b"(99999999999, 2), }")
+    (tmp_path / "bomb.npy").write_bytes(text)
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
+        archive.writestr("x.npy", text)
+    with pytest.raises(
+        InputError,
+        match=r"bomb\.npz: the array 'x' is said to hold float32\[99999999999, 2\], which takes 799999999992 bytes, "
+        r"but there are 512; write it again\.",
+    ):
+        read_npz(tmp_path / "bomb.npz")
+    model, shapes = floats("n", 4, 8, 8)
+    with pytest.raises(
+        InputError, match=r"bomb\.npy: the array is said to hold float32\[99999999999, 2\], which takes"
+    ):
+        calibrate(model, str(tmp_path / "bomb.npy"), shapes)
 
 
 class Trap:

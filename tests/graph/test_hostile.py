@@ -90,11 +90,11 @@ def recursive(model: onnx.ModelProto) -> None:
     [
         (size(-1, 4, 3, 3), "the tensor 'W' is of type FLOAT and shape .-1,4,3,3., which nothing has"),
         (size(2**40, 2**40, 3, 3), "'W' would hold 1099511627776x1099511627776x3x3 numbers"),
-        (size(6, 4, 3, 2), "The data of the tensor 'W' do not fit its shape"),
-        (size(0, 4, 3, 3), "The data of the tensor 'W' do not fit its shape"),
+        (size(6, 4, 3, 2), "in memory: the model cannot be read: the data of the tensor 'W' do not fit its shape"),
+        (size(0, 4, 3, 3), "the data of the tensor 'W' do not fit its shape"),
         (kind(0), "the tensor 'W' is of type UNDEFINED"),
         (kind(999), "the model cannot be read: 999 is not a valid DataType"),
-        (attribute("group", 1.5), "The attribute 'group' of the node 'conv' is of type FLOAT, which it cannot be"),
+        (attribute("group", 1.5), "the attribute 'group' of the node 'conv' is of type FLOAT, which it cannot be"),
         (attribute("strides", "much"), "'strides'|conv : strides"),
         (attribute("auto_pad", 3), "'auto_pad'|conv : auto_pad"),
         (attribute("pads", [2**40] * 4), "'a' would hold 1x6x2199023255558x2199023255558 .* export the model"),
@@ -148,7 +148,11 @@ def test_external_data_at_no_place(tmp_path: Path) -> None:
         ({"location": "../data"}, "lies outside the model's folder"),
         ({"location": "linked"}, "lies outside the model's folder"),
         ({"location": "data", "offset": "-5"}, "offset must be non-negative|begin at byte -5; export the model again"),
-        ({"location": "data", "offset": "much"}, "the model cannot be read"),
+        (
+            {"location": "data", "offset": "much"},
+            "m.onnx: the offset of the external data of 'W' is 'much', which is no",
+        ),
+        ({"location": "data", "length": "1e3"}, "m.onnx: the length of the external data of 'W' is '1e3', which is no"),
         ({"location": "data", "offset": "9" * 30}, "is too short"),
         ({"location": "data", "length": "12"}, "are 12 bytes where its shape needs 864"),
     ):
@@ -158,6 +162,22 @@ def test_external_data_at_no_place(tmp_path: Path) -> None:
         (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
         with pytest.raises(ModelError, match=words):
             load(tmp_path / "m.onnx")
+
+
+def test_external_data_of_a_node_in_a_body_at_no_place() -> None:
+    tensor = numpy_helper.from_array(normal(6), "inside")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="offset", value="")
+    bodies = [
+        helper.make_graph([helper.make_node("Constant", [], [name], value=tensor)], name, [], [value(name, [6])])
+        for name in ("then", "else")
+    ]
+    model = network()
+    branches = {"then_branch": bodies[0], "else_branch": bodies[1]}
+    model.graph.node.append(helper.make_node("If", ["whether"], ["z"], name="if", **branches))
+    with pytest.raises(ModelError, match="the offset of the external data of 'inside' is '', which is no number"):
+        load(model)
 
 
 def test_functions_that_call_one_another_in_turn_are_no_circle() -> None:

@@ -296,7 +296,7 @@ def test_external_data_at_places_that_are_none(tmp_path: Path) -> None:
     for wrong, said in (
         ({"offset": "-4"}, "the external data of 'W' begin at byte -4; export the model again"),
         ({"length": "-1"}, "the external data of 'W' are -1 bytes"),
-        ({"offset": "many"}, "the model cannot be read: .*'many'"),
+        ({"offset": "many"}, "the offset of the external data of 'W' is 'many', which is no number; export the model"),
     ):  # the first two onnx_ir says itself since 1.1
         path = saved_externally(inner)
         place(path, **wrong)
