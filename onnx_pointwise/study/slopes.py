@@ -229,6 +229,7 @@ class _Tally:
         self._sum = np.zeros(site.out_channels)
         self._products = np.zeros((site.out_channels, site.out_channels))
 
+    @np.errstate(over="ignore", invalid="ignore")  # nothing is planned from trials whose errors are not finite
     def add(self, values: Mapping[str, Array], gradients: Sequence[Array]) -> None:
         """Add a batch: what the site reads and puts out, and the gradients of each probe at its output."""
         source, output = values[self._site.source], values[str(self._site.output.name)]
