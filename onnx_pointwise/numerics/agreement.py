@@ -275,7 +275,7 @@ class ValueMeter:
 
     axis: int
     mixed: bool = False
-    _errors: list[Array] = field(default_factory=list)  # of each example, by channel
+    _errors: list[Array] = field(default_factory=list)  # of each example, by channel where these are mixed
     _counts: Array = field(default_factory=lambda: np.zeros(0))
     _means: Array = field(default_factory=lambda: np.zeros(0))
     _squares: Array = field(default_factory=lambda: np.zeros(0))
@@ -295,7 +295,10 @@ class ValueMeter:
         first = np.where(told, first, 0.0)
         with np.errstate(over="ignore", invalid="ignore"):
             error = np.where(told, np.nan_to_num(second, nan=np.inf) - first, 0.0)
-            self._errors += [(row**2).sum(1) for row, any_there in zip(error, told, strict=True) if any_there.any()]
+            squares = (error**2).sum(2)
+        if not self.mixed:  # there are many of these, and they stay
+            squares = squares.sum(1, keepdims=True)
+        self._errors += [row for row, any_there in zip(squares, told, strict=True) if any_there.any()]
         self._spread(first, told)
 
     def _spread(self, first: Array, told: Array) -> None:
