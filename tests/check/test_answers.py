@@ -279,7 +279,7 @@ def test_sequences_are_compared_item_by_item() -> None:
     assert "Output 'parts' has 2 items instead of 3 on cpu" in fewer.findings[0].sentence
 
 
-def test_text_is_named_as_not_compared() -> None:
+def test_text_is_named_with_what_it_is_made_of() -> None:
     table = helper.make_node(
         "LabelEncoder", ["k"], ["t"], domain="ai.onnx.ml", keys_int64s=[0, 1], values_strings=["a", "b"]
     )
@@ -293,8 +293,10 @@ def test_text_is_named_as_not_compared() -> None:
     model = make_model(nodes, [value("x", ["N", 6, 16, 16])], outputs, weights)
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
     result = check(model, model)
-    assert result.passed and result.not_compared == {"t": "It is text, and holds no numbers to compare."}
-    assert "Not compared: t. It is text, and holds no numbers to compare." in printed(terminal.check(result))
+    said = "It is text, and holds no numbers to compare. What it is made of is compared, 'y'."
+    assert result.passed and result.not_compared == {"t": said}
+    assert f"Not compared: t. {said}" in " ".join(" ".join(printed(terminal.check(result))).split())
+    assert [(head.kind, head.outputs) for head in result.heads] == [("classes", ("y", "t"))]
     with pytest.raises(InputError, match="'t' cannot be limited: It is text"):
         check(model, model, max_drift={"t": 0.1})
     assert check(model, model, max_drift=0.1).passed
