@@ -70,7 +70,8 @@ def node_times(model: ModelSource | bytes, settings: Profiling) -> list[NodeTime
             runner.run()
         cost = profile_cost(settings.provider, settings.threads)
         runs = read_profile(runner.session.end_profiling(), cost)[-settings.runs :]
-    runs = [[replace(kernel, name=_meant(kernel.name, aliases)) for kernel in run] for run in runs]
+    if aliases:
+        runs = [[replace(kernel, name=_meant(kernel.name, aliases)) for kernel in run] for run in runs]
     sites = _site_names(graph)
     return [
         NodeTime(name, op_type, providers.short_name(runtime_name), _typical(seconds), _site(name, sites), reads)

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import BottleneckPass, Plan, Replacement, ResolvedShapes, Site
-from onnx_pointwise.numerics import compose, in_order, whole, workers
+from onnx_pointwise.numerics import compose, energy, in_order, whole, workers
 from onnx_pointwise.runtime import run_session, without_shapes
 from onnx_pointwise.study.gradients import Backward, site_outputs
 from onnx_pointwise.study.heads import Heads
@@ -138,9 +138,10 @@ def _scales(heads: Heads, references: Sequence[Sequence[Array]]) -> dict[str, Ar
     together = [np.concatenate([np.atleast_1d(value) for value in values]) for values in zip(*references, strict=True)]
     scales: dict[str, Array] = {}
     for gauge, values in zip(heads.gauges, together, strict=True):
-        energy, factors = gauge.energy(values), gauge.units(values)
-        if energy > 0.0:
-            scale = gauge.weight / (energy * len(values))
+        factors = gauge.units(values)
+        own = energy(values, gauge.axis, factors)
+        if own > 0.0:
+            scale = gauge.weight / (own * len(values))
             scales[gauge.value] = np.asarray(scale if factors is None else scale * factors**2, np.float32)
     return scales
 
