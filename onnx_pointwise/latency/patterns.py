@@ -23,7 +23,7 @@ from onnx_pointwise.deploying import Deployment
 from onnx_pointwise.graph import load, serialize
 
 # Feature maps between the convolutions of a pattern: all different, none of them 1, which a scalar might have.
-_WIDTHS = (2, 3, 5, 7, 11)
+_WIDTHS = (2, 3, 5, 7, 11, 13)
 _SIZE = 4
 _FEED = "x"
 # Name of a convolution of a pattern, whatever a converter puts around it.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,10 @@ from onnx_pointwise.numerics import Form, Rank
 
 # Multiply-accumulates of a run from which on few runs will do.
 _LONG_MACS = 3e8
-# ... and of sites that take longer than that, at least this share of the rows is computed.
+# ... and of sites that take longer than that, at least this share of the rows is computed, and so many times as many as
+# lie between a kernel's first and last: kernels may leave out what lies beyond the edges.
 _FEWEST_ROWS = 0.25
+_ROWS_OF_KERNEL = 6
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,28 @@ class Probe:
         """Name of what it is fed; probes whose inputs have the same shape share one."""
         return f"{self.dtype}_{'x'.join(map(str, self.in_shape))}"
 
+    def between(self, width: int) -> Probe:
+        """The same between two 1x1 convolutions, from so many feature maps and to as many."""
+        first, last = self.chain[0].in_channels, self.chain[-1].out_channels
+        return replace(self, chain=(self._pointwise(width, first), *self.chain, self._pointwise(last, width)))
+
+    def margins(self, width: int, out_shape: Sequence[int]) -> tuple[Probe, Probe]:
+        """What of `between` is there without it: its input made and read, and its output.
+
+        Args:
+            width: The feature maps before and behind.
+            out_shape: Shape of what it puts out, its channels aside.
+        """
+        ends = (self.in_size, self.chain[0].in_channels), (tuple(out_shape[2:]), self.chain[-1].out_channels)
+        first, last = (
+            replace(self, in_size=size, chain=(self._pointwise(width, maps), self._pointwise(maps, width)))
+            for size, maps in ends
+        )
+        return first, last
+
+    def _pointwise(self, inside: int, outside: int) -> Conv:
+        return Conv("Conv", inside, outside, (1,) * len(self.in_size), ())
+
     @property
     def _weights(self) -> int:
         return sum(math.prod(conv.weight_shape) for conv in self.chain)
@@ -127,8 +151,9 @@ def probed_size(site: Site) -> tuple[int, ...]:
     if site.output_shape:
         return site.in_size
     share = max(_FEWEST_ROWS, min(1.0, _LONG_MACS / max(1, dense_cost(site).macs)))
-    reach = (site.kernel_shape[0] - 1) * site.dilations[0] + 1
-    return (min(site.in_size[0], max(reach, math.ceil(share * site.in_size[0]))), *site.in_size[1:])
+    reach = (site.kernel_shape[0] - 1) * site.dilations[0]
+    rows = max(1, _ROWS_OF_KERNEL * reach, math.ceil(share * site.in_size[0]))
+    return (min(site.in_size[0], rows), *site.in_size[1:])
 
 
 def feeds(probes: Sequence[Probe]) -> dict[str, Any]:

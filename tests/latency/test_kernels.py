@@ -280,3 +280,53 @@ def test_a_reference_runs_after_every_run(monkeypatch: pytest.MonkeyPatch) -> No
         one = probe(site, None, 1)
         found = clock._time([one])[one]
         assert found.seconds > 0.0 and found.reference > 0.0
+
+
+def test_whole_runs_are_timed_between_convolutions_whose_own_time_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = normal(24, 12, 3, 3)
+    model = load(conv_model(weight, [10, 8], batch=1, strides=[2, 1], pads=[1, 1, 1, 1]))
+    (site,) = find_sites(model, resolve(model), min_channels=1)
+    monkeypatch.setattr(clock_module, "is_cpu", lambda _: False)
+    monkeypatch.setattr(clock_module, "open_session", lambda source, _, **more: open_session(source, "cpu", **more))
+    monkeypatch.setattr(clock_module, "place", lambda *_: "here")
+    monkeypatch.setattr(runner_module.providers, "device_memory", lambda _: None)
+    timed: list[Probe] = []
+
+    def seconds(_: Clock, runner: Any, one: Probe) -> Reading:
+        """What convolutions take, a run costs 50, and the machine is slow where the margins are timed."""
+        assert runner.session.get_inputs()[0].shape[1] == 16, "few maps at either end, whatever is timed"
+        timed.append(one)
+        slow = 2.0 if len(one.chain) == 2 else 1.0
+        work = sum(conv.in_channels * conv.out_channels * math.prod(conv.kernel) for conv in one.chain)
+        return Reading(slow * (50.0 + work), slow)
+
+    monkeypatch.setattr(Clock, "_timed", seconds)
+    dense, small = probe(site, None, 1), probe(site, "reduce", 2)
+    found = Clock("cuda", 1, None, unheard)._time([dense, small])
+    assert found[dense] == Reading(24 * 12 * 9, 1.0)
+    assert found[small] == Reading(12 * 2 + 2 * 24 * 9, 1.0)
+    ends = [one for one in timed if len(one.chain) == 2]
+    assert [(one.in_size, one.chain[0].out_channels) for one in ends] == [((10, 8), 12), ((5, 8), 24)], "each once"
+
+
+def test_what_is_left_of_a_probe_is_never_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    (site,) = sites(16)
+    monkeypatch.setattr(clock_module, "is_cpu", lambda _: False)
+    monkeypatch.setattr(clock_module, "open_session", lambda source, _, **more: open_session(source, "cpu", **more))
+    monkeypatch.setattr(clock_module, "place", lambda *_: "here")
+    monkeypatch.setattr(runner_module.providers, "device_memory", lambda _: None)
+    monkeypatch.setattr(Clock, "_timed", lambda *_: Reading(3.0, 1.0))
+    dense = probe(site, None, 1)
+    assert 0.0 < Clock("cuda", 1, None, unheard)._time([dense])[dense].seconds < 0.3
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_of_tall_maps_some_rows_are_probed_of_which_few_lie_at_the_edges(kernel: int) -> None:
+    model = load(conv_model(normal(64, 64, kernel, kernel), [400, 40], batch=8, pads=[kernel // 2] * 4))
+    (site,) = find_sites(model, resolve(model), min_channels=1) if kernel > 1 else sites(24, 1)
+    rows, columns = probed_size(site)
+    assert columns == site.in_size[1]
+    assert min(6 * (kernel - 1), site.in_size[0]) <= rows <= site.in_size[0]
+    if kernel == 7:
+        low = replace(site, in_size=(24, 40))
+        assert probed_size(low) == (24, 40), "there are no more"
