@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.errors import InputError
 from onnx_pointwise.examples.synthetic import dead_leaves
-from onnx_pointwise.graph import ASSUMED_SIZES, ResolvedShapes, constant, runtime_inputs
+from onnx_pointwise.graph import ASSUMED_SIZES, ResolvedShapes, constant, running_statistics, runtime_inputs
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.runtime import Piece, without_shapes
 
@@ -293,10 +293,8 @@ def _first_normalisation(model: ir.Model) -> tuple[str, Array, Array] | None:
         if source is None or str(source.name) not in reached:
             continue
         if node.op_type == "BatchNormalization":
-            mean, variance = constant(node.inputs[3]), constant(node.inputs[4])
-            if mean is None or variance is None:
-                return None
-            return str(source.name), mean.numpy().astype(np.float64), variance.numpy().astype(np.float64)
+            told = running_statistics(node)
+            return None if told is None else (str(source.name), *told)
         if node.op_type in linear and all(
             constant(value) is not None for value in node.inputs[1:] if value is not None
         ):

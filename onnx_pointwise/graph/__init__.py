@@ -46,6 +46,7 @@ from onnx_pointwise.graph.shapes import (
     runtime_inputs,
 )
 from onnx_pointwise.graph.sites import MIN_CHANNELS, Refusal, Site, find_sites
+from onnx_pointwise.graph.statistics import running_statistics
 from onnx_pointwise.graph.surgery import BottleneckPass, Replacement, corrected, replacement
 from onnx_pointwise.graph.wire import subgraphs_of
 
@@ -98,6 +99,7 @@ __all__ = [
     "require_sites",
     "require_writable",
     "rewritten_cost",
+    "running_statistics",
     "runtime_inputs",
     "runtime_source",
     "save",

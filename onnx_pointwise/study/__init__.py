@@ -3,7 +3,8 @@
 It chooses nothing and makes no weights that are handed over.
 """
 
-from onnx_pointwise.study.collect import named_seed, patch_count
+from onnx_pointwise.study.collect import declared_batch, named_seed, patch_count
+from onnx_pointwise.study.distilled import Distilled, distilled
 from onnx_pointwise.study.effort import Effort
 from onnx_pointwise.study.heads import Head, Heads, Kind, Said, find_heads
 from onnx_pointwise.study.sensitivity import Sensitivity
@@ -11,6 +12,7 @@ from onnx_pointwise.study.survey import Rehearsal, Study, study
 from onnx_pointwise.study.telling import telling
 
 __all__ = [
+    "Distilled",
     "Effort",
     "Head",
     "Heads",
@@ -19,6 +21,8 @@ __all__ = [
     "Said",
     "Sensitivity",
     "Study",
+    "declared_batch",
+    "distilled",
     "find_heads",
     "named_seed",
     "patch_count",
