@@ -36,7 +36,7 @@ _STEPS, _FIRST = 40, 0.02
 _KEPT, _KEPT_SQUARE = 0.9, 0.999
 # MACs to spend on all images and steps, runs back aside, and the images that are moved at least and at most.
 _MACS = 2e12
-_FEWEST, _MOST = 32, 256
+_FEWEST, _MOST = 24, 256
 # What is left of the misfit at most, root mean square, for the images to be better than those that were drawn.
 _LEFT = 0.9
 # Of maps that hardly varied in training the deviation counts as this share of what is usual in their layer, and as this
