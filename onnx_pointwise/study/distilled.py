@@ -96,19 +96,22 @@ def distilled(
     if drawn.dtype not in (np.float32, np.float64):
         return None
     most = int(np.clip(_MACS / (_STEPS * max(1, macs)), _FEWEST, _MOST))
-    taken = drawn[: max(most // batch, 1) * batch if batch else most]
+    taken = drawn[:most]
+    if batch is not None:
+        taken = drawn[: max(len(taken), batch) // batch * batch]
     size = batch or affordable(shapes, (), len(taken), 1, memory)
-    try:
-        moving = _Moving(shapes, name, taken, layers, size, threads)
-    except ModelError:  # of a way back; that the network runs is seen elsewhere
-        return None
-    if not moving.reached:
-        return None
-    before = moving.misfit
-    for step in range(_STEPS):
-        progress("images that fit the statistics of training", step, _STEPS)
-        moving.step(step)
-    after = moving.misfit
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is no better
+        try:
+            moving = _Moving(shapes, name, taken, layers, size, threads)
+        except ModelError:  # of a way back; that the network runs is seen elsewhere
+            return None
+        if not moving.reached:
+            return None
+        before = moving.misfit
+        for step in range(_STEPS):
+            progress("images that fit the statistics of training", step, _STEPS)
+            moving.step(step)
+        after = moving.misfit
     if not after < _LEFT**2 * before:
         return None
     return Distilled({name: moving.images}, len(layers), math.sqrt(before), math.sqrt(after))
@@ -211,7 +214,7 @@ class _Moving:
         """Take over what a batch sums up to now."""
         new = []
         for layer in self._layers:
-            value = values[layer.value]
+            value = _single(values[layer.value])
             about = value.reshape(*value.shape[:2], -1) - _along(layer.mean, 3).astype(value.dtype)
             second = np.einsum("ncp,ncp->nc", about, about)
             new.append(
@@ -237,7 +240,7 @@ class _Moving:
         """Gradient of the misfit at each layer."""
         probes = {}
         for layer, (off, wide, count) in zip(self._layers, self._off(), strict=True):
-            value = values[layer.value]
+            value = _single(values[layer.value])
             scale = 2.0 / (len(off) * count * layer.deviation)
             # d/dv of the mean is 1 / n, of the deviation d that is (v - m) / (n d).
             slope = scale * wide / np.maximum((1.0 + wide) * layer.deviation, _NOTHING)
@@ -258,6 +261,11 @@ class _Moving:
         spread = np.sqrt(self._square[part] / (1.0 - _KEPT_SQUARE**number))
         moved = self.images[part] - length * way / (spread + 1e-8)
         self.images[part] = np.clip(moved, self._low, self._high)
+
+
+def _single(value: Array) -> Array:
+    """Values in single precision at least: sums of half precision overflow."""
+    return value.astype(np.result_type(value.dtype, np.float32), copy=False)
 
 
 def _along(numbers: Array, axes: int) -> Array:

@@ -58,6 +58,17 @@ def test_the_same_images_are_moved_to_the_same_place_in_whatever_batches() -> No
     assert alone.after < 0.4 * alone.before, "no image by itself has the statistics of all"
 
 
+def test_a_last_batch_that_is_not_full_is_left_out() -> None:
+    found = moved(network(photographs(64), batch=16), drawn(40), batch=16)
+    assert found is not None
+    assert len(found.inputs["x"]) == 32
+    assert found.after < 0.4 * found.before
+
+
+def test_images_that_overflow_are_left_as_they_are_without_a_warning() -> None:
+    assert moved(network(photographs(64)), 1e30 * drawn(32)) is None
+
+
 def test_a_map_that_is_dead_does_not_drown_the_others() -> None:
     model = network(photographs(64), dead=True)
     found = moved(model, drawn(32))
