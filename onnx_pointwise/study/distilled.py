@@ -4,11 +4,12 @@ A BatchNormalization holds the mean and the variance that each of its feature ma
 images look like photographs to a first layer and less and less so to those behind: what these see of them says little
 of what they will see. So the pixels follow the gradient of
 
-    sum over layers l of  mean_c ((m_lc - mu_lc) / s_lc)^2 + mean_c (d_lc / s_lc - 1)^2,
+    sum over layers l of  mean_c ((m_lc - mu_lc) / u_lc)^2 + mean_c ((d_lc - s_lc) / u_lc)^2,
 
 m and d the mean and deviation of map c over all images and places, mu and s those of training (Cai et al., ZeroQ, 2020,
-equation 3; Yin et al., Dreaming to Distill, 2020, equation 4; here relative to s, so that all layers count alike), by
-Adam (Kingma and Ba, 2015) with a step that falls to nothing. All images are moved together, a batch at a time.
+equation 3; Yin et al., Dreaming to Distill, 2020, equation 4), and u like s, so that all layers count alike, but no
+less than a share of what is usual in the layer. It is followed by Adam (Kingma and Ba, 2015) with a step that falls to
+nothing. All images are moved together, a batch at a time.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _MACS = 2e12
 _FEWEST, _MOST = 24, 256
 # What is left of the misfit at most, root mean square, for the images to be better than those that were drawn.
 _LEFT = 0.9
-# Of maps that hardly varied in training the deviation counts as this share of what is usual in their layer, and as this
+# What is off at maps that hardly varied in training is told in this share of what is usual in their layer, and in this
 # at least.
 _LEAST, _NOTHING = 0.05, 1e-6
 
@@ -119,11 +120,12 @@ def distilled(
 
 @dataclass(frozen=True)
 class _Layer:
-    """A normalisation: the value that it takes, and what that was in training, float64 [C]."""
+    """A normalisation: the value that it takes, what that was in training, and what errors of both are told in, [C]."""
 
     value: str
     mean: Array
     deviation: Array
+    unit: Array
 
 
 def _layers(shapes: ResolvedShapes) -> list[_Layer]:
@@ -134,8 +136,8 @@ def _layers(shapes: ResolvedShapes) -> list[_Layer]:
             mean, variance = told
             if np.isfinite(mean).all() and np.isfinite(variance).all():
                 deviation = np.sqrt(np.maximum(variance, 0.0))
-                deviation = np.maximum(deviation, max(_LEAST * float(np.sqrt(np.mean(deviation**2))), _NOTHING))
-                found[str(node.inputs[0].name)] = _Layer(str(node.inputs[0].name), mean, deviation)
+                unit = np.maximum(deviation, max(_LEAST * float(np.sqrt(np.mean(deviation**2))), _NOTHING))
+                found[str(node.inputs[0].name)] = _Layer(str(node.inputs[0].name), mean, deviation, unit)
     return list(found.values())
 
 
@@ -228,12 +230,12 @@ class _Moving:
         self._whole = [sums.moved(*pair) for sums, *pair in zip(self._whole, old, new, strict=True)]
 
     def _off(self) -> list[tuple[Array, Array, int]]:
-        """By layer how far means and deviations are off, in deviations of training, and the values of a map."""
+        """By layer how far means and deviations are off, in its units, and the values of a map."""
         told = []
         for layer, sums in zip(self._layers, self._whole, strict=True):
             off = sums.first / sums.count
-            wide = np.sqrt(np.maximum(sums.second / sums.count - off**2, 0.0))
-            told.append((off / layer.deviation, wide / layer.deviation - 1.0, sums.count))
+            wide = np.sqrt(np.maximum(sums.second / sums.count - off**2, 0.0)) - layer.deviation
+            told.append((off / layer.unit, wide / layer.unit, sums.count))
         return told
 
     def _probes(self, values: Mapping[str, Array]) -> dict[str, Array]:
@@ -241,10 +243,10 @@ class _Moving:
         probes = {}
         for layer, (off, wide, count) in zip(self._layers, self._off(), strict=True):
             value = _single(values[layer.value])
-            scale = 2.0 / (len(off) * count * layer.deviation)
+            scale = 2.0 / (len(off) * count * layer.unit)
             # d/dv of the mean is 1 / n, of the deviation d that is (v - m) / (n d).
-            slope = scale * wide / np.maximum((1.0 + wide) * layer.deviation, _NOTHING)
-            mean = layer.mean + off * layer.deviation
+            slope = scale * wide / np.maximum(layer.deviation + wide * layer.unit, _NOTHING)
+            mean = layer.mean + off * layer.unit
             constant, slope = (
                 _along(part, value.ndim).astype(value.dtype) for part in (scale * off - slope * mean, slope)
             )

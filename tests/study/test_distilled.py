@@ -71,9 +71,10 @@ def test_images_that_overflow_are_left_as_they_are_without_a_warning() -> None:
 
 def test_a_map_that_is_dead_does_not_drown_the_others() -> None:
     model = network(photographs(64), dead=True)
-    found = moved(model, drawn(32))
-    assert found is not None
+    found, without = moved(model, drawn(32)), moved(network(photographs(64)), drawn(32))
+    assert found is not None and without is not None
     assert found.after < 0.5 * found.before
+    assert found.after < 1.5 * without.after, "it is as dead as it was"
 
 
 def test_few_of_a_large_network_are_moved() -> None:
