@@ -16,6 +16,7 @@ from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph.constants import constant, leaves, operators, root_of
 from onnx_pointwise.graph.model_io import origin
 from onnx_pointwise.graph.shapes import ResolvedShapes, Shape
+from onnx_pointwise.graph.statistics import is_trained
 from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.numerics import Window, make_transposed_window, make_window
 
@@ -428,10 +429,6 @@ def _stored_params(node: ir.Node, folds: tuple[ir.Node, ...]) -> int:
     return sum(tensor.size for value in values for tensor in leaves(value))
 
 
-# Scale, bias, mean and variance: a damaged BatchNormalization may have fewer.
-_NORMALISED_BY = 4
-
-
 def _folds(node: ir.Node, channels: int, rank: int) -> tuple[ir.Node, ...]:
     """Collect the chain of constant arithmetic behind a convolution that folds into its kernel and bias."""
     folds: list[ir.Node] = []
@@ -450,11 +447,9 @@ def _is_affine(node: ir.Node, value: ir.Value, channels: int, rank: int) -> bool
         return False
     if node.op_type == "BatchNormalization":
         return (
-            len(node.inputs) == _NORMALISED_BY + 1
+            is_trained(node)
             and node.inputs[0] is value
-            and _int(node, "training_mode", 0) == 0
             and all((held := constant(item)) is not None and held.size == channels for item in node.inputs[1:])
-            and not any(out.name for out in node.outputs[1:])  # before opset 14, more outputs meant training
         )
     if node.op_type not in ("Mul", "Add", "Sub", "Div") or len(node.inputs) != 2:
         return False

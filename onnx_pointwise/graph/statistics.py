@@ -12,8 +12,20 @@ from onnx_pointwise.graph.constants import constant
 
 Array = NDArray[Any]
 
-# Data, scale, bias, mean and variance.
-_INPUTS = 5
+# Scale, bias, mean and variance: a damaged BatchNormalization may have fewer.
+_NORMALISED_BY = 4
+
+
+def is_trained(node: ir.Node) -> bool:
+    """Whether a node is a BatchNormalization that takes what it saw in training, not what its batch holds."""
+    if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx"):
+        return False
+    training = node.attributes.get("training_mode")
+    return (
+        len(node.inputs) == _NORMALISED_BY + 1
+        and (training is None or training.as_int() == 0)
+        and not any(out.name for out in node.outputs[1:])  # before opset 14, more outputs meant training
+    )
 
 
 def running_statistics(node: ir.Node) -> tuple[Array, Array] | None:
@@ -26,11 +38,8 @@ def running_statistics(node: ir.Node) -> tuple[Array, Array] | None:
         Mean and variance, float64 [C]; None where it is no BatchNormalization, or one that takes those of its batch or
         gets them when it runs.
     """
-    if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx") or len(node.inputs) != _INPUTS:
+    if not is_trained(node):
         return None
-    training = node.attributes.get("training_mode")
-    if (training is not None and training.as_int()) or any(out.name for out in node.outputs[1:]):
-        return None  # before opset 14, more outputs meant training
     mean, variance = constant(node.inputs[3]), constant(node.inputs[4])
     if mean is None or variance is None:
         return None

@@ -4,7 +4,7 @@ It chooses nothing and makes no weights that are handed over.
 """
 
 from onnx_pointwise.study.collect import declared_batch, named_seed, patch_count
-from onnx_pointwise.study.distilled import Distilled, distilled
+from onnx_pointwise.study.distilled import distilled
 from onnx_pointwise.study.effort import Effort
 from onnx_pointwise.study.heads import Head, Heads, Kind, Said, find_heads
 from onnx_pointwise.study.sensitivity import Sensitivity
@@ -12,7 +12,6 @@ from onnx_pointwise.study.survey import Rehearsal, Study, study
 from onnx_pointwise.study.telling import telling
 
 __all__ = [
-    "Distilled",
     "Effort",
     "Head",
     "Heads",

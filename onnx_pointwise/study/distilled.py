@@ -26,7 +26,7 @@ from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import ResolvedShapes, running_statistics
 from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import without_shapes
-from onnx_pointwise.study.gradients import Backward
+from onnx_pointwise.study.gradients import Backward, Forward
 from onnx_pointwise.study.slopes import affordable
 
 Array = NDArray[Any]
@@ -180,16 +180,16 @@ class _Moving:
         self._name, self._layers = name, layers
         self.images = images.copy()
         self._low, self._high = float(images.min()), float(images.max())
-        self._starts = [slice(start, start + batch) for start in range(0, len(images), batch)]
+        self._parts = [slice(start, start + batch) for start in range(0, len(images), batch)]
         heads = [layer.value for layer in layers]
         self._backward = Backward(
-            without_shapes(shapes.model), heads, {name: name}, {name: images[self._starts[0]]}, threads=threads
+            without_shapes(shapes.model), heads, {name: name}, {name: images[self._parts[0]]}, threads=threads
         )
         self.reached = name not in self._backward.unsupported and name not in self._backward.unreached
         self._mean, self._square = np.zeros_like(images), np.zeros_like(images)
         nothing = [_Sums(0, np.zeros(len(layer.mean)), np.zeros(len(layer.mean))) for layer in layers]
-        self._sums, self._whole = [nothing] * len(self._starts), nothing
-        for index, part in enumerate(self._starts if self.reached else ()):
+        self._sums, self._whole = [nothing] * len(self._parts), nothing
+        for index, part in enumerate(self._parts if self.reached else ()):
             self._learn(index, self._forward(part).values)
         self._unit: float | None = None
 
@@ -202,14 +202,14 @@ class _Moving:
         """Move every image once, the first time by number 0."""
         share = 0.5 * (1.0 + math.cos(math.pi * (number + 1) / _STEPS))
         length = _FIRST * share * (self._high - self._low)
-        for index, part in enumerate(self._starts):
+        for index, part in enumerate(self._parts):
             forward = self._forward(part)
             self._learn(index, forward.values)
             gradient = forward.gradients(self._probes(forward.values)).get(self._name)
             if gradient is not None and np.isfinite(gradient).all():
                 self._move(part, gradient, number + 1, length)
 
-    def _forward(self, part: slice) -> Any:
+    def _forward(self, part: slice) -> Forward:
         return self._backward.forward({self._name: self.images[part]})
 
     def _learn(self, index: int, values: Mapping[str, Array]) -> None:
