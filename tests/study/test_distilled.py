@@ -48,7 +48,7 @@ def test_normalisations_see_in_moved_images_what_they_saw_in_training() -> None:
     assert found.inputs["x"].max() <= images.max(), "pixels stay within their range"
 
 
-def test_the_same_images_are_moved_to_the_same_place_in_whatever_batches() -> None:
+def test_images_are_moved_to_the_same_place_each_time_and_well_one_by_one() -> None:
     model, images = network(photographs(64)), drawn(24)
     one, again = moved(model, images), moved(model, images)
     assert one is not None and again is not None
