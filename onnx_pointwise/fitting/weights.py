@@ -17,8 +17,7 @@ from onnx_pointwise.fitting.refit import refit as sequential_refit
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, find_sites
 from onnx_pointwise.numerics import ROUNDS, beside, in_order, workers
 from onnx_pointwise.progress import Progress, silent, within
-from onnx_pointwise.runtime import Piece, without_shapes
-from onnx_pointwise.study import Study
+from onnx_pointwise.study import Study, answers
 
 
 @dataclass(frozen=True)
@@ -204,12 +203,4 @@ def _rewritten(found: Study, choices: Mapping[str, Choice], weights: Mapping[str
 
 def _answers(found: Study, model: ir.Model, examples: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
     """What a network gives at the heads, over all examples."""
-    if not found.heads.names:
-        return []
-    piece = Piece(without_shapes(model), list(examples), found.heads.names, threads=found.effort.threads)
-    count = len(next(iter(examples.values())))
-    parts = [
-        piece.run({name: array[start : start + found.batch] for name, array in examples.items()})
-        for start in range(0, count, found.batch)
-    ]
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return answers(model, found.heads, examples, batch=found.batch, threads=found.effort.threads)

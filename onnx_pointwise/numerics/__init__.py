@@ -56,6 +56,7 @@ from onnx_pointwise.numerics.moments import (
 )
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.outputs import OutputNorm
+from onnx_pointwise.numerics.packed import Packed
 from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
 from onnx_pointwise.numerics.pareto import knee, pareto_front
 from onnx_pointwise.numerics.plain import plain_errors
@@ -83,6 +84,7 @@ __all__ = [
     "Moments",
     "Norm",
     "OutputNorm",
+    "Packed",
     "PictureMeter",
     "PresenceMeter",
     "Rank",

@@ -10,6 +10,7 @@ from onnx_pointwise.study.heads import Head, Heads, Kind, Said, find_heads
 from onnx_pointwise.study.sensitivity import Sensitivity
 from onnx_pointwise.study.survey import Rehearsal, Study, study
 from onnx_pointwise.study.telling import telling
+from onnx_pointwise.study.whole import answers
 
 __all__ = [
     "Effort",
@@ -20,6 +21,7 @@ __all__ = [
     "Said",
     "Sensitivity",
     "Study",
+    "answers",
     "declared_batch",
     "distilled",
     "find_heads",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.graph import ResolvedShapes, Shape, Site, runtime_inputs
 from onnx_pointwise.numerics import (
     Moments,
+    Packed,
     Stationary,
     Window,
     blended,
@@ -57,19 +58,26 @@ class SiteMoments:
     """What a site sees.
 
     Attributes:
-        covariance: Covariance of the input patches, [I*K, I*K], or of the channels, [I, I], blended and shrunk as few
-            samples ask for; as `factorize` takes it. In float32, as exact as the sums behind it.
+        packed: Its covariance, see there.
         mean: Mean patch, [I*K].
         kind: `exact`; `stationary`, the same for taps at the same distance; or `channels`.
         count: Patches behind it.
         blend: Share of it in which taps are taken to tell nothing of one another, see `blended`.
     """
 
-    covariance: NDArray[np.float32]
+    packed: Packed
     mean: NDArray[np.float64]
     kind: MomentKind
     count: int = 0
     blend: float = 0.0
+
+    @property
+    def covariance(self) -> NDArray[np.float32]:
+        """Covariance of the input patches, [I*K, I*K], or of the channels, [I, I], as `factorize` takes it, made anew.
+
+        It is blended and shrunk as few samples ask for, and in float32, as exact as the sums behind it.
+        """
+        return self.packed.full()
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,13 @@ class Seen:
     Attributes:
         whole: Of all examples: what the weights are made from.
         part: Of those that are not tried on: what trial factors are made from; the same where none is tried on.
-        rest: Covariance in those that are tried on, as it is: what trial factors are judged by; None without any.
+        rest: Covariance in those that are tried on, as it is: what trial factors are judged by; None without any, and
+            once nobody wants it any more.
     """
 
     whole: SiteMoments
     part: SiteMoments
-    rest: NDArray[np.float32] | None
+    rest: Packed | None
 
 
 def moment_kind(site: Site, memory: int = MEMORY) -> MomentKind:
@@ -327,7 +336,7 @@ class _Collector:
         if not rest.count or not part.count:
             whole = self._finished(part if part.count else rest)
             return dict.fromkeys((site.name for site in self.sites), Seen(whole, whole, None))
-        told = rest.covariance().astype(np.float32)
+        told = Packed.of(rest.covariance())
         both = _merged(part, rest)
         whole = self._finished(_merged(both, copied) if copied.count else both)
         seen = Seen(whole, self._finished(part), told)
@@ -343,7 +352,7 @@ class _Collector:
         covariance = sums.covariance()
         if self._kind != "channels":
             covariance = blended(covariance, taps, blend)
-        kept = shrunk(covariance, sums.count).astype(np.float32)
+        kept = Packed.of(shrunk(covariance, sums.count))
         return SiteMoments(kept, mean, self._kind, sums.count, blend)
 
 

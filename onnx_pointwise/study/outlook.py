@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import Replacement, Site, competing, corrected
-from onnx_pointwise.numerics import TRIAL_SWEEPS, Form, Method, Norm, OutputNorm, compose, factorize, held_curves
+from onnx_pointwise.numerics import (
+    TRIAL_SWEEPS,
+    Form,
+    Method,
+    Norm,
+    OutputNorm,
+    compose,
+    factorize,
+    held_curves,
+    in_order,
+    workers,
+)
+from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.study.collect import Seen
 from onnx_pointwise.study.points import Point
 
@@ -49,6 +62,39 @@ class Outlook:
     trials: Sequence[Trial]
 
 
+def outlooks(
+    sites: Sequence[Site],
+    moments: Mapping[str, Seen],
+    norms: Mapping[str, OutputNorm],
+    forms: Sequence[Form],
+    method: Method,
+    *,
+    threads: int | None = None,
+    progress: Within = unheard,
+) -> dict[str, Outlook]:
+    """Look at what could become of many sites.
+
+    Args:
+        sites: The sites.
+        moments: What each sees, by its name.
+        norms: Which errors of its outputs count, by its name; all alike if it has none.
+        forms: Forms that plans may use.
+        method: How factors are computed.
+        threads: Sites to look at at a time; as many as there are processors if None.
+        progress: Called with the name of each site before it is taken.
+
+    Returns:
+        The outlook by site name.
+    """
+    taken = itertools.count()
+
+    def look(site: Site) -> Outlook:
+        progress(site.name, next(taken), len(sites))
+        return outlook(site, moments[site.name], forms, method, norms.get(site.name))
+
+    return dict(zip((site.name for site in sites), in_order(look, sites, workers(threads)), strict=True))
+
+
 def outlook(
     site: Site, seen: Seen, forms: Sequence[Form], method: Method, outputs: OutputNorm | None = None
 ) -> Outlook:
@@ -66,7 +112,7 @@ def outlook(
     """
     kernel, _ = site.weights()
     norm = Norm.of(seen.part.covariance, site.in_channels, site.taps)
-    held = Norm.of(seen.rest, site.in_channels, site.taps) if seen.rest is not None else norm
+    held = Norm.of(seen.rest.full(), site.in_channels, site.taps) if seen.rest is not None else norm
     tried = competing(site, _FORMS)
     wanted = list(dict.fromkeys([*tried, *competing(site, forms)]))
     turned = kernel if outputs is None else outputs.turn(kernel.astype(np.float64))

@@ -6,7 +6,6 @@ off from the heads, the network is run with errors in place, see `trials`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import Replacement, ResolvedShapes, Site
-from onnx_pointwise.numerics import FORMS, Form, Method, OutputNorm, Response, fit_response, in_order, workers
+from onnx_pointwise.numerics import Form, OutputNorm, Response, fit_response
 from onnx_pointwise.progress import Within, unheard
-from onnx_pointwise.study.collect import Seen
 from onnx_pointwise.study.effort import Effort
 from onnx_pointwise.study.gradients import Unsupported
 from onnx_pointwise.study.heads import Heads
-from onnx_pointwise.study.outlook import Outlook, outlook
+from onnx_pointwise.study.outlook import Outlook
 from onnx_pointwise.study.points import Point
 from onnx_pointwise.study.rounding import Rounding
 from onnx_pointwise.study.slopes import Slopes
@@ -75,14 +73,12 @@ class Sensitivity:
 def sensitivities(
     shapes: ResolvedShapes,
     sites: Sequence[Site],
-    moments: Mapping[str, Seen],
+    looks: Mapping[str, Outlook],
     slopes: Slopes,
     norms: Mapping[str, OutputNorm],
     inputs: Mapping[str, Array],
     heads: Heads,
     *,
-    forms: Sequence[Form] = FORMS,
-    method: Method = "als",
     batch: int = 64,
     effort: Effort,
     progress: Within = unheard,
@@ -92,13 +88,11 @@ def sensitivities(
     Args:
         shapes: The untouched model and its shapes; it is left as it is.
         sites: The sites to measure, in graph order.
-        moments: What each site sees, by its name.
+        looks: What to try at each site, by its name.
         slopes: Gradients at the sites, on the same inputs.
         norms: Which errors of its outputs count, by its name.
-        inputs: Example inputs by name, [N, ...], best those that the moments' parts are not made from.
+        inputs: Example inputs by name, [N, ...], best those that what is tried is not made from.
         heads: Where the network answers.
-        forms: Forms that plans may use.
-        method: How factors are computed.
         batch: Examples in one run of the runtime.
         effort: How much may be spent.
         progress: Called with what is taken up.
@@ -109,15 +103,6 @@ def sensitivities(
     Raises:
         ModelError: The model does not run on the inputs.
     """
-    threads = effort.threads
-
-    taken = itertools.count()
-
-    def look(site: Site) -> Outlook:
-        progress(site.name, next(taken), len(sites))
-        return outlook(site, moments[site.name], forms, method, norms.get(site.name))
-
-    looks = dict(zip((site.name for site in sites), in_order(look, sites, workers(threads)), strict=True))
     points = slopes.points(looks, norms, lambda what, done, total: progress(f"gradients, {what}", done, total))
     left = [site for site in sites if site.name in slopes.cut]
     if left:
@@ -129,7 +114,7 @@ def sensitivities(
             heads,
             batch=batch,
             memory=effort.memory,
-            threads=threads,
+            threads=effort.threads,
             progress=progress,
         )
     found = {}

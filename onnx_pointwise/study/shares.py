@@ -19,16 +19,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import BottleneckPass, Plan, Replacement, ResolvedShapes, Site
-from onnx_pointwise.numerics import compose, energy, in_order, whole, workers
-from onnx_pointwise.runtime import run_session, without_shapes
+from onnx_pointwise.graph import Replacement, ResolvedShapes, Site
+from onnx_pointwise.numerics import energy, in_order, workers
+from onnx_pointwise.runtime import run_session
 from onnx_pointwise.study.gradients import Backward, site_outputs
 from onnx_pointwise.study.heads import Heads
 from onnx_pointwise.study.slopes import affordable
 from onnx_pointwise.study.trials import KernelSessions
+from onnx_pointwise.study.whole import composed, with_kernels
 
 Array = NDArray[Any]
 
@@ -68,13 +68,12 @@ def shares(
     if not taken or not heads.names:
         return {}
     sources = list(dict.fromkeys(site.source for site in taken))
-    # Factors multiplied out, so that all values keep their names.
-    composed = {name: Replacement(whole(compose(one.factors)), one.bias) for name, one in replacements.items()}
-    planned = _planned(shapes, composed)
+    kernels = composed(replacements)
+    planned = with_kernels(shapes.model, kernels)
     backward = Backward(planned, heads.names, site_outputs(taken), parts[0], keep=sources, threads=threads)
     scales = _scales(heads, references)
     sessions = KernelSessions(threads=1)
-    changes = {site.name: _change(site, composed[site.name]) for site in taken}
+    changes = {site.name: _change(site, kernels[site.name]) for site in taken}
     found: dict[str, float] = {}
     for part, reference in zip(parts, references, strict=True):
         forward = backward.forward(part)
@@ -121,13 +120,6 @@ def some_parts(
     wanted = max(1, min(len(starts), _EXAMPLES // size))
     chosen = np.linspace(0, len(starts) - 1, wanted).round().astype(int)
     return [{name: array[starts[at] : starts[at] + size] for name, array in inputs.items()} for at in chosen]
-
-
-def _planned(shapes: ResolvedShapes, composed: Mapping[str, Replacement]) -> ir.Model:
-    """The network with other kernels at some sites, each still one convolution."""
-    model = shapes.model.clone()
-    BottleneckPass(Plan({}, corrected=tuple(composed)), composed)(model)
-    return without_shapes(model)
 
 
 def _scales(heads: Heads, references: Sequence[Sequence[Array]]) -> dict[str, Array]:

@@ -30,6 +30,7 @@ from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, si
 from onnx_pointwise.study.copies import copies
 from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
 from onnx_pointwise.study.heads import Heads, find_heads
+from onnx_pointwise.study.outlook import outlooks
 from onnx_pointwise.study.overflow import overflowing
 from onnx_pointwise.study.rounding import Rounding, roundings
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
@@ -172,7 +173,7 @@ class Rehearsal:
     def _network(self) -> WholeNetwork:
         found = self._found
         return WholeNetwork(
-            found.shapes.model, found.sites, found.trial, found.heads, batch=found.batch, threads=found.effort.threads
+            found.shapes.model, found.trial, found.heads, batch=found.batch, threads=found.effort.threads
         )
 
     def factors(self, choices: Mapping[str, Choice]) -> dict[str, Factors]:
@@ -294,19 +295,12 @@ def study(
     slopes = _slopes(model, shapes, trial, heads, effort, progress) if wanted else None
     norms = _norms(slopes, seen, method)
     if measure and slopes is not None:
+        heard = within(progress, "sensitivity")
+        looks = outlooks(seen, moments, norms, forms, method, threads=effort.threads, progress=heard)
+        # Of wide sites what is judged by takes as much as what it judges, and gradients need the room.
+        moments = {name: replace(one, rest=None) for name, one in moments.items()}
         found = sensitivities(
-            shapes,
-            seen,
-            moments,
-            slopes,
-            norms,
-            trial,
-            heads,
-            forms=forms,
-            method=method,
-            batch=batch,
-            effort=effort,
-            progress=within(progress, "sensitivity"),
+            shapes, seen, looks, slopes, norms, trial, heads, batch=batch, effort=effort, progress=heard
         )
         found = _rounded(shapes, seen, found, moments, norms, trial if quantised else {}, batch, effort)
     return Study(

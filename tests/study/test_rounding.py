@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from onnx_pointwise.graph import Choice, Replacement
+from onnx_pointwise.numerics import Packed
 from onnx_pointwise.numerics.factorize import Factors, factorize
 from onnx_pointwise.planning.options import options, share_out
 from onnx_pointwise.runtime import Piece, without_shapes
@@ -48,7 +49,7 @@ def test_it_is_what_rounding_does(stretch: float) -> None:
     x = normal(6, 8, *SIZE, seed=3)
     (name,) = shapes.inputs
     patches = taps(x)
-    moment = SiteMoments(np.cov(patches.T).astype(np.float32), patches.mean(0), "exact")
+    moment = SiteMoments(Packed.of(np.cov(patches.T)), patches.mean(0), "exact")
     made = factorize(site.weights()[0].astype(np.float32), "reduce", 5, second_moment=moment.covariance)
     sizes = np.geomspace(1.0, stretch, 5)
     assert made.before is not None

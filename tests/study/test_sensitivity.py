@@ -10,10 +10,11 @@ import pytest
 
 from onnx_pointwise.graph.surgery import Replacement, corrected
 from onnx_pointwise.numerics.factorize import factorize
+from onnx_pointwise.numerics.forms import FORMS
 from onnx_pointwise.study import slopes as sloping
 from onnx_pointwise.study.collect import site_moments
 from onnx_pointwise.study.heads import find_heads
-from onnx_pointwise.study.outlook import Outlook, Trial, outlook
+from onnx_pointwise.study.outlook import Outlook, Trial, outlook, outlooks
 from onnx_pointwise.study.sensitivity import sensitivities
 from onnx_pointwise.study.slopes import Slopes
 from onnx_pointwise.study.trials import by_trials
@@ -29,7 +30,8 @@ def measured(model: ir.Model, count: int = 32, *, fewest_taps: int = 1, tried: b
     used = feeds if back is None else {name: array[back] for name, array in feeds.items()}
     heads = find_heads(shapes)
     slopes = Slopes(shapes, sites, used, heads, threads=1)
-    return sites, sensitivities(shapes, sites, moments, slopes, {}, used, heads, batch=16, effort=EFFORT)
+    looks = outlooks(sites, moments, {}, FORMS, "als", threads=1)
+    return sites, sensitivities(shapes, sites, looks, slopes, {}, used, heads, batch=16, effort=EFFORT)
 
 
 def test_sensitivities_are_measured_where_it_counts():
