@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,11 +33,13 @@ from onnx_pointwise.numerics import (
     Factors,
     Lattice,
     Method,
+    Moments,
     OutputNorm,
     Reconstruction,
     beside,
     channel_means,
     lattices,
+    patch_sums,
     patches,
     reconstruct,
     sample,
@@ -153,6 +156,7 @@ def refit(
     taken = worth_correcting(model, taken, choices, known.answers)
     done: dict[str, SiteRefit] = {}
     left = _tasks(model, taken, choices, known.answers)
+    views = _Views(taken)
     under_way: deque[tuple[_Problem, Callable[[], SiteRefit]]] = deque()
 
     # What is begun and taken when must not depend on who is quick: it decides how the network is cut into sessions.
@@ -164,7 +168,7 @@ def refit(
             for task in _ready(run, left, _TOGETHER - len(under_way)):
                 progress(task.site.name, len(done), len(taken))
                 left.remove(task)
-                problem = _problem(run, task, count, effort, _KEPT_BYTES // workers(threads))
+                problem = _problem(run, task, views, count, effort, _KEPT_BYTES // workers(threads))
                 under_way.append(
                     (problem, begin(functools.partial(_solve, problem, known, method, rounds, workers(threads))))
                 )
@@ -208,12 +212,56 @@ class _Problem:
         dense: Its outputs in the untouched network.
         shift: What is taken off the patches, [I*K].
         blocks: Gives those for `reconstruct`, which keep patches for as long as they live.
+        seen: Gives sums of the patches where other sites see the same ones; None where none does.
     """
 
     task: _Task
     dense: Array
     shift: Array
     blocks: Callable[[], Sequence[Callable[[], Block]]]
+    seen: _Once | None
+
+
+class _Once:
+    """Sums of patches, made by the first of several threads that want them."""
+
+    def __init__(self, make: Callable[[], tuple[Moments, Moments]]) -> None:
+        self._make: Callable[[], tuple[Moments, Moments]] | None = make
+        self._lock = threading.Lock()
+        self._sums: tuple[Moments, Moments] | None = None
+
+    def __call__(self) -> tuple[Moments, Moments]:
+        """The sums."""
+        with self._lock:
+            if self._sums is None:
+                assert self._make is not None, "they are made once"
+                self._sums, self._make = self._make(), None
+            return self._sums
+
+
+class _Views:
+    """What sites see that read one value in the same way: the branches of an Inception module.
+
+    Args:
+        sites: All sites to be refitted.
+    """
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self._left = Counter(site.view for site in sites)
+        self._sums: dict[object, _Once] = {}
+
+    def of(self, site: Site, make: Callable[[], tuple[Moments, Moments]]) -> _Once | None:
+        """Sums for a site, which the first one of its view makes; None where no other one sees the same.
+
+        Args:
+            site: A site, each asked for once.
+            make: Makes them.
+        """
+        view = site.view
+        self._left[view] -= 1
+        if not self._left[view]:
+            return self._sums.pop(view, None)  # nobody else will ask
+        return self._sums.setdefault(view, _Once(make))
 
 
 def _solve(problem: _Problem, known: Known, method: Method, rounds: int, threads: int) -> SiteRefit:
@@ -235,6 +283,7 @@ def _solve(problem: _Problem, known: Known, method: Method, rounds: int, threads
         activation=problem.task.activation,
         start=known.starts.get(site.name),
         rounds=rounds,
+        seen=None if problem.seen is None else problem.seen(),
         threads=threads,
     )
     return _report(solved, problem.task)
@@ -263,7 +312,7 @@ def _ready(run: TwinRun, left: Sequence[_Task], most: int) -> list[_Task]:
     ][:most]
 
 
-def _problem(run: TwinRun, task: _Task, originals: int, effort: Effort, kept: int) -> _Problem:
+def _problem(run: TwinRun, task: _Task, views: _Views, originals: int, effort: Effort, kept: int) -> _Problem:
     branch = task.branch
     run.advance([task.site.source] if branch is None else [task.site.source, branch])
     dense = run.dense_output(task.site)
@@ -273,7 +322,9 @@ def _problem(run: TwinRun, task: _Task, originals: int, effort: Effort, kept: in
     blocks = functools.partial(
         _blocks, task, source, means, dense, added, originals=originals, effort=effort, kept=kept
     )
-    return _Problem(task, dense, np.repeat(means, task.site.taps), blocks)
+    shift = np.repeat(means, task.site.taps)
+    seen = views.of(task.site, lambda: patch_sums(blocks(), len(shift), shift=shift, threads=workers(effort.threads)))
+    return _Problem(task, dense, shift, blocks, seen)
 
 
 def _blocks(

@@ -116,6 +116,11 @@ class Site:
         return self.op_type, *window, self.output_padding, self.output_shape
 
     @property
+    def view(self) -> tuple[str, tuple[str, Shape, Shape, Shape, Shape | str, Shape, Shape]]:
+        """What it reads, and how: sites of one view see the same patches."""
+        return self.source, self.sliding
+
+    @property
     def taps(self) -> int:
         """Positions of the kernel, K."""
         return math.prod(self.kernel_shape)

@@ -60,7 +60,7 @@ from onnx_pointwise.numerics.packed import Packed
 from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
 from onnx_pointwise.numerics.pareto import knee, pareto_front
 from onnx_pointwise.numerics.plain import plain_errors
-from onnx_pointwise.numerics.reconstruct import ROUNDS, Block, Reconstruction, reconstruct
+from onnx_pointwise.numerics.reconstruct import ROUNDS, Block, Reconstruction, patch_sums, reconstruct
 
 __all__ = [
     "FORMS",
@@ -120,6 +120,7 @@ __all__ = [
     "make_window",
     "one_thread_of_blas",
     "pareto_front",
+    "patch_sums",
     "patches",
     "plain_errors",
     "reconstruct",

@@ -465,6 +465,12 @@ class Moments:
         """Empty sums of the same size and shift."""
         return Moments(len(self._sum), len(self._target_sum), shift=self._shift)
 
+    def with_targets(self, targets: int) -> Moments:
+        """The same sums of patches, to which targets of so many numbers are to be added; the patches are shared."""
+        made = Moments(len(self._sum), targets, shift=self._shift)
+        made.count, made._sum, made._products = self.count, self._sum, self._products
+        return made
+
     def add(self, block: Array32, targets: Array32 | None = None, *, shifted: bool = False) -> None:
         """Add a block of patches [I*K, n] and, where there are any, their targets [O, n]; `shifted` as in `sums`.
 

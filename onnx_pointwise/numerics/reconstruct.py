@@ -99,6 +99,7 @@ def reconstruct(
     activation: Activation = LINEAR,
     start: Factors | None = None,
     rounds: int = ROUNDS,
+    seen: tuple[Moments, Moments] | None = None,
     threads: int = 1,
 ) -> Reconstruction:
     """Compute the weights of one rewritten site.
@@ -117,6 +118,7 @@ def reconstruct(
         activation: What follows the site.
         start: Factors of the same form and rank for a kernel that differs little, to start from.
         rounds: Rounds through the activation, where there is one, at most.
+        seen: What `patch_sums` gives for blocks with the same patches; summed anew if None.
         threads: Blocks to work on at a time; the result does not depend on it.
 
     Returns:
@@ -130,7 +132,7 @@ def reconstruct(
     flat = kernel.astype(np.float64).reshape(outputs, -1)
     offset = np.zeros(outputs) if bias is None else bias
     shift = np.zeros(flat.shape[1], np.float32) if shift is None else shift
-    fit, held, parts = _accumulate(flat, offset, blocks, shift, threads)
+    fit, held, parts = _accumulate(flat, offset, blocks, shift, seen, threads)
     problem = _Problem(kernel, offset, form, rank, parts, shift, method, norm, activation, threads)
     both = fit.merged(held) if held is not None else fit
     ridge = RIDGES[2] if held is None else _pick_ridge(fit, held, threads)
@@ -140,6 +142,35 @@ def reconstruct(
         ridge, rounds, start = _proven(problem, fit, ridge, rounds, start)
     solved = problem.solved(both, ridge, rounds, start=start)[-1]
     return Reconstruction(solved.factors, solved.bias, solved.error, solved.ridge)
+
+
+def patch_sums(
+    blocks: Sequence[Callable[[], Block]], width: int, *, shift: Array32 | None = None, threads: int = 1
+) -> tuple[Moments, Moments]:
+    """Sum up the patches of blocks, for several sites that see the same ones.
+
+    Args:
+        blocks: As for `reconstruct`; their targets do not matter.
+        width: Numbers in a patch, I*K.
+        shift: As for `reconstruct`.
+        threads: Blocks to work on at a time; the result does not depend on it.
+
+    Returns:
+        Sums of those to fit, and of those held back.
+
+    Raises:
+        InputError: An activation is not finite.
+    """
+    fit = Moments(width, shift=shift)
+    held = fit.sibling()
+
+    def part(make: Callable[[], Block]) -> tuple[bool, Sums]:
+        block = make()
+        return block.held, fit.sums(block.patches, shifted=True)
+
+    for back, sums in in_order(part, blocks, threads):
+        (held if back else fit).include(sums)
+    return fit, held
 
 
 def _proven(
@@ -290,17 +321,25 @@ def _solver(covariance: Array64, ridge: float, level: float) -> tuple[float, Any
 
 
 def _accumulate(
-    flat: Array64, offset: Array64, blocks: Sequence[Callable[[], Block]], shift: Array32, threads: int
+    flat: Array64,
+    offset: Array64,
+    blocks: Sequence[Callable[[], Block]],
+    shift: Array32,
+    seen: tuple[Moments, Moments] | None,
+    threads: int,
 ) -> tuple[Moments, Moments | None, list[_Part]]:
     """Moments of the patches and of the residuals e, of the blocks to fit and of those held back; and all residuals."""
     narrow, constant = flat.astype(np.float32), (offset + flat @ shift).astype(np.float32)[:, None]
-    fit = Moments(flat.shape[1], len(flat), shift=shift)
-    held = fit.sibling()
+    if seen is None:
+        fit = Moments(flat.shape[1], len(flat), shift=shift)
+        held = fit.sibling()
+    else:
+        fit, held = (one.with_targets(len(flat)) for one in seen)
 
     def part(make: Callable[[], Block]) -> tuple[bool, Array32, Sums]:
         block = make()
         residual = block.targets - narrow @ block.patches - constant
-        return block.held, residual, fit.sums(block.patches, residual, shifted=True)
+        return block.held, residual, fit.sums(block.patches, residual, anew=seen is None, shifted=True)
 
     parts = []
     for make, (back, residual, sums) in zip(blocks, in_order(part, blocks, threads), strict=True):

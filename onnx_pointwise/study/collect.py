@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import ResolvedShapes, Shape, Site, runtime_inputs
+from onnx_pointwise.graph import ResolvedShapes, Site, runtime_inputs
 from onnx_pointwise.numerics import (
     Moments,
     Packed,
@@ -31,7 +31,6 @@ from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import MEMORY, Piece, without_shapes
 
 Array = NDArray[Any]
-_View = tuple[str, tuple[str, Shape, Shape, Shape, Shape | str, Shape, Shape]]
 MomentKind = Literal["exact", "stationary", "channels"]
 
 #: Patches of each site that are looked at, unless told otherwise.
@@ -205,9 +204,9 @@ def site_moments(
     found: dict[str, Seen] = {}
     for number, group in enumerate(groups := list(_groups(seen_by_a_run, memory))):
         # Sites that read one value in the same way see the same.
-        shared: dict[_View, _Collector] = {}
+        shared: dict[object, _Collector] = {}
         for site in group:
-            shared.setdefault(_view(site), _Collector(site, seed, patch_limit, memory)).sites.append(site)
+            shared.setdefault(site.view, _Collector(site, seed, patch_limit, memory)).sites.append(site)
         names = list(dict.fromkeys(site.source for site in group))
         made = [name for name in names if name not in inputs]
         piece = Piece(model, list(inputs), made, threads=threads) if made else None
@@ -244,18 +243,13 @@ def _with_copies(
     return both, np.concatenate([folds, *[known] * (more // count)])
 
 
-def _view(site: Site) -> _View:
-    """What a site reads, and how."""
-    return site.source, site.sliding
-
-
 def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
     """Cut the sites into groups whose moments fit into memory together."""
     group: list[Site] = []
-    views: set[_View] = set()
+    views: set[object] = set()
     held = 0
     for site in sites:
-        if _view(site) in views:
+        if site.view in views:
             group.append(site)
             continue
         size = moment_bytes(site, memory)
@@ -263,7 +257,7 @@ def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
             yield group
             group, views, held = [], set(), 0
         group.append(site)
-        views.add(_view(site))
+        views.add(site.view)
         held += size
     if group:
         yield group

@@ -64,6 +64,32 @@ def test_drift_is_that_of_the_rewritten_network(name):
     assert told * (1.0 - 1e-6) <= weights.drift <= told * 1.03
 
 
+def test_sites_of_one_view_share_what_they_see(monkeypatch):
+    """Sums of patches are made once for them, and their weights are those that each would get alone."""
+    b = Builder(0)
+    x = b.add("Relu", b.conv("x", 3, CHANNELS))
+    branches = [b.add("Relu", b.conv(x, CHANNELS, 8)) for _ in range(3)]
+    wide = b.add("Relu", b.conv(x, CHANNELS, 8, 5))
+    model = b.model(b.conv(b.add("Concat", *branches, wide, axis=1), 32, 4))
+    shapes, sites = prepared(model)
+    made: list[int] = []
+    sums = refitting.patch_sums
+
+    def noted(blocks, width, **how):
+        made.append(width)
+        return sums(blocks, width, **how)
+
+    monkeypatch.setattr(refitting, "patch_sums", noted)
+    given = shapes.model, sites, halved(sites), examples(24)
+    together = refit(*given, effort=Effort(threads=2))
+    assert made == [9 * CHANNELS]
+    monkeypatch.setattr(refitting._Views, "of", lambda *_: None)
+    alone = refit(*given, effort=Effort(threads=2))
+    for name, one in together.items():
+        for mine, other in zip(one.replacement.factors.pieces, alone[name].replacement.factors.pieces, strict=True):
+            assert mine.tobytes() == other.tobytes()
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_sites_beside_one_another_get_the_weights_they_get_alone(name, monkeypatch):
     model = NETWORKS[name]()

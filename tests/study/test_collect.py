@@ -113,7 +113,7 @@ def test_moments_keep_to_the_memory(memory, monkeypatch):
 
     def noted(*given):
         for group in groups(*given):
-            views = {collect._view(site): collect.moment_bytes(site, memory) for site in group}
+            views = {site.view: collect.moment_bytes(site, memory) for site in group}
             held.append(sum(views.values()))
             yield group
 
