@@ -32,9 +32,9 @@ from onnx_pointwise.study.trials import KernelSessions
 
 Array = NDArray[Any]
 
-# Probes of all examples together that trial errors are multiplied with, enough to tell a squared length to about an
-# eighth; and the examples that take part, since a probe more of an example costs less than the errors of another one.
-_PROBES = 128
+# Probes of all examples together that trial errors are multiplied with, enough to tell a squared length to about a
+# tenth; and the examples that take part, since a probe more of an example costs less than the errors of another one.
+_PROBES = 192
 _MOST_PROBES = 8
 _EXAMPLES = 32
 _LARGEST_BATCH = 16
