@@ -29,6 +29,7 @@ from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, Site
 from onnx_pointwise.numerics import (
     ROUNDS,
     Activation,
+    Beforehand,
     Block,
     Factors,
     Lattice,
@@ -277,13 +278,12 @@ def _solve(problem: _Problem, known: Known, method: Method, rounds: int, threads
         None if choice is None else choice.form,
         0 if choice is None else choice.rank,
         problem.blocks(),
-        shift=problem.shift,
+        beforehand=Beforehand(problem.shift, None if problem.seen is None else problem.seen()),
         method=method,
         norm=known.norms.get(site.name),
         activation=problem.task.activation,
         start=known.starts.get(site.name),
         rounds=rounds,
-        seen=None if problem.seen is None else problem.seen(),
         threads=threads,
     )
     return _report(solved, problem.task)
@@ -323,7 +323,7 @@ def _problem(run: TwinRun, task: _Task, views: _Views, originals: int, effort: E
         _blocks, task, source, means, dense, added, originals=originals, effort=effort, kept=kept
     )
     shift = np.repeat(means, task.site.taps)
-    seen = views.of(task.site, lambda: patch_sums(blocks(), len(shift), shift=shift, threads=workers(effort.threads)))
+    seen = views.of(task.site, lambda: patch_sums(blocks(), shift, threads=workers(effort.threads)))
     return _Problem(task, dense, shift, blocks, seen)
 
 

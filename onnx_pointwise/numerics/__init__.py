@@ -60,7 +60,7 @@ from onnx_pointwise.numerics.packed import Packed
 from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
 from onnx_pointwise.numerics.pareto import knee, pareto_front
 from onnx_pointwise.numerics.plain import plain_errors
-from onnx_pointwise.numerics.reconstruct import ROUNDS, Block, Reconstruction, patch_sums, reconstruct
+from onnx_pointwise.numerics.reconstruct import ROUNDS, Beforehand, Block, Reconstruction, patch_sums, reconstruct
 
 __all__ = [
     "FORMS",
@@ -72,6 +72,7 @@ __all__ = [
     "TRIAL_SWEEPS",
     "Activation",
     "Agreement",
+    "Beforehand",
     "Block",
     "ClassMeter",
     "Curve",

@@ -41,7 +41,8 @@ def held_curves(
     """
     size = kernel.shape[2:]
     forms = [form for form in forms if has_form(form, size)]
-    wanted = list(dict.fromkeys([*forms, "reduce", "expand"]))
+    both: tuple[Form, ...] = ("reduce", "expand") if "reduce_expand" in forms else ()
+    wanted = list(dict.fromkeys([*forms, *both]))
     if held.moment is None or norm.moment is None:
         promised = error_curves(kernel, wanted, norm)
         return promised, promised
@@ -56,9 +57,11 @@ def held_curves(
     total = float(np.vdot(flat, held.apply(flat)))
     if total <= 0.0:
         return promised, promised
-    curves: dict[Form, Array] = {"expand": _falling(_behind(flat, norm, held) / total)}
+    curves: dict[Form, Array] = {}
     for form in wanted:
-        if form not in ("expand", "reduce_expand"):
+        if form == "expand":
+            curves[form] = _falling(_behind(flat, norm, held) / total)
+        elif form != "reduce_expand":
             full = full_rank(form, kernel.shape[1], len(kernel), size)[0]
             curves[form] = _falling(lost[view_of(form, size)][: full + 1] / total)
     if "reduce_expand" in forms:

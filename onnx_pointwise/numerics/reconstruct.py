@@ -45,6 +45,8 @@ _PLENTY = 12
 #: Rounds through an activation, at most, and the share of the error that a round has to take off for the next one.
 ROUNDS = 3
 _GAIN = 0.01
+# A round gains about so many times what the next one does.
+_DECAY = 3.0
 # Targets are moved this much further than the activation asks. Up to twice as far the error still never rises, and two
 # rounds get about as far as three.
 _STRETCH = 1.5
@@ -67,6 +69,19 @@ class Block:
     targets: Array32
     added: Array32 | None = None
     held: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Beforehand:
+    """What is known of the patches of all blocks.
+
+    Attributes:
+        shift: float32 [I*K], what was taken off all of them, so that means do not eat the digits.
+        sums: What `patch_sums` gives for blocks with the same patches; None where they are still to be summed up.
+    """
+
+    shift: Array32
+    sums: tuple[Moments, Moments] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,13 +108,12 @@ def reconstruct(
     rank: Rank,
     blocks: Sequence[Callable[[], Block]],
     *,
-    shift: Array32 | None = None,
+    beforehand: Beforehand | None = None,
     method: Method = "als",
     norm: OutputNorm | None = None,
     activation: Activation = LINEAR,
     start: Factors | None = None,
     rounds: int = ROUNDS,
-    seen: tuple[Moments, Moments] | None = None,
     threads: int = 1,
 ) -> Reconstruction:
     """Compute the weights of one rewritten site.
@@ -112,13 +126,12 @@ def reconstruct(
         rank: Channels between the pieces.
         blocks: Each gives patches and targets, the same ones at each call, in any thread. They are asked for once and
             again for each round.
-        shift: [I*K], what was taken off all patches, so that means do not eat the digits; nothing if None.
+        beforehand: What is known of all patches; nothing is taken off them if None.
         method: See `factorize`.
         norm: Which errors of the outputs count, `outputs` of `factorize`.
         activation: What follows the site.
         start: Factors of the same form and rank for a kernel that differs little, to start from.
         rounds: Rounds through the activation, where there is one, at most.
-        seen: What `patch_sums` gives for blocks with the same patches; summed anew if None.
         threads: Blocks to work on at a time; the result does not depend on it.
 
     Returns:
@@ -131,9 +144,9 @@ def reconstruct(
     outputs = len(kernel)
     flat = kernel.astype(np.float64).reshape(outputs, -1)
     offset = np.zeros(outputs) if bias is None else bias
-    shift = np.zeros(flat.shape[1], np.float32) if shift is None else shift
-    fit, held, parts = _accumulate(flat, offset, blocks, shift, seen, threads)
-    problem = _Problem(kernel, offset, form, rank, parts, shift, method, norm, activation, threads)
+    known = Beforehand(np.zeros(flat.shape[1], np.float32)) if beforehand is None else beforehand
+    fit, held, parts = _accumulate(flat, offset, blocks, known, threads)
+    problem = _Problem(kernel, offset, form, rank, parts, known.shift, method, norm, activation, threads)
     both = fit.merged(held) if held is not None else fit
     ridge = RIDGES[2] if held is None else _pick_ridge(fit, held, threads)
     if activation.linear:
@@ -144,15 +157,12 @@ def reconstruct(
     return Reconstruction(solved.factors, solved.bias, solved.error, solved.ridge)
 
 
-def patch_sums(
-    blocks: Sequence[Callable[[], Block]], width: int, *, shift: Array32 | None = None, threads: int = 1
-) -> tuple[Moments, Moments]:
+def patch_sums(blocks: Sequence[Callable[[], Block]], shift: Array32, *, threads: int = 1) -> tuple[Moments, Moments]:
     """Sum up the patches of blocks, for several sites that see the same ones.
 
     Args:
         blocks: As for `reconstruct`; their targets do not matter.
-        width: Numbers in a patch, I*K.
-        shift: As for `reconstruct`.
+        shift: As in `Beforehand`.
         threads: Blocks to work on at a time; the result does not depend on it.
 
     Returns:
@@ -161,7 +171,7 @@ def patch_sums(
     Raises:
         InputError: An activation is not finite.
     """
-    fit = Moments(width, shift=shift)
+    fit = Moments(len(shift), shift=shift)
     held = fit.sibling()
 
     def part(make: Callable[[], Block]) -> tuple[bool, Sums]:
@@ -269,11 +279,14 @@ class _Problem:
             change = composed - flat
             moved = constant - self.offset + change @ self.shift
             lost = _retarget(moments, change, moved, self.activation, used, self.threads)
-            if lost > (1.0 - _GAIN) * left:
+            gained = 1.0 - lost / left if left > 0.0 else 0.0
+            if gained < _GAIN:
                 break
             left = lost
             factors, constant, composed = solve(factors)
             solutions.append(_Solved(factors, constant, error, ridge, composed - flat, constant - self.offset))
+            if gained < _DECAY * _GAIN:
+                break  # the next one would hardly be worth its look at all patches
         moments.put_back(first)  # whoever solves next starts from the residuals again
         return solutions
 
@@ -324,22 +337,21 @@ def _accumulate(
     flat: Array64,
     offset: Array64,
     blocks: Sequence[Callable[[], Block]],
-    shift: Array32,
-    seen: tuple[Moments, Moments] | None,
+    known: Beforehand,
     threads: int,
 ) -> tuple[Moments, Moments | None, list[_Part]]:
     """Moments of the patches and of the residuals e, of the blocks to fit and of those held back; and all residuals."""
-    narrow, constant = flat.astype(np.float32), (offset + flat @ shift).astype(np.float32)[:, None]
-    if seen is None:
-        fit = Moments(flat.shape[1], len(flat), shift=shift)
+    narrow, constant = flat.astype(np.float32), (offset + flat @ known.shift).astype(np.float32)[:, None]
+    if known.sums is None:
+        fit = Moments(flat.shape[1], len(flat), shift=known.shift)
         held = fit.sibling()
     else:
-        fit, held = (one.with_targets(len(flat)) for one in seen)
+        fit, held = (one.with_targets(len(flat)) for one in known.sums)
 
     def part(make: Callable[[], Block]) -> tuple[bool, Array32, Sums]:
         block = make()
         residual = block.targets - narrow @ block.patches - constant
-        return block.held, residual, fit.sums(block.patches, residual, anew=seen is None, shifted=True)
+        return block.held, residual, fit.sums(block.patches, residual, anew=known.sums is None, shifted=True)
 
     parts = []
     for make, (back, residual, sums) in zip(blocks, in_order(part, blocks, threads), strict=True):

@@ -216,7 +216,7 @@ def site_moments(
             values = dict(feeds)
             if piece is not None:
                 values.update(zip(made, piece.run(feeds), strict=True))
-            work = [(one, values[view[0]], folds, start) for view, one in shared.items()]
+            work = [(one, values[one.sites[0].source], folds, start) for one in shared.values()]
             for _ in in_order(_add, work, workers(threads)):
                 pass
         for seen in in_order(lambda one: one.moments(), list(shared.values()), workers(threads)):

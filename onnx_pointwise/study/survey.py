@@ -158,6 +158,7 @@ class Rehearsal:
         self._found = found
         self._sites = {site.name: site for site in found.sites}
         self._made: dict[tuple[str, Choice], Replacement] = {}
+        self._run: dict[frozenset[tuple[str, Choice]], list[float | None]] = {}
 
     @property
     def heads(self) -> Heads:
@@ -195,8 +196,10 @@ class Rehearsal:
         nothing to do with the errors of factors, so that squares add up.
         """
         rounding = self._rounding(choices)
-        found = self._network.drifts(self._replacements(choices))
-        return [None if drift is None else drift + rounding for drift in found]
+        plan = frozenset(self._wanted(choices))
+        if plan not in self._run:  # who makes the weights of a plan asks again for what it was chosen by
+            self._run[plan] = self._network.drifts(self._replacements(choices))
+        return [None if drift is None else drift + rounding for drift in self._run[plan]]
 
     def shares(self, choices: Mapping[str, Choice]) -> dict[str, float]:
         """What each site adds to the relative squared drift of a plan, see `shares`, about.
@@ -229,8 +232,12 @@ class Rehearsal:
             return 0.0
         return float(known.response(np.array([known.rounding.of(choice)]))[0])
 
+    def _wanted(self, choices: Mapping[str, Choice]) -> list[tuple[str, Choice]]:
+        """Form and rank alone, of the sites that were studied."""
+        return [(name, replace(choice, error=None)) for name, choice in choices.items() if name in self._sites]
+
     def _replacements(self, choices: Mapping[str, Choice]) -> dict[str, Replacement]:
-        wanted = [(name, replace(choice, error=None)) for name, choice in choices.items() if name in self._sites]
+        wanted = self._wanted(choices)
         new = [key for key in wanted if key not in self._made]
         made = in_order(
             lambda key: self._found.factors(self._sites[key[0]], key[1], part=True),

@@ -75,9 +75,9 @@ def test_sites_of_one_view_share_what_they_see(monkeypatch):
     made: list[int] = []
     sums = refitting.patch_sums
 
-    def noted(blocks, width, **how):
-        made.append(width)
-        return sums(blocks, width, **how)
+    def noted(blocks, shift, **how):
+        made.append(len(shift))
+        return sums(blocks, shift, **how)
 
     monkeypatch.setattr(refitting, "patch_sums", noted)
     given = shapes.model, sites, halved(sites), examples(24)
