@@ -108,6 +108,15 @@ def test_curves_never_rise_and_nothing_is_lost_at_full_rank(seed, outputs, input
         assert curve[(-1,) * curve.ndim] == 0.0
 
 
+def test_only_what_was_asked_for_is_looked_at():
+    """For a 1x1 kernel one form stands for all, and its maps are many."""
+    kernel, (one, other) = drawn(0, 5, 4, (1, 1), "full", "full")
+    for curves in held_curves(kernel, one, other, ("expand",)):
+        assert set(curves) == {"expand"}
+    for curves in held_curves(kernel, one, other, ("reduce_expand",)):
+        assert set(curves) == {"reduce", "expand", "reduce_expand"}
+
+
 def test_scale_does_not_matter():
     kernel, (norm, held) = drawn(0, 5, 4, (3, 2), "full", "full")
     _, once = held_curves(kernel, norm, held)

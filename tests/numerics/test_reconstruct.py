@@ -104,11 +104,14 @@ def test_few_patches_ask_for_a_strong_ridge():
 def test_rounds_through_the_activation_lower_the_error_behind_it(seed, form, branch):
     problem = Problem(seed, branch=branch)
     rank = (2, 3) if form == "reduce_expand" else 2
-    linear = reconstruct(problem.kernel, problem.bias, form, rank, problem.blocks, activation=RELU, rounds=0)
-    turned = reconstruct(problem.kernel, problem.bias, form, rank, problem.blocks, activation=RELU, rounds=3)
-    before, after = (problem.error(done.factors, done.bias, RELU) for done in (linear, turned))
-    assert after < before * 1.002
-    assert problem.error(turned.factors, turned.bias) >= problem.error(linear.factors, linear.bias) * 0.999
+    linear, *more = [
+        reconstruct(problem.kernel, problem.bias, form, rank, problem.blocks, activation=RELU, rounds=rounds)
+        for rounds in range(4)
+    ]
+    before, *after = (problem.error(one.factors, one.bias, RELU) for one in (linear, *more))
+    assert max(after) < before * 1.002
+    for turned in more if form == "expand" else ():  # whose linear solution is the best there is
+        assert problem.error(turned.factors, turned.bias) >= problem.error(linear.factors, linear.bias) * 0.999
 
 
 def test_targets_move_on_flat_parts_only():

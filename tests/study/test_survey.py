@@ -108,7 +108,7 @@ def test_factors_make_up_for_the_mean() -> None:
         np.testing.assert_allclose(compose(made.factors).reshape(len(kernel), -1) @ mean + made.bias, before, atol=1e-4)
 
 
-def test_a_rehearsal_makes_factors_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsal_makes_factors_once_and_runs_a_plan_once(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes, sites = prepared(residual())
     found = look(shapes.model, shapes, sites, examples(12))
     made: list[tuple[str, Choice]] = []
@@ -119,7 +119,15 @@ def test_a_rehearsal_makes_factors_once(monkeypatch: pytest.MonkeyPatch) -> None
         assert part
         return real(self, site, choice, part=part)
 
+    ran: list[int] = []
+    drifts = surveying.WholeNetwork.drifts
+
+    def noted(self, replacements):
+        ran.append(len(replacements))
+        return drifts(self, replacements)
+
     monkeypatch.setattr(surveying.Study, "factors", counted)
+    monkeypatch.setattr(surveying.WholeNetwork, "drifts", noted)
     rehearsal = Rehearsal(found)
     choices = halved(sites)
     first = rehearsal.drift(choices)
@@ -127,10 +135,10 @@ def test_a_rehearsal_makes_factors_once(monkeypatch: pytest.MonkeyPatch) -> None
     known = {name: Choice(choice.form, choice.rank, 0.3) for name, choice in choices.items()}
     assert rehearsal.drift(known) == first
     assert rehearsal.drift(choices | {"elsewhere": Choice("reduce", 1)}) == first
-    assert len(made) == len(sites)
+    assert len(made) == len(sites) and ran == [len(sites)]
     name = sites[0].name
     other = rehearsal.drift(choices | {name: Choice("expand", 2)})
-    assert len(made) == len(sites) + 1 and other != first
+    assert len(made) == len(sites) + 1 and other != first and len(ran) == 2
 
 
 def test_drift_of_rehearsals_falls_with_the_rank() -> None:
