@@ -173,8 +173,7 @@ class _Measured:
     def __init__(self, found: Study, choices: Mapping[str, Choice]) -> None:
         self._found, self._choices = found, choices
         self._examples = {"trial": found.trial, "held": found.held}
-        held = _answers(found, found.shapes.model, found.held)
-        self._dense = {"trial": list(found.rehearsal.untouched.values()), "held": held}
+        self._dense = {name: _answers(found, found.shapes.model, some) for name, some in self._examples.items()}
         both = found.heads.energies([np.concatenate(parts) for parts in zip(*self._dense.values(), strict=True)])
         self._own = {
             name: [own / all_of_them if all_of_them else 1.0 for own, all_of_them in zip(one, both, strict=True)]
