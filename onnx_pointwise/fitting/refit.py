@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.fitting.order import latest, worth_correcting
 from onnx_pointwise.fitting.surroundings import surroundings
+from onnx_pointwise.fitting.views import Once, Views
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, Site, find_sites, runtime_source
 from onnx_pointwise.numerics import (
     ROUNDS,
@@ -34,7 +34,6 @@ from onnx_pointwise.numerics import (
     Factors,
     Lattice,
     Method,
-    Moments,
     OutputNorm,
     Reconstruction,
     beside,
@@ -157,7 +156,7 @@ def refit(
     taken = worth_correcting(model, taken, choices, known.answers)
     done: dict[str, SiteRefit] = {}
     left = _tasks(model, taken, choices, known.answers)
-    views = _Views(taken)
+    views = Views(taken)
     under_way: deque[tuple[_Problem, Callable[[], SiteRefit]]] = deque()
 
     # What is begun and taken when must not depend on who is quick: it decides how the network is cut into sessions.
@@ -220,49 +219,7 @@ class _Problem:
     dense: Array
     shift: Array
     blocks: Callable[[], Sequence[Callable[[], Block]]]
-    seen: _Once | None
-
-
-class _Once:
-    """Sums of patches, made by the first of several threads that want them."""
-
-    def __init__(self, make: Callable[[], tuple[Moments, Moments]]) -> None:
-        self._make: Callable[[], tuple[Moments, Moments]] | None = make
-        self._lock = threading.Lock()
-        self._sums: tuple[Moments, Moments] | None = None
-
-    def __call__(self) -> tuple[Moments, Moments]:
-        """The sums."""
-        with self._lock:
-            if self._sums is None:
-                assert self._make is not None, "they are made once"
-                self._sums, self._make = self._make(), None
-            return self._sums
-
-
-class _Views:
-    """What sites see that read one value in the same way: the branches of an Inception module.
-
-    Args:
-        sites: All sites to be refitted.
-    """
-
-    def __init__(self, sites: Sequence[Site]) -> None:
-        self._left = Counter(site.view for site in sites)
-        self._sums: dict[object, _Once] = {}
-
-    def of(self, site: Site, make: Callable[[], tuple[Moments, Moments]]) -> _Once | None:
-        """Sums for a site, which the first one of its view makes; None where no other one sees the same.
-
-        Args:
-            site: A site, each asked for once.
-            make: Makes them.
-        """
-        view = site.view
-        self._left[view] -= 1
-        if not self._left[view]:
-            return self._sums.pop(view, None)  # nobody else will ask
-        return self._sums.setdefault(view, _Once(make))
+    seen: Once | None
 
 
 def _solve(problem: _Problem, known: Known, method: Method, rounds: int, threads: int) -> SiteRefit:
@@ -312,7 +269,7 @@ def _ready(run: TwinRun, left: Sequence[_Task], most: int) -> list[_Task]:
     ][:most]
 
 
-def _problem(run: TwinRun, task: _Task, views: _Views, originals: int, effort: Effort, kept: int) -> _Problem:
+def _problem(run: TwinRun, task: _Task, views: Views, originals: int, effort: Effort, kept: int) -> _Problem:
     branch = task.branch
     run.advance([task.site.source] if branch is None else [task.site.source, branch])
     dense = run.dense_output(task.site)

@@ -33,9 +33,9 @@ def with_kernels(model: ir.Model, kernels: Mapping[str, Replacement]) -> ir.Mode
         model: The untouched model with its types inferred; it is left as it is.
         kernels: As `composed` gives them.
     """
-    model = model.clone()
-    BottleneckPass(Plan({}, corrected=tuple(kernels)), kernels)(model)
-    return without_shapes(model)
+    copy = without_shapes(model)
+    BottleneckPass(Plan({}, corrected=tuple(kernels)), kernels)(copy)
+    return copy
 
 
 def answers(
@@ -58,7 +58,7 @@ def answers(
     """
     if not heads.names:
         return []
-    return _run(Piece(without_shapes(model), list(inputs), heads.names, threads=threads), inputs, batch)
+    return _run(without_shapes(model), heads, inputs, batch, threads)
 
 
 class WholeNetwork:
@@ -89,7 +89,7 @@ class WholeNetwork:
         self._untouched = (
             Piece(without_shapes(model), list(inputs), heads.names, threads=threads) if heads.names else None
         )
-        self.reference = [] if self._untouched is None else _run(self._untouched, self._inputs, batch)
+        self.reference = [] if self._untouched is None else _over_batches(self._untouched, self._inputs, batch)
 
     def drift(self, replacements: Mapping[str, Replacement]) -> float:
         """Relative squared drift at the heads, with weights in place; 0 for a network without any.
@@ -104,7 +104,7 @@ class WholeNetwork:
         if self._untouched is None:
             return []
         moved = with_kernels(self._model, composed(replacements))
-        found = answers(moved, self._heads, self._inputs, batch=self._batch, threads=self._threads)
+        found = _run(moved, self._heads, self._inputs, self._batch, self._threads)
         return self._heads.drifts(self.reference, found)
 
     def values(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -112,7 +112,12 @@ class WholeNetwork:
         return [] if self._untouched is None else self._untouched.run(inputs)
 
 
-def _run(piece: Piece, inputs: Mapping[str, Array], batch: int) -> list[Array]:
+def _run(model: ir.Model, heads: Heads, inputs: Mapping[str, Array], batch: int, threads: int | None) -> list[Array]:
+    """As `answers`, of a model without shapes that has heads."""
+    return _over_batches(Piece(model, list(inputs), heads.names, threads=threads), inputs, batch)
+
+
+def _over_batches(piece: Piece, inputs: Mapping[str, Array], batch: int) -> list[Array]:
     count = len(next(iter(inputs.values())))
     parts = [
         piece.run({name: array[start : start + batch] for name, array in inputs.items()})

@@ -83,7 +83,7 @@ def test_sites_of_one_view_share_what_they_see(monkeypatch):
     given = shapes.model, sites, halved(sites), examples(24)
     together = refit(*given, effort=Effort(threads=2))
     assert made == [9 * CHANNELS]
-    monkeypatch.setattr(refitting._Views, "of", lambda *_: None)
+    monkeypatch.setattr(refitting.Views, "of", lambda *_: None)
     alone = refit(*given, effort=Effort(threads=2))
     for name, one in together.items():
         for mine, other in zip(one.replacement.factors.pieces, alone[name].replacement.factors.pieces, strict=True):
