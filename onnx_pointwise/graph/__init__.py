@@ -47,7 +47,7 @@ from onnx_pointwise.graph.shapes import (
 )
 from onnx_pointwise.graph.sites import MIN_CHANNELS, Refusal, Site, find_sites
 from onnx_pointwise.graph.statistics import running_statistics
-from onnx_pointwise.graph.surgery import BottleneckPass, Replacement, corrected, replacement
+from onnx_pointwise.graph.surgery import BottleneckPass, Replacement, corrected, node_attributes, replacement
 from onnx_pointwise.graph.wire import subgraphs_of
 
 __all__ = [
@@ -87,6 +87,7 @@ __all__ = [
     "make_choice",
     "model_bytes",
     "model_cost",
+    "node_attributes",
     "named_after",
     "origin",
     "other_sizes",

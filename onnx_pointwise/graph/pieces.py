@@ -18,6 +18,10 @@ from onnx_pointwise.graph.sites import Site
 from onnx_pointwise.numerics import SPATIAL, Form, Rank, has_form, view_of
 
 
+# Forms with a 1x1 behind the kernel.
+_BEHIND: tuple[Form, ...] = ("expand", "reduce_expand", "depthwise")
+
+
 @dataclass(frozen=True)
 class ConvPiece:
     """One convolution of a rewritten site.
@@ -35,6 +39,7 @@ class ConvPiece:
         output_shape: Likewise.
         in_size: Spatial size of the input; empty where unknown.
         out_size: Spatial size of the output; empty where unknown.
+        group: Groups of feature maps: as many as there are of a depthwise one.
     """
 
     op_type: str
@@ -49,6 +54,7 @@ class ConvPiece:
     output_shape: Shape
     in_size: Shape
     out_size: Shape
+    group: int = 1
 
     @property
     def macs(self) -> int:
@@ -59,23 +65,25 @@ class ConvPiece:
     @property
     def params(self) -> int:
         """Numbers in its kernel."""
-        return self.out_channels * self.in_channels * math.prod(self.size)
+        return self.out_channels * self.in_channels // self.group * math.prod(self.size)
 
     @property
-    def attributes(self) -> dict[str, Shape | str]:
+    def attributes(self) -> dict[str, Shape | str | int]:
         """Those of the node, without the size of its kernel: none for a 1x1 put beside a kernel."""
         if not self.axes:
             return {}
         padding = {"auto_pad": self.pads} if isinstance(self.pads, str) else {"pads": self.pads}
         further = {"output_padding": self.output_padding, "output_shape": self.output_shape}
-        given = {name: value for name, value in further.items() if value}
+        given: dict[str, Shape | str | int] = {name: value for name, value in further.items() if value}
+        if self.group > 1:
+            given["group"] = self.group
         return {"strides": self.strides, "dilations": self.dilations, **padding, **given}
 
 
 def takes(site: Site, form: Form) -> bool:
     """Whether a site can be rewritten in a form.
 
-    A spatial one takes two axes along which the kernel is longer than 1, and an output whose size follows from that of
+    A spatial one takes two axes along which the kernel is longer than 1 (`depthwise` one), and an output whose size follows from that of
     the input: what stands between two pieces of a transposed convolution has one size or the other along each axis.
     """
     return has_form(form, site.kernel_shape) and not (site.output_shape and form in SPATIAL)
@@ -102,17 +110,20 @@ def pieces(site: Site, form: Form | Literal["dense"], rank: Rank) -> tuple[ConvP
     view = view_of(form, site.kernel_shape)
     r_in, r_out = (rank, rank) if isinstance(rank, int) else rank
     inputs = site.in_channels if form == "expand" else r_in
-    outputs = r_out if form in ("expand", "reduce_expand") else site.out_channels
+    outputs = r_out if form in _BEHIND else site.out_channels
     made = []
     if form != "expand":
         made.append(_piece(site, inputs, site.in_channels, view.first, site.in_size))
-    made.append(_piece(site, outputs, inputs, view.second, made[-1].out_size if made else site.in_size))
-    if form in ("expand", "reduce_expand"):
+    group = r_in if form == "depthwise" else 1
+    made.append(_piece(site, outputs, inputs, view.second, made[-1].out_size if made else site.in_size, group))
+    if form in _BEHIND:
         made.append(_piece(site, site.out_channels, outputs, (), site.out_size))
     return tuple(made)
 
 
-def _piece(site: Site, outputs: int, inputs: int, axes: Sequence[int], in_size: Shape) -> ConvPiece:
+def _piece(
+    site: Site, outputs: int, inputs: int, axes: Sequence[int], in_size: Shape, group: int = 1
+) -> ConvPiece:
     """The piece that does what the site does along some axes."""
     rank = len(site.kernel_shape)
 
@@ -133,4 +144,5 @@ def _piece(site: Site, outputs: int, inputs: int, axes: Sequence[int], in_size: 
         output_shape=site.output_shape if axes else (),
         in_size=in_size,
         out_size=tuple(after if axis in axes else before for axis, (before, after) in enumerate(sizes)),
+        group=group,
     )

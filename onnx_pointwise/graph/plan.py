@@ -250,10 +250,12 @@ def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
             continue
         if not has_form(choice.form, site.kernel_shape):
             size = "x".join(map(str, site.kernel_shape))
-            raise PlanError(
-                f"Convolution '{name}' cannot be rewritten as {choice.form}, which splits a kernel between two of its "
-                f"axes: it is {size}. Use reduce or expand."
+            wants = (
+                f"which filters every feature map on its own, and a kernel of {size} filters none"
+                if choice.form == "depthwise"
+                else f"which splits a kernel between two of its axes: it is {size}"
             )
+            raise PlanError(f"Convolution '{name}' cannot be rewritten as {choice.form}, {wants}. Use reduce or expand.")
         if not takes(site, choice.form):
             raise PlanError(
                 f"Convolution '{name}' cannot be rewritten as {choice.form}: its output_shape does not say what comes "

@@ -154,9 +154,12 @@ class Site:
         extra, shape = self.output_padding, self.output_shape
         return make_transposed_window(*given, output_padding=extra, output_shape=shape)
 
-    def stored(self, kernel: NDArray[Any]) -> NDArray[Any]:
-        """Turn a kernel [O, I, *k] of the site, or of a piece of it, into what its operator takes."""
-        return _mirrored(kernel) if self.transposed else kernel
+    def stored(self, kernel: NDArray[Any], *, depthwise: bool = False) -> NDArray[Any]:
+        """Turn a kernel [O, I, *k] of the site, or of a piece of it, into what its operator takes.
+
+        Of a depthwise piece [R, 1, *k] nothing but the taps is mirrored: each feature map has its own.
+        """
+        return _mirrored(kernel, depthwise) if self.transposed else kernel
 
     def weights(self) -> tuple[NDArray[Any], NDArray[np.float64] | None]:
         """Compute the kernel and the bias with everything folded in.
@@ -192,9 +195,9 @@ class Site:
         return kernel.dtype.numpy()
 
 
-def _mirrored(kernel: NDArray[Any]) -> NDArray[Any]:
+def _mirrored(kernel: NDArray[Any], depthwise: bool = False) -> NDArray[Any]:
     """Between the kernel of a transposed convolution and that of the convolution over inputs with zeros in between."""
-    return np.flip(kernel.swapaxes(0, 1), tuple(range(2, kernel.ndim)))
+    return np.flip(kernel if depthwise else kernel.swapaxes(0, 1), tuple(range(2, kernel.ndim)))
 
 
 def _array(value: ir.Value | None) -> NDArray[Any] | None:

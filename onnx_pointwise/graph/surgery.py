@@ -6,6 +6,7 @@ With W the kernel of a site, folded with what follows it, and b its bias:
                               y = U . (K * x) + b                    (expand)
                               y = U . (K * (P . x)) + b              (reduce_expand)
                               y = K * (P * x) + b                    (vertical: P is kx1, K is 1xk; horizontal)
+                              y = U . (K * (P . x)) + b              (depthwise: K is depthwise)
 
 where `.` is a 1x1 convolution of stride 1 without padding and `*` keeps the strides, dilations and pads of the site, P
 and K of spatial forms each those of its own axes. P carries no bias: where K pads with zeros, a bias would leak into
@@ -144,15 +145,17 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
             home.inputs.append(value)
         return value
 
+    def laid_out(number: int) -> NDArray[Any]:
+        part = parts[number]
+        return site.stored(kernels[number], depthwise=part.group > 1) if part.axes else kernels[number]
+
     def beside(source: ir.Value | None, number: int, bias: ir.Value | None, suffix: str) -> ir.Node:
-        weight = stored(
-            site.stored(kernels[number]) if parts[number].axes else kernels[number], f"{site.name}_{suffix}_weight"
-        )
+        weight = stored(laid_out(number), f"{site.name}_{suffix}_weight")
         made = ir.Node(
             "",
             parts[number].op_type,
             [source, weight] if bias is None else [source, weight, bias],
-            _attributes(parts[number]),
+            node_attributes(parts[number]),
             outputs=[ir.Value(name=names.fresh(f"{site.name}_{suffix}_output"), type=tensor_type)],
             name=names.fresh(f"{site.name}_{suffix}"),
         )
@@ -169,10 +172,10 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
         first.outputs[0].shape = _shape_in_front(site, parts[0])
         graph.insert_before(node, first)
         node.replace_input_with(0, first.outputs[0])
-        if spatial:
-            node.attributes.update({item.name: item for item in _attributes(parts[middle])})
+        if spatial or parts[middle].group > 1:
+            node.attributes.update({item.name: item for item in node_attributes(parts[middle])})
     node.resize_inputs(2 if factors.after is not None or bias is None else 3)
-    node.replace_input_with(1, stored(site.stored(kernels[middle]), f"{site.name}_weight"))
+    node.replace_input_with(1, stored(laid_out(middle), f"{site.name}_weight"))
     produced = node.outputs[0]
     if factors.after is not None:
         last = beside(produced, middle + 1, bias, "expand")
@@ -192,12 +195,15 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
     return inserted
 
 
-def _attributes(piece: ConvPiece) -> list[ir.Attr]:
-    given = {"kernel_shape": piece.size, **piece.attributes}
-    return [
-        ir.AttrString(name, value) if isinstance(value, str) else ir.AttrInt64s(name, value)
-        for name, value in given.items()
-    ]
+def node_attributes(piece: ConvPiece) -> list[ir.Attr]:
+    """The attributes of a piece as those of a node, the size of its kernel among them."""
+    made: list[ir.Attr] = [ir.AttrInt64s("kernel_shape", piece.size)]
+    for name, value in piece.attributes.items():
+        if isinstance(value, str):
+            made.append(ir.AttrString(name, value))
+        else:
+            made.append(ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, value))
+    return made
 
 
 def _shape_in_front(site: Site, piece: ConvPiece) -> ir.Shape | None:

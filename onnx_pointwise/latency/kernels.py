@@ -22,7 +22,7 @@ from onnx_pointwise.jsonable import json_ready
 from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.latency.clock import Clock
 from onnx_pointwise.latency.probes import probe, probed_size
-from onnx_pointwise.numerics import FORMS, SPATIAL, Form, Rank, full_rank
+from onnx_pointwise.numerics import FORMS, Form, Rank, full_rank
 from onnx_pointwise.progress import Within, unheard
 
 #: Latencies closer than this share of the dense site's count as equal.
@@ -193,10 +193,11 @@ def _highest_rank(site: Site, form: Form) -> int:
 def _dense_rank(site: Site, form: Form) -> int:
     """The rank that the untouched site stands for on a form's staircase: the full one.
 
-    Spatial forms cost more than the site long before that; they lose next to nothing where they cost as much.
+    Spatial and depthwise forms cost more than the site long before that; they lose next to nothing where they cost as
+    much.
     """
     (full,) = full_rank(form, site.in_channels, site.out_channels, site.kernel_shape)
-    return min(full, _highest_rank(site, form) + 1) if form in SPATIAL else full
+    return full if form in ("reduce", "expand") else min(full, _highest_rank(site, form) + 1)
 
 
 def _first_ranks(site: Site, form: Form) -> list[int]:

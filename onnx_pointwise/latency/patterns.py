@@ -30,6 +30,10 @@ _FEED = "x"
 _PIECE = re.compile(r"piece(\d+)")
 
 
+#: Operator of a convolution, and whether it is depthwise.
+Kind = tuple[str, bool]
+
+
 class Conv(Protocol):
     """A convolution as it is to be written."""
 
@@ -48,6 +52,10 @@ class Conv(Protocol):
     @property
     def attributes(self) -> tuple[tuple[str, Any], ...]:
         """Attributes of the node, without the size of its kernel."""
+
+    @property
+    def group(self) -> int:
+        """Groups of feature maps; as many as there are in a depthwise one."""
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -78,22 +86,22 @@ class Patterns:
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
-        self._known: dict[tuple[tuple[str, ...], int, str], Pattern] = {}
+        self._known: dict[tuple[tuple[Kind, ...], int, str], Pattern] = {}
 
-    def of(self, op_types: tuple[str, ...], axes: int, dtype: str) -> Pattern:
+    def of(self, kinds: tuple[Kind, ...], axes: int, dtype: str) -> Pattern:
         """Give the pattern of a chain.
 
         Args:
-            op_types: Its operators.
+            kinds: Its operators, and which of them are depthwise.
             axes: Spatial axes.
             dtype: Number format of the network that it is a part of.
 
         Raises:
             ModelError: It cannot be deployed so.
         """
-        key = op_types, axes, dtype
+        key = kinds, axes, dtype
         if key not in self._known:
-            small = _small_chain(op_types, axes, dtype)
+            small = _small_chain(kinds, axes, dtype)
             drawn = np.random.default_rng(0).standard_normal((2, _WIDTHS[0], *(axes * [_SIZE])), np.float32)
             made = self._deployment.made(load(small), {_FEED: drawn.astype(dtype)})
             self._known[key] = Pattern(serialize(made))
@@ -180,22 +188,35 @@ class Pattern:
         return feed if name == _FEED else f"{feed}/{name}" if name else ""
 
 
-def _small_chain(op_types: Sequence[str], axes: int, dtype: str) -> onnx.ModelProto:
+def _widths(depthwise: Sequence[bool]) -> list[int]:
+    """Feature maps before and behind each convolution of a pattern; a depthwise one puts out as many as it reads."""
+    widths, fresh = [_WIDTHS[0]], iter(_WIDTHS[1:])
+    for same in depthwise:
+        widths.append(widths[-1] if same else next(fresh))
+    return widths
+
+
+def _small_chain(kinds: Sequence[Kind], axes: int, dtype: str) -> onnx.ModelProto:
     """A chain of 1x1 convolutions with the widths of this module; node ``piece<index>`` is one of them."""
     rng = np.random.default_rng(0)
     element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     nodes, weights, value = [], [], _FEED
-    for index, (op_type, inside, outside) in enumerate(zip(op_types, _WIDTHS, _WIDTHS[1:], strict=False)):
+    widths = _widths([depthwise for _, depthwise in kinds])
+    for index, (op_type, depthwise) in enumerate(kinds):
+        inside, outside = widths[index : index + 2]
         shape = (inside, outside) if op_type == "ConvTranspose" else (outside, inside)
+        shape = (inside, 1) if depthwise else shape
         kernel = rng.standard_normal((*shape, *(axes * [1])), np.float32).astype(dtype)
         weights.append(numpy_helper.from_array(kernel, f"piece{index}.weight"))
-        nodes.append(helper.make_node(op_type, [value, weights[-1].name], [f"piece{index}.y"], f"piece{index}"))
+        group = {"group": inside} if depthwise else {}
+        ends = [value, weights[-1].name], [f"piece{index}.y"]
+        nodes.append(helper.make_node(op_type, *ends, f"piece{index}", **group))
         value = f"piece{index}.y"
-    ends = [
+    fed = [
         helper.make_tensor_value_info(name, element, ["N", width, *(axes * [_SIZE])])
-        for name, width in ((_FEED, _WIDTHS[0]), (value, _WIDTHS[len(op_types)]))
+        for name, width in ((_FEED, widths[0]), (value, widths[-1]))
     ]
-    graph = helper.make_graph(nodes, "pattern", ends[:1], ends[1:], weights)
+    graph = helper.make_graph(nodes, "pattern", fed[:1], fed[1:], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
@@ -258,8 +279,13 @@ def _shape(small: tuple[int, ...], chain: Sequence[Conv]) -> tuple[int, ...]:
 
 def _correspondences(chain: Sequence[Conv]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     yield (_WIDTHS[0],), (chain[0].in_channels,)
-    for inside, outside, conv in zip(_WIDTHS, _WIDTHS[1:], chain, strict=False):
+    widths = _widths([conv.group > 1 for conv in chain])
+    for inside, outside, conv in zip(widths, widths[1:], chain, strict=False):
         yield (outside,), (conv.out_channels,)
         ones = len(conv.kernel) * (1,)
-        yield (outside, inside, *ones), conv.weight_shape
-        yield (inside, outside, *ones), conv.weight_shape
+        if conv.group > 1:
+            yield (inside, 1, *ones), conv.weight_shape
+            yield (1, inside, *ones), conv.weight_shape
+        else:
+            yield (outside, inside, *ones), conv.weight_shape
+            yield (inside, outside, *ones), conv.weight_shape

@@ -36,6 +36,7 @@ class Conv:
         out_channels: Feature maps out.
         kernel: Size of the kernel.
         attributes: Those of the node, without the size of its kernel.
+        group: Groups of feature maps.
     """
 
     op_type: str
@@ -43,11 +44,13 @@ class Conv:
     out_channels: int
     kernel: tuple[int, ...]
     attributes: tuple[tuple[str, Any], ...]
+    group: int = 1
 
     @staticmethod
     def of(piece: ConvPiece) -> Conv:
         """Take what matters to the time of a piece of a site."""
-        return Conv(piece.op_type, piece.in_channels, piece.out_channels, piece.size, tuple(piece.attributes.items()))
+        given = tuple(piece.attributes.items())
+        return Conv(piece.op_type, piece.in_channels, piece.out_channels, piece.size, given, piece.group)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -57,8 +60,9 @@ class Conv:
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of its kernel as the operator takes it."""
-        outside = self.out_channels, self.in_channels
-        return (*(outside[::-1] if self.op_type == "ConvTranspose" else outside), *self.kernel)
+        if self.op_type == "ConvTranspose":
+            return (self.in_channels, self.out_channels // self.group, *self.kernel)
+        return (self.out_channels, self.in_channels // self.group, *self.kernel)
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def network(probes: Sequence[Probe], patterns: Patterns) -> onnx.ModelProto:
     inputs: dict[str, onnx.ValueInfoProto] = {}
     imports: dict[str, int] = {}
     for index, one in enumerate(probes):
-        pattern = patterns.of(tuple(conv.op_type for conv in one.chain), len(one.in_size), one.dtype)
+        pattern = patterns.of(tuple((conv.op_type, conv.group > 1) for conv in one.chain), len(one.in_size), one.dtype)
         if one.feed not in inputs:
             inputs[one.feed] = helper.make_tensor_value_info(one.feed, pattern.element, one.in_shape)
             nodes += pattern.head(one.feed)

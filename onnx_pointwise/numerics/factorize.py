@@ -16,6 +16,7 @@ S (`als`).
 * `reduce_expand`, W ~ U A (P (x) 1_K): given P, U is a reduced-rank regression (Izenman 1975), the eigenvectors of
   (W S B^T)(B S B^T)^-1(W S B^T)^T; given U, it is `reduce` for U^T W. In the plain norm this is Tucker-2 by HOOI
   (De Lathauwer, De Moor, Vandewalle 2000).
+* `depthwise`, W[:, :, t] ~ A diag(C[:, t]) B: a sum of products, by descent, see `separable`.
 * `vertical` and `horizontal`, a kx1 kernel and a 1xk one in either order: `reduce` in another view of the kernel, see
   `forms`. All that follows sees kernels, norms and pieces in the view of the form, I being its channels and K its taps.
 
@@ -37,10 +38,11 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.numerics.basis import GRAIN, cosines, quiet_basis
-from onnx_pointwise.numerics.forms import FORMS, AnyArray, Form, Rank, View, full_rank, has_form, view_of
+from onnx_pointwise.numerics.forms import FORMS, AnyArray, Form, Rank, View, full_rank, has_form, most_terms, view_of
 from onnx_pointwise.numerics.norm import Norm, Working, regular_inverse
 from onnx_pointwise.numerics.outputs import OutputNorm
-from onnx_pointwise.numerics.triangular import cho_solve, cholesky
+from onnx_pointwise.numerics.separable import Terms, separated, term_curves, with_columns
+from onnx_pointwise.numerics.triangular import cho_solve, sturdy_cholesky
 
 Method = Literal["svd", "whitened", "als"]
 Array = NDArray[np.float64]
@@ -52,6 +54,8 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 SWEEP_GAIN = 2e-3
 #: The most alternating sweeps.
 SWEEPS = 4
+# Steps downhill of `depthwise` that stand for a sweep.
+STEPS = 10
 #: Sweeps of factors that are only tried: about two hundredths of the squared error remain to be gained.
 TRIAL_SWEEPS = 2
 # ... or below this share of the squared output, which is the rounding of float32 weights.
@@ -73,9 +77,10 @@ class Factors:
         before: The 1x1 in front, [R_in, I], its rows of norm 1 in the root mean square, or with orthonormal columns
             where R_in >= I; None for `expand`. Of spatial forms the kernel in front, [R, I, *k] with 1 for the axes
             that `kernel` keeps, likewise.
-        kernel: The kxk, [R_out or O, R_in or I, *k], with 1 for the axes that `before` has.
+        kernel: The kxk, [R_out or O, R_in or I, *k], with 1 for the axes that `before` has; the depthwise one of
+            `depthwise`, [R, 1, *k].
         after: The 1x1 behind, [O, R_out], its columns of norm 1 in the root mean square, or with orthonormal rows
-            where R_out >= O; None for `reduce`.
+            where R_out >= O; None for `reduce`. Of `depthwise` [O, R], of any norm.
         error: Predicted relative L2 error of the convolution's output, sqrt(tr(D S D^T) / tr(W S W^T)), of the
             factors as stored.
     """
@@ -125,7 +130,7 @@ def factorize(
     second_moment: AnyArray | Norm | None = None,
     outputs: OutputNorm | None = None,
     sweeps: int = SWEEPS,
-    start: AnyArray | None = None,
+    start: Factors | None = None,
 ) -> Factors:
     """Split a convolution kernel at a rank.
 
@@ -136,7 +141,7 @@ def factorize(
     Args:
         kernel: [O, I, *k] with one to three kernel dimensions; float16, bfloat16, float32 or float64.
         form: `reduce` (1x1 then kxk), `expand` (kxk then 1x1), `reduce_expand` (1x1, kxk, 1x1), `vertical` (kx1 then
-            1xk) or `horizontal` (1xk then kx1).
+            1xk), `horizontal` (1xk then kx1) or `depthwise` (1x1, depthwise kxk, 1x1).
         rank: Channels between the pieces, at least 1; for `reduce_expand` a pair `(R_in, R_out)`, or one number for
             both.
         method: `svd` minimises the plain norm whatever the moment; `whitened` the norm of the channel second moment
@@ -146,10 +151,9 @@ def factorize(
             once for several calls.
         outputs: What errors of the outputs count, see `OutputNorm`; all alike if None. For `als` alone.
         sweeps: The most alternating sweeps for the forms that have no closed form; `TRIAL_SWEEPS` come near the end.
-        start: The piece in front, as `Factors.before`, to start the alternation of `als` from, such as that of a kernel
-            that differs little; the solution for the channel moment if None, and the plain one where there are more
-            than `TRIAL_SWEEPS`. It makes no difference where there is a
-            closed form or that piece is exact.
+        start: Factors of the same form and rank to start `als` from, such as those of a kernel that differs little; if
+            None the solution for the channel moment, and the plain one where there are more than `TRIAL_SWEEPS`. They
+            make no difference where there is a closed form or the piece in front is exact.
 
     Returns:
         The factors in the kernel's dtype, with the error measured in the norm of the moment given.
@@ -168,6 +172,13 @@ def factorize(
     turned = outputs is not None and method == "als"
     weights = outputs.turn(true) if outputs is not None and turned else true
     count, inputs, taps = weights.shape
+    if start is not None:
+        _require_alike(start, form, rank, np.shape(kernel))
+    if form == "depthwise":
+        given = outputs if turned else None
+        before, core, after = _store_terms(weights, norm.known_to(method), r_in, given, sweeps, start, scale, kernel.dtype)
+        error = math.sqrt(_relative_squared_error(true, norm.apply(true), _add_terms(before, core, after) / scale, norm))
+        return Factors(form, r_in, before, core.reshape(r_in, 1, *view.size), after, error)
     if view.first and count * taps <= min(r_in, inputs - 1):
         split = _exact_rows(weights)
     elif method == "svd":
@@ -212,6 +223,10 @@ def compose(factors: Factors) -> Array:
     """Return the one kernel [O, I, *k], float64, that computes what the factors compute."""
     size = factors.kernel.shape[2:]
     before = factors.before
+    if factors.form == "depthwise":
+        assert before is not None and factors.after is not None
+        made = _add_terms(before, factors.kernel.reshape(len(before), -1), factors.after)
+        return made.reshape(*made.shape[:2], *size)
     if before is not None and before.ndim > 2:
         size = tuple(map(max, size, before.shape[2:]))
         before = before.reshape(len(before), -1)
@@ -251,7 +266,8 @@ def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | Norm | N
     for a full moment an upper bound that is reached: the optimal kxk weights for the leading channel-whitened
     directions, read off one Cholesky factor of the moment in that basis (`als` can only be better). `reduce_expand`:
     the same with the output side restricted to the leading eigenvectors of W S W^T; an upper bound for every moment.
-    `vertical` and `horizontal`: as `reduce`, in their view of the kernel.
+    `vertical` and `horizontal`: as `reduce`, in their view of the kernel. `depthwise`: from a few fits, see
+    `term_curves`; about what a short descent reaches.
 
     Args:
         kernel: As in `factorize`.
@@ -261,7 +277,7 @@ def error_curve(kernel: AnyArray, form: Form, second_moment: AnyArray | Norm | N
     Returns:
         float64 in [0, 1], not increasing: [I + 1] for `reduce`, [O + 1] for `expand`, indexed by rank from 0 (all
         lost); [I + 1, O + 1] for `reduce_expand`, indexed by `(R_in, R_out)`; [min(I * kh, O * kw) + 1] for `vertical`,
-        [min(I * kw, O * kh) + 1] for `horizontal`.
+        [min(I * kw, O * kh) + 1] for `horizontal`, [min(I * K, O * K, I * O) + 1] for `depthwise`.
 
     Raises:
         PlanError: As in `factorize`.
@@ -287,7 +303,7 @@ def error_curves(
             does not matter.
 
     Returns:
-        The curves by form, in the order given, without the spatial forms of a kernel that has one axis to give.
+        The curves by form, in the order given, without those that the kernel has too few axes for.
 
     Raises:
         PlanError: As in `factorize`.
@@ -304,6 +320,9 @@ def error_curves(
             continue
         view = view_of(form, plain.shape[2:])
         weights, norm = view.of_kernel(plain), given.seen(view)
+        if form == "depthwise":
+            curves[form] = term_curves(weights, norm, norm)[0]
+            continue
         if form == "expand":
             gains = _output_gains(weights, norm)
         else:
@@ -368,6 +387,20 @@ def _ranks(form: Form, rank: Rank) -> tuple[int, int]:
     return numbers[0], numbers[-1] if form == "reduce_expand" else 0
 
 
+def _require_alike(start: Factors, form: Form, rank: Rank, kernel: tuple[int, ...]) -> None:
+    """Refuse factors to start from that are none of such a kernel [O, I, *k] in this form at this rank.
+
+    Raises:
+        PlanError: They are not.
+    """
+    made = tuple(compose(start).shape)
+    if (start.form, start.rank, made) != (form, rank, kernel):
+        raise PlanError(
+            f"the factors to start from are {start.form} at rank {start.rank} of a kernel {made}, not {form} at rank "
+            f"{rank} of one {kernel}"
+        )
+
+
 def _cuts(r_in: int, r_out: int, inputs: int, outputs: int) -> tuple[bool, bool]:
     """Whether feature maps are lost in front of the kxk and behind it, given the ranks as `_ranks` returns them."""
     return 0 < r_in < inputs, 0 < r_out < outputs
@@ -395,6 +428,40 @@ def _store(split: _Split, scale: float, dtype: np.dtype[Any]) -> tuple[AnyArray 
     if not np.isfinite(cast_core.astype(np.float64)).all():
         raise PlanError(f"the factors overflow {dtype.name}; convert the model to float32 first")
     return before, cast_core, after
+
+
+def _store_terms(
+    weights: Array,
+    norm: Norm,
+    rank: int,
+    outputs: OutputNorm | None,
+    sweeps: int,
+    start: Factors | None,
+    scale: float,
+    dtype: np.dtype[Any],
+) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """Rows, taps and columns of `depthwise` in a dtype; the columns make up for what rounding does to the others."""
+    first = None
+    if start is not None:
+        assert start.before is not None and start.after is not None
+        columns = start.after.astype(np.float64) / scale
+        given = start.before, start.kernel.reshape(rank, -1)
+        first = Terms(*(side.astype(np.float64) for side in given), columns if outputs is None else outputs.turn(columns))
+    terms = separated(weights, norm, rank, steps=STEPS * sweeps, start=first)
+    rows, taps, columns = terms.rows.astype(dtype), terms.taps.astype(dtype), terms.columns
+    if rank < most_terms(weights.shape[1], len(weights), weights.shape[2]):
+        columns = with_columns(weights, norm, rows.astype(np.float64), taps.astype(np.float64))
+    columns = columns if outputs is None else outputs.back(columns)
+    with np.errstate(over="ignore"):
+        stored = (columns * scale).astype(dtype)
+    if not all(np.isfinite(side.astype(np.float64)).all() for side in (rows, taps, stored)):
+        raise PlanError(f"the factors overflow {dtype.name}; convert the model to float32 first")
+    return rows, taps, stored
+
+
+def _add_terms(rows: AnyArray, taps: AnyArray, columns: AnyArray) -> Array:
+    """Add stored terms up to one kernel over flattened taps, [O, I, K]."""
+    return Terms(*(side.astype(np.float64) for side in (rows, taps, columns))).sum
 
 
 def _carry(exact: Array, rounded: Array) -> Array:
@@ -468,27 +535,7 @@ def _frame(rank: int, size: int) -> Array:
 
 def _inverse_apply(symmetric: Working, right: Working) -> Working:
     """symmetric^-1 right for a positive semidefinite matrix, by the lower factor."""
-    return cho_solve(_cholesky(symmetric), right)
-
-
-def _cholesky(symmetric: Working) -> Working:
-    """Lower factor of a positive semidefinite matrix, in its type.
-
-    Moments summed from float32 products have eigenvalues that are zero but for rounding; what is below the rounding
-    is lifted to it.
-    """
-    identity = np.eye(len(symmetric), dtype=symmetric.dtype)
-    level = max(float(np.trace(symmetric)) / len(symmetric), np.finfo(np.float64).tiny)
-    coarse = symmetric.dtype == np.float32
-    for jitter in (0.0, 1e-5, 1e-4) if coarse else (0.0, 1e-12, 1e-9):
-        try:
-            shifted = symmetric if jitter == 0.0 else symmetric + (jitter * level) * identity
-            return cholesky(shifted)
-        except np.linalg.LinAlgError:
-            continue
-    values, vectors = np.linalg.eigh(symmetric)
-    root = vectors * np.sqrt(np.maximum(values, (1e-4 if coarse else 1e-7) * level))
-    return np.asarray(np.linalg.qr(root.T, mode="r")).T
+    return cho_solve(sturdy_cholesky(symmetric), right)
 
 
 # --- the identity and channel moments --------------------------------------------------------------------------------
@@ -496,7 +543,7 @@ def _cholesky(symmetric: Working) -> Working:
 
 def _split_by_channels(weights: Array, r_in: int, r_out: int, channels: Array | None, sweeps: int) -> _Split:
     """Minimise the norm of S = C (x) 1_K: the plain norm of the kernel with its input channels whitened."""
-    root = None if channels is None else _cholesky(channels)
+    root = None if channels is None else sturdy_cholesky(channels)
     white = weights if root is None else _mix_inputs(weights, root)
     rows, columns = _plain_bases(white, r_in, r_out, sweeps)
     core = weights
@@ -540,7 +587,7 @@ def _exact_rows(weights: Array) -> _Split:
 
 
 def _split_by_patches(
-    weights: Array, weighted: Working, r_in: int, r_out: int, norm: Norm, sweeps: int, start: AnyArray | None
+    weights: Array, weighted: Working, r_in: int, r_out: int, norm: Norm, sweeps: int, start: Factors | None
 ) -> _Split:
     """Minimise (1) for a full second moment S, given W S; in the type of S."""
     outputs, inputs, _ = weights.shape
@@ -559,11 +606,9 @@ def _split_by_patches(
         simple = ((norm.channels, 0), (None, cut))[: 1 if sweeps <= TRIAL_SWEEPS else 2]
         first = [_split_by_channels(weights, r_in, behind, channels, sweeps).before for channels, behind in simple]
     else:
-        rows = np.asarray(start, dtype=np.float64)
-        rows = rows.reshape(len(rows), -1) if rows.ndim > 2 else rows
-        if rows.shape != (r_in, inputs):
-            raise PlanError(f"the piece to start from has shape {np.shape(start)}, not {(r_in, inputs)}")
-        first = [rows]
+        assert start.before is not None
+        rows = start.before.astype(np.float64)
+        first = [rows.reshape(len(rows), -1)]
     starts = [problem.best_kernel(side, cut) for side in first if side is not None]
     best = max(starts, key=lambda solution: solution.kept)
     stretch = STRETCH
@@ -740,7 +785,7 @@ def nested_channels(weights: Array, norm: Norm) -> tuple[Working, Working, Worki
     _, inputs, taps = weights.shape
     channels = norm.channels
     assert channels is not None and norm.moment is not None
-    root = _cholesky(channels)
+    root = sturdy_cholesky(channels)
     white = _mix_inputs(weights, root)
     vectors = np.linalg.eigh(_input_gram(white))[1][:, ::-1]
     if not norm.full:
@@ -753,7 +798,7 @@ def nested_channels(weights: Array, norm: Norm) -> tuple[Working, Working, Worki
     turned = np.einsum("sj,rtju->rtsu", rows, turned, optimize=True).reshape(inputs * taps, inputs * taps)
     turned = (turned + turned.T) * turned.dtype.type(0.5)
     turned[np.diag_indices_from(turned)] += turned.dtype.type(norm.jitter)
-    triangle = _cholesky(turned)
+    triangle = sturdy_cholesky(turned)
     core = _mix_inputs(weights.astype(norm.dtype, copy=False), rows.T)
     return rows, triangle, (core.reshape(len(core), -1) @ triangle).reshape(weights.shape)
 

@@ -11,6 +11,9 @@ and G taps; the second moment of the patches is the same matrix, in the index or
 
 So a spatial form is `reduce` in another view. (`expand` would be nothing new: a full kernel and a 1x1 behind it.)
 
+`depthwise` cuts both sides and the kernel: a 1x1, a depthwise kxk and a 1x1, see `separable`. It has one rank, of as many
+feature maps as there are terms in a sum.
+
 A transposed convolution is one over its inputs with zeros in between, see `make_transposed_window`, whose patches hold
 what an output depends on in its phase and zeros elsewhere. With their moment the errors of all phases add up, and all
 that is said here of kernels holds for it: the forms share P and U between the phases, and are optimal for all of them.
@@ -28,13 +31,15 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
 
-Form = Literal["reduce", "expand", "reduce_expand", "vertical", "horizontal"]
+Form = Literal["reduce", "expand", "reduce_expand", "vertical", "horizontal", "depthwise"]
 Rank = int | tuple[int, int]
 AnyArray = NDArray[Any]
 
 FORMS: tuple[Form, ...] = get_args(Form)
 #: Forms that split the kernel between its axes instead of putting a 1x1 beside it.
 SPATIAL: tuple[Form, ...] = ("vertical", "horizontal")
+# Axes along which a kernel has to be longer than 1.
+_AXES: dict[Form, int] = {"vertical": 2, "horizontal": 2, "depthwise": 1}
 
 
 @dataclass(frozen=True)
@@ -106,11 +111,13 @@ class View:
 def has_form(form: Form, size: Sequence[int]) -> bool:
     """Whether a kernel can be rewritten in a form: a spatial one takes two axes along which it is longer than 1.
 
+    `depthwise` takes one: without, it would be two 1x1 convolutions and a scale between them.
+
     Args:
         form: The form.
         size: Size of the kernel, k.
     """
-    return form not in SPATIAL or sum(length > 1 for length in size) > 1
+    return sum(length > 1 for length in size) >= _AXES.get(form, 0)
 
 
 def view_of(form: Form, size: Sequence[int]) -> View:
@@ -128,14 +135,21 @@ def view_of(form: Form, size: Sequence[int]) -> View:
         PlanError: The kernel cannot be rewritten in this form.
     """
     size = tuple(size)
-    if form not in SPATIAL:
-        return View(size)
     if not has_form(form, size):
         written = "x".join(map(str, size))
+        if form == "depthwise":
+            raise PlanError(f"{form} filters every feature map on its own, and a kernel of {written} filters none")
         raise PlanError(f"{form} splits a kernel between two of its axes, and one of {written} has only one to give")
+    if form not in SPATIAL:
+        return View(size)
     long = [axis for axis, length in enumerate(size) if length > 1]
     behind = long[1:] if form == "vertical" else long[:1]
     return View(size, tuple(axis for axis in range(len(size)) if axis not in behind))
+
+
+def most_terms(inputs: int, outputs: int, taps: int) -> int:
+    """How many products of an input, an output and a pattern of taps add up to any kernel."""
+    return min(inputs * taps, outputs * taps, inputs * outputs)
 
 
 def full_rank(form: Form, inputs: int, outputs: int, size: Sequence[int]) -> tuple[int, ...]:
@@ -153,4 +167,6 @@ def full_rank(form: Form, inputs: int, outputs: int, size: Sequence[int]) -> tup
     if form in SPATIAL:
         view = view_of(form, size)
         return (min(inputs * view.channels, outputs * view.taps),)
+    if form == "depthwise":
+        return (most_terms(inputs, outputs, math.prod(size)),)
     return {"reduce": (inputs,), "expand": (outputs,), "reduce_expand": (inputs, outputs)}[form]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.numerics.factorize import error_curves, nested_channels, output_crossing
 from onnx_pointwise.numerics.forms import FORMS, Form, View, full_rank, has_form, view_of
 from onnx_pointwise.numerics.norm import Norm, Working
+from onnx_pointwise.numerics.separable import term_curves
 from onnx_pointwise.numerics.triangular import solve_lower
 
 Array = NDArray[np.float64]
@@ -27,7 +28,7 @@ def held_curves(
 ) -> tuple[dict[Form, Array], dict[Form, Array]]:
     """Relative squared error on held-back patches that each rank leaves, by form.
 
-    `expand` is exact; `reduce` and the spatial forms are those of the nested directions of `error_curve`;
+    `expand` is exact; `depthwise` comes from a few fits, see `term_curves`; `reduce` and the spatial forms are those of the nested directions of `error_curve`;
     `reduce_expand` adds what both sides lose more than they promise to its own curve.
 
     Args:
@@ -49,19 +50,22 @@ def held_curves(
     plain = kernel.astype(np.float64)
     plain = plain / max(float(np.abs(plain).max()), np.finfo(np.float64).tiny)
     flat = View(size).of_kernel(plain)
-    views = list(dict.fromkeys(view_of(form, size) for form in wanted if form != "expand"))
+    nesting = [form for form in wanted if form not in ("expand", "depthwise")]
+    views = list(dict.fromkeys(view_of(form, size) for form in nesting))
     nested, lost = {}, {}
     for view in views:  # one after the other: each takes several matrices of the size of a moment
         lost[view], nested[view] = _in_front(view.of_kernel(plain), norm.seen(view), held.seen(view))
-    promised = error_curves(kernel, wanted, norm, nested)
+    promised = error_curves(kernel, [form for form in wanted if form != "depthwise"], norm, nested)
+    curves: dict[Form, Array] = {}
+    if "depthwise" in wanted:
+        promised["depthwise"], curves["depthwise"] = term_curves(flat, norm, held)
     total = float(np.vdot(flat, held.apply(flat)))
     if total <= 0.0:
         return promised, promised
-    curves: dict[Form, Array] = {}
     for form in wanted:
         if form == "expand":
             curves[form] = _falling(_behind(flat, norm, held) / total)
-        elif form != "reduce_expand":
+        elif form in nesting and form != "reduce_expand":
             full = full_rank(form, kernel.shape[1], len(kernel), size)[0]
             curves[form] = _falling(lost[view_of(form, size)][: full + 1] / total)
     if "reduce_expand" in forms:

@@ -90,6 +90,12 @@ class Norm:
             self._seen[view] = Norm(self.inputs * view.channels, view.taps, moment)
         return self._seen[view]
 
+    def known_to(self, method: str) -> Norm:
+        """The norm that a method of `factorize` minimises: of nothing, of the channels alone, or of all."""
+        if method == "svd" or self.moment is None:
+            return Norm(self.inputs, self.taps, None)
+        return Norm.of(self.channels, self.inputs, self.taps) if method == "whitened" else self
+
     @property
     def full(self) -> bool:
         """Whether the moment is one of patches; for a single tap it is no different from one of channels."""

@@ -310,7 +310,7 @@ class _Problem:
             method=self.method,
             second_moment=norm,
             outputs=self.outputs,
-            start=None if start is None else start.before,
+            start=start,
         )
 
     def held_loss(self, solved: _Solved) -> float:

@@ -7,6 +7,7 @@ with the first Hadamard matrix, not with the package.
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import numpy as np
@@ -34,6 +35,26 @@ def cholesky(symmetric: AnyArray) -> AnyArray:
         lower[start:stop, start:stop] = corner
         lower[stop:, start:stop] = panel[stop - start :] @ np.linalg.inv(corner).T
     return lower
+
+
+def sturdy_cholesky(symmetric: AnyArray) -> AnyArray:
+    """Lower factor of a positive semidefinite matrix as rounding has left it, in its type.
+
+    Moments summed from float32 products have eigenvalues that are zero but for rounding; what is below the rounding
+    is lifted to it.
+    """
+    identity = np.eye(len(symmetric), dtype=symmetric.dtype)
+    level = max(float(np.trace(symmetric)) / len(symmetric), np.finfo(np.float64).tiny)
+    coarse = symmetric.dtype == np.float32
+    for jitter in (0.0, 1e-5, 1e-4) if coarse else (0.0, 1e-12, 1e-9):
+        try:
+            shifted = symmetric if jitter == 0.0 else symmetric + (jitter * level) * identity
+            return cholesky(shifted)
+        except np.linalg.LinAlgError:
+            continue
+    values, vectors = np.linalg.eigh(symmetric)
+    root = vectors * np.sqrt(np.maximum(values, (1e-4 if coarse else 1e-7) * level))
+    return cast(AnyArray, np.asarray(np.linalg.qr(root.T, mode="r")).T)
 
 
 def cho_solve(lower: AnyArray, right: AnyArray) -> AnyArray:

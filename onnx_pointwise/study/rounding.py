@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import Choice, Replacement, Site, pieces
+from onnx_pointwise.graph import Choice, Replacement, Site, node_attributes, pieces
 from onnx_pointwise.numerics import Form, Norm, OutputNorm, in_order, workers
 from onnx_pointwise.runtime import Piece, without_shapes
 from onnx_pointwise.study.collect import Seen
@@ -157,13 +157,8 @@ def _watched(model: ir.Model, site: Site, weights: Replacement, source: ir.Value
     weight = ir.Value(name=tensor.name, shape=ir.Shape(stored.shape), type=ir.TensorType(tensor.dtype))
     weight.const_value = tensor
     model.graph.register_initializer(weight)
-    given = {"kernel_shape": first.size, **first.attributes}
-    attributes = [
-        ir.AttrString(key, value) if isinstance(value, str) else ir.AttrInt64s(key, value)
-        for key, value in given.items()
-    ]
     crossing = ir.Value(name=f"{name}/z", type=ir.TensorType(tensor.dtype))
-    nodes = [ir.Node("", first.op_type, [source, weight], attributes, outputs=[crossing], name=name)]
+    nodes = [ir.Node("", first.op_type, [source, weight], node_attributes(first), outputs=[crossing], name=name)]
     ends = []
     for kind in ("ReduceMin", "ReduceMax"):
         end = ir.Value(name=f"{name}/{kind}", type=ir.TensorType(tensor.dtype))

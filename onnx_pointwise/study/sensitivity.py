@@ -57,9 +57,11 @@ class Sensitivity:
     def errors(self, form: Form, bounds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Estimate the error that `factorize` reaches from what `error_curve` gives.
 
-        The curve is an upper bound for all forms but `expand`; how far below it the alternation gets is interpolated
+        The curve is an upper bound for all forms but `expand` and `depthwise`; how far below it the alternation gets is interpolated
         between the measured ranks, those of the form itself or, where it was not tried, of `reduce`.
         """
+        if form == "depthwise":
+            return bounds  # a curve through fits is what they reach
         tried = form if any(point.form == form for point in self.points) else "reduce"
         known = sorted((p.bound, p.error / p.bound) for p in self.points if p.form == tried and p.bound > 0.0)
         if not known:

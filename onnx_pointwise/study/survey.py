@@ -137,7 +137,7 @@ class Study:
             second_moment=seen.covariance,
             outputs=self.norms.get(site.name),
             sweeps=TRIAL_SWEEPS if part else SWEEPS,
-            start=None if start is None else start.before,
+            start=start,
         )
         return corrected(site, Replacement(factors, bias), seen.mean)
 

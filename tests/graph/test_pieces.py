@@ -151,7 +151,7 @@ def test_rows_are_strided_before_the_columns_are_read() -> None:
 @pytest.mark.parametrize("size", [[3], [5, 1], [1, 5], [1, 3, 1]])
 def test_kernels_with_one_axis_are_not_offered_it(size: list[int]) -> None:
     site = only(conv_model(normal(6, 5, *size), [9] * len(size), batch=1))
-    assert competing(site, FORMS) == ("reduce", "expand", "reduce_expand")
+    assert competing(site, FORMS) == ("reduce", "expand", "reduce_expand", "depthwise")
     assert competing(site, SPATIAL) == ()
     written = "x".join(map(str, size))
     with pytest.raises(PlanError, match=rf"'conv' cannot be rewritten as vertical, .*: it is {written}\. Use reduce"):
@@ -162,7 +162,23 @@ def test_a_1x1_kernel_keeps_its_one_form() -> None:
     site = only(conv_model(normal(6, 5, 1, 1), [9, 9], batch=1))
     assert competing(site, FORMS) == ("expand",)
     assert competing(site, (*SPATIAL, "reduce")) == ("reduce",)
-    assert competing(site, SPATIAL) == ()
+    assert competing(site, (*SPATIAL, "depthwise")) == ()
+    with pytest.raises(PlanError, match="'conv' cannot be rewritten as depthwise.*a kernel of 1x1"):
+        BottleneckPass(Plan({"conv": Choice("depthwise", 2)}))(load(conv_model(normal(6, 5, 1, 1), [9, 9])))
+
+
+def test_a_depthwise_piece_does_what_the_site_does_and_counts_as_what_it_is() -> None:
+    model = conv_model(normal(24, 16, 3, 5), [32, 24], batch=2, strides=[2, 2], pads=[1, 2, 1, 2], dilations=[1, 1])
+    site = only(model)
+    first, middle, last = pieces(site, "depthwise", 7)
+    assert (first.group, middle.group, last.group) == (1, 7, 1)
+    assert (first.attributes, last.attributes) == ({}, {})
+    assert middle.attributes == {"strides": (2, 2), "dilations": (1, 1), "pads": (1, 2, 1, 2), "group": 7}
+    assert [piece.out_size for piece in (first, middle, last)] == [(32, 24), (16, 12), (16, 12)]
+    cost = rewritten_cost(site, "depthwise", 7)
+    assert cost.macs == 2 * (32 * 24 * 16 * 7 + 16 * 12 * 7 * 15 + 16 * 12 * 7 * 24)
+    assert cost.params == 16 * 7 + 7 * 15 + 7 * 24
+    assert cost.activation_bytes == 4 * 2 * (32 * 24 * 7 + 16 * 12 * 7 + 16 * 12 * 24)
 
 
 def test_a_1x1_before_a_spatial_piece_is_not_merged_with_it() -> None:

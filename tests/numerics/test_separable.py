@@ -1,0 +1,175 @@
+"""Properties of kernels as sums of products: a 1x1, a depthwise kxk and a 1x1."""
+
+from __future__ import annotations
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnx_pointwise.numerics.factorize import METHODS, compose, error_curve, factorize, relative_error
+from onnx_pointwise.numerics.forms import most_terms
+from onnx_pointwise.numerics.heldout import held_curves
+from onnx_pointwise.numerics.norm import Norm
+from onnx_pointwise.numerics.outputs import OutputNorm
+from onnx_pointwise.numerics.separable import Terms, _Problem, separated, term_curves
+
+CHECKED = settings(derandomize=True, deadline=None, max_examples=40)
+SEED = st.integers(0, 2**32 - 1)
+SHAPES = st.sampled_from([(1, 1, 3), (5, 4, 3), (8, 6, 3, 3), (6, 9, 1, 5), (4, 16, 2, 2), (12, 2, 3, 3), (5, 6, 2, 3, 2)])
+MOMENT = st.sampled_from(["none", "channels", "patches"])
+DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32), np.dtype(np.float64)]
+
+
+def make_kernel(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def make_moment(kind: str, seed: int, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Of correlated, rectified patches."""
+    if kind == "none":
+        return None
+    rng, size = np.random.default_rng(seed + 1), math.prod(shape[1:])
+    mix = rng.standard_normal((size, size)) * np.exp(-np.arange(size) / (0.4 * size))[:, None]
+    drawn = np.maximum(rng.standard_normal((4 * size, size)) @ mix + 0.1, 0.0)
+    if kind == "channels":
+        drawn = drawn.reshape(-1, shape[1], math.prod(shape[2:])).transpose(0, 2, 1).reshape(-1, shape[1])
+    return drawn.T @ drawn / len(drawn)
+
+
+def full(shape: tuple[int, ...]) -> int:
+    return most_terms(shape[1], shape[0], math.prod(shape[2:]))
+
+
+@CHECKED
+@given(SEED, SHAPES, MOMENT, st.sampled_from(METHODS), st.integers(0, 4))
+def test_exact_at_full_rank_and_above(seed, shape, kind, method, more):
+    """And no feature map is dead."""
+    kernel, rank = make_kernel(seed, shape), full(shape) + more
+    factors = factorize(kernel, "depthwise", rank, method=method, second_moment=make_moment(kind, seed, shape))
+    np.testing.assert_allclose(compose(factors), kernel, atol=1e-9 * np.abs(kernel).max())
+    assert factors.error < 1e-9
+    for side in (factors.before, factors.kernel.reshape(rank, -1), factors.after.T):
+        sizes = np.linalg.norm(side, axis=1)
+        assert (sizes > 1e-3 * sizes.max()).all()
+
+
+@CHECKED
+@given(SEED, SHAPES, MOMENT, st.sampled_from(METHODS), st.floats(0.1, 0.9), st.sampled_from(DTYPES))
+def test_pieces_and_their_scale(seed, shape, kind, method, part, dtype):
+    """All feature maps have one mean square, in front of the taps and behind them."""
+    rank = max(1, round(part * full(shape)))
+    moment = make_moment(kind, seed, shape)
+    kernel = make_kernel(seed, shape).astype(dtype)
+    factors = factorize(kernel, "depthwise", rank, method=method, second_moment=moment)
+    assert (factors.form, factors.rank) == ("depthwise", rank)
+    before, taps, after = factors.pieces
+    ones = (1,) * (len(shape) - 2)
+    assert (before.shape, taps.shape, after.shape) == ((rank, shape[1], *ones), (rank, 1, *shape[2:]), (shape[0], rank, *ones))
+    assert {piece.dtype for piece in factors.pieces} == {dtype}
+    rough = 60 * float(ml_dtypes.finfo(dtype).eps)
+    rows = factors.before.astype(np.float64)
+    assert np.sum(rows**2) == pytest.approx(rank, rel=rough)
+    norm = Norm.of(moment, shape[1], math.prod(shape[2:])).known_to(method)
+    channels = np.eye(shape[1]) if norm.channels is None else norm.channels
+    in_front = np.einsum("ri,ij,rj->r", rows, channels, rows)
+    np.testing.assert_allclose(in_front, in_front.mean(), rtol=rough)
+    products = rows[:, :, None] * factors.kernel.astype(np.float64).reshape(rank, 1, -1)
+    behind = np.einsum("rik,rik->r", norm.apply(products), products)
+    np.testing.assert_allclose(behind, behind.mean(), rtol=max(rough, 1e-3))
+    assert factors.error == pytest.approx(relative_error(kernel, compose(factors), moment), rel=1e-4, abs=1e-6)
+
+
+@CHECKED
+@given(SEED, SHAPES, st.sampled_from(["channels", "patches"]), st.floats(0.1, 0.9))
+def test_the_norm_of_the_examples_is_worth_having(seed, shape, kind, part):
+    kernel, moment = make_kernel(seed, shape), make_moment(kind, seed, shape)
+    rank = max(1, round(part * full(shape)))
+    errors = {m: factorize(kernel, "depthwise", rank, method=m, second_moment=moment).error for m in METHODS}
+    assert errors["als"] <= min(errors.values()) * 1.02 + 1e-3
+
+
+@CHECKED
+@given(SEED, SHAPES, MOMENT)
+def test_error_falls_with_the_rank_about_as_the_curve_says(seed, shape, kind):
+    kernel, moment = make_kernel(seed, shape), make_moment(kind, seed, shape)
+    curve = error_curve(kernel, "depthwise", moment)
+    assert curve.shape == (full(shape) + 1,)
+    assert (curve[0], curve[-1]) == (1.0, 0.0)
+    assert (np.diff(curve) <= 0.0).all()
+    previous = 1.0
+    for rank in np.unique(np.linspace(1, full(shape), 6).round().astype(int)):
+        error = factorize(kernel, "depthwise", int(rank), second_moment=moment).error
+        assert error <= previous * 1.02 + 1e-3
+        assert error <= 1.15 * math.sqrt(curve[rank]) + 0.02
+        previous = error
+
+
+@CHECKED
+@given(SEED, st.sampled_from([(6, 5, 3, 3), (4, 7, 5)]), MOMENT)
+def test_the_gradient_is_that_of_the_error(seed, shape, kind):
+    kernel, taps = make_kernel(seed, shape), math.prod(shape[2:])
+    moment = make_moment(kind, seed, shape)
+    problem = _Problem.of(kernel.reshape(*shape[:2], taps), Norm.of(moment, shape[1], taps))
+    rows, filters = problem.start(6)
+    value, slope = problem._lost(rows, filters.ravel())
+    way = np.random.default_rng(seed).standard_normal(len(slope))
+    step = 1e-5 * way
+
+    def at(moved: np.ndarray) -> float:
+        return problem._lost(rows + moved[: rows.size].reshape(rows.shape), filters.ravel() + moved[rows.size :])[0]
+
+    assert 0.0 < value < 1.0
+    assert (at(step) - at(-step)) / 2e-5 == pytest.approx(float(slope @ way), rel=1e-3, abs=1e-6)
+
+
+@CHECKED
+@given(SEED, st.integers(1, 5))
+def test_a_kernel_that_is_a_sum_of_few_products_is_found(seed, rank):
+    rng = np.random.default_rng(seed)
+    true = Terms(rng.standard_normal((rank, 9)), rng.standard_normal((rank, 9)), rng.standard_normal((12, rank)))
+    norm = Norm.of(make_moment("patches", seed, (12, 9, 9)), 9, 9)
+    found = separated(true.sum, norm, rank + 1, steps=200)
+    assert np.linalg.norm(found.sum - true.sum) < 0.02 * np.linalg.norm(true.sum)
+
+
+def test_more_steps_and_a_start_get_further():
+    kernel, moment = make_kernel(0, (16, 16, 3, 3)), make_moment("patches", 0, (16, 16, 3, 3))
+    few = factorize(kernel, "depthwise", 24, second_moment=moment, sweeps=1)
+    many = factorize(kernel, "depthwise", 24, second_moment=moment, sweeps=8)
+    assert many.error < few.error
+    again = factorize(kernel, "depthwise", 24, second_moment=moment, sweeps=1, start=many)
+    assert again.error <= many.error * 1.001
+    near = factorize(kernel * 1.01, "depthwise", 24, second_moment=moment, sweeps=1, start=many)
+    assert near.error < few.error
+
+
+def test_outputs_that_count_are_kept_better():
+    kernel, moment = make_kernel(1, (8, 6, 3, 3)), make_moment("patches", 1, (8, 6, 3, 3))
+    gradients = np.diag([100.0, *[1e-3] * 7])
+    norm = OutputNorm.of(gradients, 10**6)
+    plain = factorize(kernel, "depthwise", 8, second_moment=moment)
+    turned = factorize(kernel, "depthwise", 8, second_moment=moment, outputs=norm)
+    lost = [np.linalg.norm((compose(one) - kernel)[0]) for one in (plain, turned)]
+    assert lost[1] < 0.5 * lost[0]
+
+
+@CHECKED
+@given(SEED, st.sampled_from([(6, 5, 3, 3), (4, 7, 5)]))
+def test_what_holds_on_other_patches_is_told_of_the_same_terms(seed, shape):
+    kernel, taps = make_kernel(seed, shape), math.prod(shape[2:])
+    norms = [Norm.of(make_moment("patches", seed + one, shape), shape[1], taps) for one in (0, 7)]
+    promised, judged = held_curves(kernel, *norms, ["depthwise"])
+    assert judged["depthwise"][1:-1].sum() > promised["depthwise"][1:-1].sum()
+    same, also = term_curves(kernel.reshape(*shape[:2], taps), norms[0], norms[0])
+    np.testing.assert_allclose(same, also)
+    np.testing.assert_allclose(promised["depthwise"], same, atol=1e-3)
+
+
+def test_a_kernel_that_is_zero_is_made_of_nothing():
+    factors = factorize(np.zeros((4, 5, 3, 3), np.float32), "depthwise", 3)
+    assert not compose(factors).any()
+    assert all(np.isfinite(piece).all() for piece in factors.pieces)
