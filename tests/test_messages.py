@@ -127,7 +127,7 @@ USAGE: list[tuple[Callable[[], Any], type[OnnxPointwiseError], str]] = [
     (
         lambda: parsing.forms("--form", ["reduce", "squeeze"]),
         PlanError,
-        "--form squeeze: use one or more of reduce, expand, reduce_expand, vertical, horizontal.",
+        "--form squeeze: use one or more of reduce, expand, reduce_expand, vertical, horizontal, depthwise.",
     ),
     (
         lambda: parsing.tolerances("--max-drift", ["y:little"]),
@@ -311,7 +311,7 @@ USAGE: list[tuple[Callable[[], Any], type[OnnxPointwiseError], str]] = [
     (
         lambda: options_of(settle([], Budget(ratio=0.5)), Budget(ratio=0.5), forms=()),
         PlanError,
-        "Name at least one form of reduce, expand, reduce_expand, vertical, horizontal.",
+        "Name at least one form of reduce, expand, reduce_expand, vertical, horizontal, depthwise.",
     ),
     (
         lambda: not_measurable(Settings(provider="none", target_latency=0.5)),

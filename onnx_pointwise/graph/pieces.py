@@ -17,7 +17,6 @@ from onnx_pointwise.graph.shapes import Shape
 from onnx_pointwise.graph.sites import Site
 from onnx_pointwise.numerics import SPATIAL, Form, Rank, has_form, view_of
 
-
 # Forms with a 1x1 behind the kernel.
 _BEHIND: tuple[Form, ...] = ("expand", "reduce_expand", "depthwise")
 
@@ -83,8 +82,9 @@ class ConvPiece:
 def takes(site: Site, form: Form) -> bool:
     """Whether a site can be rewritten in a form.
 
-    A spatial one takes two axes along which the kernel is longer than 1 (`depthwise` one), and an output whose size follows from that of
-    the input: what stands between two pieces of a transposed convolution has one size or the other along each axis.
+    A spatial one takes two axes along which the kernel is longer than 1 (`depthwise` one), and an output whose size
+    follows from that of the input: what stands between two pieces of a transposed convolution has one size or the other
+    along each axis.
     """
     return has_form(form, site.kernel_shape) and not (site.output_shape and form in SPATIAL)
 
@@ -121,9 +121,7 @@ def pieces(site: Site, form: Form | Literal["dense"], rank: Rank) -> tuple[ConvP
     return tuple(made)
 
 
-def _piece(
-    site: Site, outputs: int, inputs: int, axes: Sequence[int], in_size: Shape, group: int = 1
-) -> ConvPiece:
+def _piece(site: Site, outputs: int, inputs: int, axes: Sequence[int], in_size: Shape, group: int = 1) -> ConvPiece:
     """The piece that does what the site does along some axes."""
     rank = len(site.kernel_shape)
 

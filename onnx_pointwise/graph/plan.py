@@ -255,7 +255,8 @@ def require_sites(plan: Plan, sites: Mapping[str, Site]) -> None:
                 if choice.form == "depthwise"
                 else f"which splits a kernel between two of its axes: it is {size}"
             )
-            raise PlanError(f"Convolution '{name}' cannot be rewritten as {choice.form}, {wants}. Use reduce or expand.")
+            found = f"Convolution '{name}' cannot be rewritten as {choice.form}, {wants}."
+            raise PlanError(f"{found} Use reduce or expand.")
         if not takes(site, choice.form):
             raise PlanError(
                 f"Convolution '{name}' cannot be rewritten as {choice.form}: its output_shape does not say what comes "

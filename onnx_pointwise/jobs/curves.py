@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from onnx_pointwise.graph import Choice
+from onnx_pointwise.graph import Choice, Site
 from onnx_pointwise.jsonable import json_ready
-from onnx_pointwise.numerics import Form
+from onnx_pointwise.numerics import Form, even_terms
 from onnx_pointwise.planning import Options
 from onnx_pointwise.study import Study
 
@@ -57,11 +58,20 @@ def curves_of(found: Study | None, listed: Sequence[Options]) -> dict[str, tuple
         known = None if found is None else found.sensitivities.get(name)
         if known is not None:
             made[name] = tuple(
-                _measured(form, known.errors(form, curve)) for form, curve in known.curves.items() if curve.ndim == 1
+                _measured(form, known.errors(form, _useful(option.site, form, curve)))
+                for form, curve in known.curves.items()
+                if curve.ndim == 1
             )
         else:
             made[name] = _listed(option.choices)
     return made
+
+
+def _useful(site: Site, form: Form, curve: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The part of a curve up to the rank that costs what the site does: `depthwise` has many more."""
+    if form != "depthwise":
+        return curve
+    return curve[: 2 + round(even_terms(site.in_channels, site.out_channels, site.taps))]
 
 
 def _measured(form: Form, squared: Any) -> Curve:

@@ -208,9 +208,8 @@ def _small_chain(kinds: Sequence[Kind], axes: int, dtype: str) -> onnx.ModelProt
         shape = (inside, 1) if depthwise else shape
         kernel = rng.standard_normal((*shape, *(axes * [1])), np.float32).astype(dtype)
         weights.append(numpy_helper.from_array(kernel, f"piece{index}.weight"))
-        group = {"group": inside} if depthwise else {}
         ends = [value, weights[-1].name], [f"piece{index}.y"]
-        nodes.append(helper.make_node(op_type, *ends, f"piece{index}", **group))
+        nodes.append(helper.make_node(op_type, *ends, f"piece{index}", group=inside if depthwise else 1))
         value = f"piece{index}.y"
     fed = [
         helper.make_tensor_value_info(name, element, ["N", width, *(axes * [_SIZE])])

@@ -61,6 +61,7 @@ from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
 from onnx_pointwise.numerics.pareto import knee, pareto_front
 from onnx_pointwise.numerics.plain import plain_errors
 from onnx_pointwise.numerics.reconstruct import ROUNDS, Beforehand, Block, Reconstruction, patch_sums, reconstruct
+from onnx_pointwise.numerics.separable import even_terms
 
 __all__ = [
     "FORMS",
@@ -104,6 +105,7 @@ __all__ = [
     "energy",
     "error_curve",
     "error_curves",
+    "even_terms",
     "exchange",
     "expand_curve",
     "factorize",

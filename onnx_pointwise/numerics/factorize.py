@@ -175,10 +175,10 @@ def factorize(
     if start is not None:
         _require_alike(start, form, rank, np.shape(kernel))
     if form == "depthwise":
-        given = outputs if turned else None
-        before, core, after = _store_terms(weights, norm.known_to(method), r_in, given, sweeps, start, scale, kernel.dtype)
-        error = math.sqrt(_relative_squared_error(true, norm.apply(true), _add_terms(before, core, after) / scale, norm))
-        return Factors(form, r_in, before, core.reshape(r_in, 1, *view.size), after, error)
+        minimised, given = norm.known_to(method), outputs if turned else None
+        sides = _store_terms(weights, minimised, r_in, given, sweeps, start, scale, kernel.dtype)
+        error = math.sqrt(_relative_squared_error(true, norm.apply(true), _add_terms(*sides) / scale, norm))
+        return Factors(form, r_in, sides[0], sides[1].reshape(r_in, 1, *view.size), sides[2], error)
     if view.first and count * taps <= min(r_in, inputs - 1):
         split = _exact_rows(weights)
     elif method == "svd":
@@ -445,18 +445,21 @@ def _store_terms(
     if start is not None:
         assert start.before is not None and start.after is not None
         columns = start.after.astype(np.float64) / scale
-        given = start.before, start.kernel.reshape(rank, -1)
-        first = Terms(*(side.astype(np.float64) for side in given), columns if outputs is None else outputs.turn(columns))
-    terms = separated(weights, norm, rank, steps=STEPS * sweeps, start=first)
-    rows, taps, columns = terms.rows.astype(dtype), terms.taps.astype(dtype), terms.columns
+        columns = columns if outputs is None else outputs.turn(columns)
+        rows, taps = start.before.astype(np.float64), start.kernel.astype(np.float64).reshape(rank, -1)
+        first = Terms(rows, taps, columns)
+    # From factors of nearly the same kernel half of the way is left.
+    steps = STEPS * sweeps // (1 if first is None else 2)
+    terms = separated(weights, norm, rank, steps=steps, start=first)
+    before, core, columns = terms.rows.astype(dtype), terms.taps.astype(dtype), terms.columns
     if rank < most_terms(weights.shape[1], len(weights), weights.shape[2]):
-        columns = with_columns(weights, norm, rows.astype(np.float64), taps.astype(np.float64))
+        columns = with_columns(weights, norm, before.astype(np.float64), core.astype(np.float64))
     columns = columns if outputs is None else outputs.back(columns)
     with np.errstate(over="ignore"):
-        stored = (columns * scale).astype(dtype)
-    if not all(np.isfinite(side.astype(np.float64)).all() for side in (rows, taps, stored)):
+        after = (columns * scale).astype(dtype)
+    if not all(np.isfinite(side.astype(np.float64)).all() for side in (before, core, after)):
         raise PlanError(f"the factors overflow {dtype.name}; convert the model to float32 first")
-    return rows, taps, stored
+    return before, core, after
 
 
 def _add_terms(rows: AnyArray, taps: AnyArray, columns: AnyArray) -> Array:

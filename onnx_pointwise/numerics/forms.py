@@ -11,7 +11,7 @@ and G taps; the second moment of the patches is the same matrix, in the index or
 
 So a spatial form is `reduce` in another view. (`expand` would be nothing new: a full kernel and a 1x1 behind it.)
 
-`depthwise` cuts both sides and the kernel: a 1x1, a depthwise kxk and a 1x1, see `separable`. It has one rank, of as many
+`depthwise` cuts both sides and the kernel: a 1x1, a depthwise kxk and a 1x1, see `separable`. It has one rank, as many
 feature maps as there are terms in a sum.
 
 A transposed convolution is one over its inputs with zeros in between, see `make_transposed_window`, whose patches hold

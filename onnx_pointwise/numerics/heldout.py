@@ -28,7 +28,8 @@ def held_curves(
 ) -> tuple[dict[Form, Array], dict[Form, Array]]:
     """Relative squared error on held-back patches that each rank leaves, by form.
 
-    `expand` is exact; `depthwise` comes from a few fits, see `term_curves`; `reduce` and the spatial forms are those of the nested directions of `error_curve`;
+    `expand` is exact; `depthwise` comes from a few fits, see `term_curves`; `reduce` and the spatial forms are those of
+    the nested directions of `error_curve`;
     `reduce_expand` adds what both sides lose more than they promise to its own curve.
 
     Args:

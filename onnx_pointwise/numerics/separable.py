@@ -21,6 +21,7 @@ these matrices are taken. The size of a term lies in B, so that the columns of A
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.numerics.forms import most_terms
 from onnx_pointwise.numerics.norm import Norm, Working
-from onnx_pointwise.numerics.triangular import cho_solve, cholesky, solve_lower, sturdy_cholesky
+from onnx_pointwise.numerics.triangular import solve_lower, sturdy_cholesky
 
 Array = NDArray[np.float64]
 
@@ -42,18 +43,18 @@ _JITTER = 1e-7
 # Multiplications that a fit may take, about, and the steps it has all the same: the first ones bring most.
 _PRODUCTS = 1e11
 _FEWEST_STEPS = 8
-# ... and of one step, up to which a fit starts from the solutions in simpler norms, too: it ends in the next valley, and
-# with few terms one may be much deeper than another.
+# ... and of one step, up to which a fit starts from the solutions in simpler norms, too: it ends in the next valley,
+# and with few terms one may be much deeper than another.
 _SMALL = 1e7
 # A fit ends where so many steps have brought less than this share of what is lost.
 _PATIENCE, _GAIN = 4, 1e-2
 _NEGLIGIBLE = 1e-12
 # Pairs of steps and gradients that the curvature is made of.
-_MEMORY = 20
+_MEMORY = 10
 # Noise on the terms of the start, relative to one, without which equal ones would stay equal.
 _NOISE = 0.1
 # Ranks that a curve is found at, as a share of the one that costs what the kernel does, and the steps of each fit.
-_SHARES = (0.15, 0.3, 0.5, 0.8)
+_SHARES = (0.15, 0.35, 0.65)
 _CURVE_STEPS = 16
 
 
@@ -123,7 +124,7 @@ def with_columns(weights: Array, norm: Norm, rows: Array, taps: Array) -> Array:
 def term_curves(weights: Array, norm: Norm, held: Norm) -> tuple[Array, Array]:
     """Squared error that each number of terms leaves, relative to W, in the norm that it is made for and in another.
 
-    A few fits; between them the logarithm of the error is taken to be a straight line, and beyond the last one to go on.
+    A few fits; between them the logarithm of the error is taken to be a straight line that goes on beyond the last.
 
     Args:
         weights: W, [O, I, K].
@@ -150,7 +151,7 @@ def term_curves(weights: Array, norm: Norm, held: Norm) -> tuple[Array, Array]:
         rows, filters, _ = problem.descended(*problem.start(rank), _CURVE_STEPS)
         left = weights - problem.terms(rows, filters).sum
         lost = [float(np.vdot(left, one.apply(left))) / total for one, total in zip((norm, held), totals, strict=True)]
-        points.append((rank, *(max(value, _NEGLIGIBLE) for value in lost)))
+        points.append((rank, max(lost[0], _NEGLIGIBLE), max(lost[1], _NEGLIGIBLE)))
     at, promised, judged = np.array(points).T
     return _between(at, promised, full), _between(at, judged, full)
 
@@ -226,6 +227,7 @@ class _Problem:
         weighted: W S, [O, I*K], in the type of S.
         norm: S.
         root: Lower factor L of the moment of the channels, float64 [I, I]; None for the identity.
+        inverse: L^-1.
         total: tr(W S W^T).
     """
 
@@ -233,18 +235,20 @@ class _Problem:
     weighted: Working
     norm: Norm
     root: Array | None
+    inverse: Array | None
     total: float
 
     @staticmethod
     def of(weights: Array, norm: Norm) -> _Problem:
         weighted = norm.apply(weights.astype(norm.dtype))
         channels = norm.channels
-        root = None
+        root = inverse = None
         if channels is not None:
             level = float(np.trace(channels)) / len(channels)
             root = sturdy_cholesky(channels + 1e-6 * level * np.eye(len(channels)))
+            inverse = solve_lower(root, np.eye(len(root)))
         total = float(np.vdot(weights, weighted.astype(np.float64)))
-        return _Problem(weights, weighted.reshape(len(weights), -1), norm, root, total)
+        return _Problem(weights, weighted.reshape(len(weights), -1), norm, root, inverse, total)
 
     def white(self, rows: Array) -> Array:
         """B L, the rows for white channels."""
@@ -252,7 +256,7 @@ class _Problem:
 
     def plain(self, rows: Array) -> Array:
         """The rows B for the channels as they are: those of white ones times L^-1."""
-        return rows if self.root is None else cast(Array, solve_lower(self.root.T[::-1, ::-1], rows.T[::-1])[::-1].T)
+        return rows if self.inverse is None else rows @ self.inverse
 
     def taken(self, terms: Terms) -> tuple[Array, Array]:
         """White rows and taps of terms, the size of each in its row."""
@@ -262,11 +266,11 @@ class _Problem:
     def products(self, rank: int) -> float:
         """Multiplications of a step, about."""
         numbers = self.weighted.shape[1]
-        return rank * numbers * ((numbers if self.norm.full else 0) + 2.0 * rank + 2.0 * len(self.weights))
+        return float(rank * numbers * ((numbers if self.norm.full else 0) + 2 * rank + 2 * len(self.weights)))
 
     def start(self, rank: int) -> tuple[Array, Array]:
         """Rows and taps from singular values."""
-        outputs, inputs, taps = self.weights.shape
+        _, inputs, taps = self.weights.shape
         white = self.weights if self.root is None else np.matmul(self.root.T, self.weights)
         along = sturdy_cholesky(self._tap_moment())
         seen = white @ along
@@ -308,7 +312,7 @@ class _Problem:
         """The terms with these rows and taps, and the best columns."""
         rows = self.plain(rows) if white else rows
         products, _, gram = self._products(rows.astype(self.norm.dtype), taps.astype(self.norm.dtype))
-        columns = self._columns(products, gram, _JITTER)
+        columns = self._columns(self._crossing(products), gram, _JITTER)
         return Terms(rows.astype(np.float64), taps.astype(np.float64), columns)
 
     def descended(self, rows: Array, taps: Array, steps: int) -> tuple[Array, Array, float]:
@@ -350,15 +354,16 @@ class _Problem:
         kind = self.norm.dtype
         rows, taps = self.plain(white).astype(kind), point.reshape(len(white), -1).astype(kind)
         products, weighted, gram = self._products(rows, taps)
-        columns = self._columns(products, gram, _RIDGE)
-        kept = float(np.sum(columns.T * self._crossing(products)))
+        crossing = self._crossing(products)
+        columns = self._columns(crossing, gram, _RIDGE)
+        kept = float(np.sum(columns.T * crossing))
         small = columns.astype(kind)
         mixing = small.T @ small
         mixing[np.diag_indices_from(mixing)] *= kind.type(1.0 + _RIDGE)
         slope = (mixing @ weighted - small.T @ self.weighted).reshape(*rows.shape, taps.shape[1])
         by_rows = np.einsum("rik,rk->ri", slope, taps).astype(np.float64)
-        if self.root is not None:
-            by_rows = solve_lower(self.root, by_rows.T).T
+        if self.inverse is not None:
+            by_rows = by_rows @ self.inverse.T
         by_taps = np.einsum("rik,ri->rk", slope, rows).astype(np.float64)
         scale = 1.0 / self.total
         return max(1.0 - kept * scale, 0.0), 2.0 * scale * np.concatenate([by_rows.ravel(), by_taps.ravel()])
@@ -375,14 +380,14 @@ class _Problem:
         """Q S W^T, [R, O]."""
         return cast(Array, (products @ self.weighted.T).astype(np.float64))
 
-    def _columns(self, products: Working, gram: Array, ridge: float) -> Array:
+    def _columns(self, crossing: Array, gram: Array, ridge: float) -> Array:
         """A for products and their moment, [O, R]."""
-        crossing = self._crossing(products)
         for share in (ridge, 1e2 * ridge, 1e4 * ridge):
-            try:
-                return cast(Array, cho_solve(cholesky(_lifted(gram, share)), crossing).T)
-            except np.linalg.LinAlgError:
-                continue  # rounding has left a moment of terms that are nearly alike with negative values
+            with contextlib.suppress(np.linalg.LinAlgError):
+                columns = np.linalg.solve(_lifted(gram, share), crossing).T
+                # More than there is: rounding has left a moment of terms that are nearly alike with negative values.
+                if float(np.sum(columns.T * crossing)) <= 1.001 * self.total:
+                    return cast(Array, columns)
         return cast(Array, np.linalg.lstsq(_lifted(gram, ridge), crossing, rcond=1e-6)[0].T)
 
 

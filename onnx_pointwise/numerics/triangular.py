@@ -7,7 +7,6 @@ with the first Hadamard matrix, not with the package.
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import numpy as np
@@ -54,7 +53,7 @@ def sturdy_cholesky(symmetric: AnyArray) -> AnyArray:
             continue
     values, vectors = np.linalg.eigh(symmetric)
     root = vectors * np.sqrt(np.maximum(values, (1e-4 if coarse else 1e-7) * level))
-    return cast(AnyArray, np.asarray(np.linalg.qr(root.T, mode="r")).T)
+    return np.asarray(np.linalg.qr(root.T, mode="r")).T
 
 
 def cho_solve(lower: AnyArray, right: AnyArray) -> AnyArray:

@@ -3,7 +3,8 @@
 A quantised network rounds every feature map to a step s, the range of them all by 255: noise of variance s^2 / 12 in
 each number. What crosses between two new convolutions, z, is rounded though the untouched network has nothing there,
 and the second convolution K adds that up: of the energy E that the site's outputs have, in the norm of `outputs`, the
-share (s^2 / 12) |K|^2 / E is lost beside what the rank loses. The bases are chosen so that it is small (`basis`), and
+share (s^2 / 12) |K|^2 / E is lost beside what the rank loses. Where three take its place, as in `depthwise`, that
+happens twice, and K is all that is behind. The bases are chosen so that it is small (`basis`), and
 it changes little over the rank; so ranges are measured with the factors that sensitivities are tried with, and taken
 between them.
 """
@@ -19,7 +20,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import Choice, Replacement, Site, node_attributes, pieces
-from onnx_pointwise.numerics import Form, Norm, OutputNorm, in_order, workers
+from onnx_pointwise.numerics import (
+    TRIAL_SWEEPS,
+    Factors,
+    Form,
+    Norm,
+    OutputNorm,
+    even_terms,
+    factorize,
+    in_order,
+    workers,
+)
 from onnx_pointwise.runtime import Piece, without_shapes
 from onnx_pointwise.study.collect import Seen
 
@@ -28,6 +39,9 @@ Array = NDArray[Any]
 _LEVELS = 255
 # Examples that ranges are taken from, at most.
 _EXAMPLES = 16
+# Rank that ranges of `depthwise` are measured at, as a share of the one that costs what the site does.
+_SHARE = 0.4
+_ENDS = ("ReduceMin", "ReduceMax")
 
 
 @dataclass(frozen=True)
@@ -96,15 +110,39 @@ def roundings(
             factors = weights.factors
             assert factors.form != "dense", "what is tried is split"
             assert isinstance(factors.rank, int), "forms of one rank are tried"
-            step = ranges[site.name, number] / _LEVELS
-            last = factors.pieces[1].astype(np.float64)
-            turned = last if (norm := norms.get(site.name)) is None else norm.turn(last)
-            lost = step**2 / 12.0 * float(np.sum(turned * turned)) / energy if energy > 0.0 else 0.0
-            found.setdefault(factors.form, []).append((factors.rank, lost))
+            steps = [width / _LEVELS for width in ranges[site.name, number]]
+            behind = zip(steps, _behind(factors, norms.get(site.name)), strict=True)
+            added = sum(step**2 / 12.0 * squares for step, squares in behind)
+            found.setdefault(factors.form, []).append((factors.rank, added / energy if energy > 0.0 else 0.0))
         return Rounding({form: tuple(sorted(points)) for form, points in found.items()})
 
     wanted = [site for site in sites if tried.get(site.name)]
     return dict(zip((site.name for site in wanted), in_order(look, wanted, workers(threads)), strict=True))
+
+
+def depthwise_trial(site: Site, seen: Seen, outputs: OutputNorm | None) -> Replacement:
+    """Weights of `depthwise` to measure ranges with: its sensitivity needs none, since its curve comes from fits."""
+    even = even_terms(site.in_channels, site.out_channels, site.taps)
+    factors = factorize(
+        site.weights()[0].astype(site.dtype),
+        "depthwise",
+        max(1, round(_SHARE * even)),
+        second_moment=seen.part.covariance,
+        outputs=outputs,
+        sweeps=TRIAL_SWEEPS,
+    )
+    return Replacement(factors, None)
+
+
+def _behind(factors: Factors, outputs: OutputNorm | None) -> list[float]:
+    """Sum of the squares of all that is behind each crossing, in the norm of the outputs."""
+    last = factors.pieces[-1].astype(np.float64)
+    turned = last if outputs is None else outputs.turn(last)
+    columns = np.sum(turned * turned, axis=(0, *range(2, turned.ndim)))
+    if factors.form != "depthwise":
+        return [float(columns.sum())]
+    taps = factors.kernel.reshape(len(columns), -1).astype(np.float64)
+    return [float(columns @ np.sum(taps * taps, axis=1)), float(columns.sum())]
 
 
 def _energy(site: Site, seen: Seen, outputs: OutputNorm | None) -> float:
@@ -125,11 +163,11 @@ def _ranges(
     inputs: Mapping[str, Array],
     batch: int,
     threads: int | None,
-) -> dict[tuple[str, int], float]:
-    """Range of what crosses, zero included, by site and number of what was tried."""
+) -> dict[tuple[str, int], list[float]]:
+    """Range of what crosses at each place, zero included, by site and number of what was tried."""
     copy = without_shapes(model.clone())
     values = ir.convenience.create_value_mapping(copy.graph, include_subgraphs=False)
-    ends: dict[tuple[str, int], tuple[str, str]] = {}
+    ends: dict[tuple[str, int], list[tuple[str, str]]] = {}
     for site in sites:
         for number, weights in enumerate(tried.get(site.name, ())):
             ends[site.name, number] = _watched(
@@ -137,7 +175,7 @@ def _ranges(
             )
     if not ends:
         return {}
-    names = [name for pair in ends.values() for name in pair]
+    names = [name for pairs in ends.values() for pair in pairs for name in pair]
     piece = Piece(copy, list(inputs), names, threads=threads)
     count = min(len(next(iter(inputs.values()))), max(batch, _EXAMPLES // batch * batch))
     found: dict[str, list[float]] = {name: [0.0] for name in names}
@@ -145,24 +183,28 @@ def _ranges(
         feeds = {name: array[start : start + batch] for name, array in inputs.items()}
         for name, value in zip(names, piece.run(feeds), strict=True):
             found[name].append(float(value))
-    return {key: max(found[high]) - min(found[low]) for key, (low, high) in ends.items()}
+    return {key: [max(found[high]) - min(found[low]) for low, high in pairs] for key, pairs in ends.items()}
 
 
-def _watched(model: ir.Model, site: Site, weights: Replacement, source: ir.Value, name: str) -> tuple[str, str]:
-    """Add the first of the new convolutions beside a site; gives the names of its least and its largest output."""
-    first = pieces(site, weights.factors.form, weights.factors.rank)[0]
-    kernel = weights.factors.pieces[0]
-    stored = np.ascontiguousarray((site.stored(kernel) if first.axes else kernel).astype(site.dtype))
-    tensor = ir.tensor(stored, name=f"{name}/weight")
-    weight = ir.Value(name=tensor.name, shape=ir.Shape(stored.shape), type=ir.TensorType(tensor.dtype))
-    weight.const_value = tensor
-    model.graph.register_initializer(weight)
-    crossing = ir.Value(name=f"{name}/z", type=ir.TensorType(tensor.dtype))
-    nodes = [ir.Node("", first.op_type, [source, weight], node_attributes(first), outputs=[crossing], name=name)]
-    ends = []
-    for kind in ("ReduceMin", "ReduceMax"):
-        end = ir.Value(name=f"{name}/{kind}", type=ir.TensorType(tensor.dtype))
-        nodes.append(ir.Node("", kind, [crossing], [ir.AttrInt64("keepdims", 0)], outputs=[end], name=str(end.name)))
-        ends.append(str(end.name))
-    model.graph.extend(nodes)
-    return ends[0], ends[1]
+def _watched(model: ir.Model, site: Site, weights: Replacement, source: ir.Value, name: str) -> list[tuple[str, str]]:
+    """Add all new convolutions but the last beside a site; gives the names of the least and largest each puts out."""
+    parts = pieces(site, weights.factors.form, weights.factors.rank)
+    ends: list[tuple[str, str]] = []
+    for number, (part, kernel) in enumerate(zip(parts[:-1], weights.factors.pieces, strict=False)):
+        laid_out = site.stored(kernel, depthwise=part.group > 1) if part.axes else kernel
+        stored = np.ascontiguousarray(laid_out.astype(site.dtype))
+        tensor = ir.tensor(stored, name=f"{name}/weight{number}")
+        weight = ir.Value(name=tensor.name, shape=ir.Shape(stored.shape), type=ir.TensorType(tensor.dtype))
+        weight.const_value = tensor
+        model.graph.register_initializer(weight)
+        crossing = ir.Value(name=f"{name}/z{number}", type=ir.TensorType(tensor.dtype))
+        made = f"{name}/{number}"
+        nodes = [ir.Node("", part.op_type, [source, weight], node_attributes(part), outputs=[crossing], name=made)]
+        low, high = (ir.Value(name=f"{made}/{kind}", type=crossing.type) for kind in _ENDS)
+        for kind, end in zip(_ENDS, (low, high), strict=True):
+            keep = ir.AttrInt64("keepdims", 0)
+            nodes.append(ir.Node("", kind, [crossing], [keep], outputs=[end], name=str(end.name)))
+        model.graph.extend(nodes)
+        ends.append((str(low.name), str(high.name)))
+        source = crossing
+    return ends

@@ -57,8 +57,8 @@ class Sensitivity:
     def errors(self, form: Form, bounds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Estimate the error that `factorize` reaches from what `error_curve` gives.
 
-        The curve is an upper bound for all forms but `expand` and `depthwise`; how far below it the alternation gets is interpolated
-        between the measured ranks, those of the form itself or, where it was not tried, of `reduce`.
+        The curve is an upper bound for all forms but `expand` and `depthwise`; how far below it the alternation gets is
+        interpolated between the measured ranks, those of the form itself or, where it was not tried, of `reduce`.
         """
         if form == "depthwise":
             return bounds  # a curve through fits is what they reach

@@ -32,7 +32,7 @@ from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
 from onnx_pointwise.study.heads import Heads, find_heads
 from onnx_pointwise.study.outlook import outlooks
 from onnx_pointwise.study.overflow import overflowing
-from onnx_pointwise.study.rounding import Rounding, roundings
+from onnx_pointwise.study.rounding import Rounding, depthwise_trial, roundings
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
 from onnx_pointwise.study.shares import shares, some_parts
 from onnx_pointwise.study.slopes import Slopes
@@ -362,6 +362,10 @@ def _rounded(
     tried = {name: one.tried for name, one in found.items()}
     rounded: Mapping[str, Rounding] = {}
     if inputs:
+        for site in sites:
+            if "depthwise" in found[site.name].curves:
+                made = depthwise_trial(site, moments[site.name], norms.get(site.name))
+                tried[site.name] = (*tried[site.name], made)
         rounded = roundings(shapes.model, sites, tried, moments, norms, inputs, batch=batch, threads=effort.threads)
     return {name: replace(one, tried=(), rounding=rounded.get(name)) for name, one in found.items()}
 

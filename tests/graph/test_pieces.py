@@ -163,7 +163,7 @@ def test_a_1x1_kernel_keeps_its_one_form() -> None:
     assert competing(site, FORMS) == ("expand",)
     assert competing(site, (*SPATIAL, "reduce")) == ("reduce",)
     assert competing(site, (*SPATIAL, "depthwise")) == ()
-    with pytest.raises(PlanError, match="'conv' cannot be rewritten as depthwise.*a kernel of 1x1"):
+    with pytest.raises(PlanError, match=r"'conv' cannot be rewritten as depthwise.*a kernel of 1x1"):
         BottleneckPass(Plan({"conv": Choice("depthwise", 2)}))(load(conv_model(normal(6, 5, 1, 1), [9, 9])))
 
 

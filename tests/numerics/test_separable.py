@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnx_pointwise.errors import PlanError
 from onnx_pointwise.numerics.factorize import METHODS, compose, error_curve, factorize, relative_error
 from onnx_pointwise.numerics.forms import most_terms
 from onnx_pointwise.numerics.heldout import held_curves
@@ -19,7 +20,9 @@ from onnx_pointwise.numerics.separable import Terms, _Problem, separated, term_c
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=40)
 SEED = st.integers(0, 2**32 - 1)
-SHAPES = st.sampled_from([(1, 1, 3), (5, 4, 3), (8, 6, 3, 3), (6, 9, 1, 5), (4, 16, 2, 2), (12, 2, 3, 3), (5, 6, 2, 3, 2)])
+SHAPES = st.sampled_from(
+    [(1, 1, 3), (5, 4, 3), (8, 6, 3, 3), (6, 9, 1, 5), (4, 16, 2, 2), (12, 2, 3, 3), (5, 6, 2, 3, 2)]
+)
 MOMENT = st.sampled_from(["none", "channels", "patches"])
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32), np.dtype(np.float64)]
 
@@ -68,7 +71,9 @@ def test_pieces_and_their_scale(seed, shape, kind, method, part, dtype):
     assert (factors.form, factors.rank) == ("depthwise", rank)
     before, taps, after = factors.pieces
     ones = (1,) * (len(shape) - 2)
-    assert (before.shape, taps.shape, after.shape) == ((rank, shape[1], *ones), (rank, 1, *shape[2:]), (shape[0], rank, *ones))
+    assert before.shape == (rank, shape[1], *ones)
+    assert taps.shape == (rank, 1, *shape[2:])
+    assert after.shape == (shape[0], rank, *ones)
     assert {piece.dtype for piece in factors.pieces} == {dtype}
     rough = 60 * float(ml_dtypes.finfo(dtype).eps)
     rows = factors.before.astype(np.float64)
@@ -173,3 +178,10 @@ def test_a_kernel_that_is_zero_is_made_of_nothing():
     factors = factorize(np.zeros((4, 5, 3, 3), np.float32), "depthwise", 3)
     assert not compose(factors).any()
     assert all(np.isfinite(piece).all() for piece in factors.pieces)
+
+
+def test_a_kernel_without_taps_is_no_sum_of_filtered_maps():
+    with pytest.raises(
+        PlanError, match="depthwise filters every feature map on its own, and a kernel of 1x1 filters none"
+    ):
+        factorize(make_kernel(0, (4, 5, 1, 1)), "depthwise", 3)

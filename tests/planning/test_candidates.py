@@ -107,12 +107,15 @@ def test_costs_and_errors_are_those_of_their_choices(site: Site, forms: list[For
 
 
 def test_predicted_errors_hold_for_the_factors() -> None:
-    """The curve of the form with two ranks is an upper bound, the others are met."""
+    """The curve of the form with two ranks is an upper bound, that of sums goes through fits, the others are met."""
     site = make_site(8, 7, 3, 3, correlated=True)
     kernel, _ = site.weights()
     for choice in candidates(site).choices:
         error = factorize(kernel, choice.form, choice.rank).error
         assert choice.error is not None
+        if choice.form == "depthwise":
+            assert error == pytest.approx(choice.error, rel=0.2, abs=0.02)
+            continue
         assert error <= choice.error + 1e-6
         if choice.form != "reduce_expand":
             assert error == pytest.approx(choice.error, rel=1e-3, abs=1e-6)

@@ -46,7 +46,13 @@ def output(model: onnx.ModelProto | Path, images: NDArray[Any]) -> NDArray[Any]:
 def rewritten() -> onnx.ModelProto:
     images = networks.calibration("digits", 64)
     result = onnx_pointwise.rewrite(
-        networks.path("digits"), ratio=0.3, calibration=images, check=False, refit=False, provider="none"
+        networks.path("digits"),
+        ratio=0.3,
+        calibration=images,
+        check=False,
+        refit=False,
+        provider="none",
+        forms=["reduce", "expand", "reduce_expand"],
     )
     return ir.to_proto(result.model)
 

@@ -30,6 +30,7 @@ _COLOURS = {
     "expand": "#0a0b08",
     "vertical": "#0a0b09",
     "horizontal": "#0a0b0a",
+    "depthwise": "#0a0b0b",
 }
 _STYLE = {
     "svg.hashsalt": "onnx_pointwise",
