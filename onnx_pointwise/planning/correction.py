@@ -13,7 +13,7 @@ which moves rank to where they are, and a makes the prediction true. Both come f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -130,16 +130,24 @@ class Corrected:
 
     Attributes:
         rehearsal: Where plans are tried out.
-        correction: What was learned so far.
         predicted: Relative squared drift that the last plan promised, as corrected before it was rehearsed.
         rehearsed: What it had; None where none was rehearsed.
     """
 
     rehearsal: Rehearsal
-    correction: Correction = field(default_factory=Correction)
     predicted: float = 0.0
     rehearsed: float | None = None
+    _correction: Correction = field(default_factory=Correction)
     _observed: list[_Observed] = field(default_factory=list)
+    _unlearned: Callable[[], None] | None = None
+
+    @property
+    def correction(self) -> Correction:
+        """What was learned so far; to part the drift of a plan among its sites takes runs back, so that waits for this."""
+        if self._unlearned is not None:
+            learn, self._unlearned = self._unlearned, None
+            learn()
+        return self._correction
 
     def share_out(
         self, listed: Sequence[Options], limits: Mapping[Resource, float], fixed: Mapping[str, Choice]
@@ -180,30 +188,35 @@ class Corrected:
     def rehearse(
         self, listed: Sequence[Options], chosen: Mapping[str, Choice], fixed: Mapping[str, Choice] | None = None
     ) -> list[float | None]:
-        """Run a plan once and learn from it; gives the relative squared drift at each gauge."""
+        """Run a plan once, to learn from it; gives the relative squared drift at each gauge."""
+        known = self.correction  # of all plans before
         whole = {**(fixed or {}), **chosen}
         drifts = self.rehearsal.drifts(whole)
-        self.rehearsed = self.rehearsal.heads.whole(drifts)
-        shares = self.rehearsal.shares(whole)
-        sites = self._told(listed, chosen, shares)
-        self._observed.append(_Observed(_chosen(listed, chosen), self.rehearsed))
-        scale, bend = fitted([one.sums(sites) for one in self._observed])
-        self.correction = Correction(scale, bend, sites)
+        self.rehearsed = drift = self.rehearsal.heads.whole(drifts)
+
+        def learn() -> None:
+            sites = _told(known, listed, chosen, self.rehearsal.shares(whole))
+            self._observed.append(_Observed(_chosen(listed, chosen), drift))
+            scale, bend = fitted([one.sums(sites) for one in self._observed])
+            self._correction = Correction(scale, bend, sites)
+
+        self._unlearned = learn
         return drifts
 
-    def _told(
-        self, listed: Sequence[Options], chosen: Mapping[str, Choice], shares: Mapping[str, float]
-    ) -> dict[str, Known]:
-        """What is known of sites after a plan in which they added so much to the drift."""
-        now = _chosen([self.correction.of(option) for option in listed], chosen)
-        told = {name: site for name, site in now.items() if name in shares and site[1] > 0.0}
-        expected, added = sum(loss for _, loss, _ in told.values()), sum(max(shares[name], 0.0) for name in told)
-        sites = dict(self.correction.sites)
-        if added > 0.0:
-            for name, (choice, loss, _) in told.items():
-                ratio = max(shares[name], 0.0) / added * expected / loss
-                sites[name] = sites.get(name, Known()).told(choice, ratio)
-        return sites
+
+def _told(
+    before: Correction, listed: Sequence[Options], chosen: Mapping[str, Choice], shares: Mapping[str, float]
+) -> dict[str, Known]:
+    """What is known of sites after a plan in which they added so much to the drift."""
+    now = _chosen([before.of(option) for option in listed], chosen)
+    told = {name: site for name, site in now.items() if name in shares and site[1] > 0.0}
+    expected, added = sum(loss for _, loss, _ in told.values()), sum(max(shares[name], 0.0) for name in told)
+    sites = dict(before.sites)
+    if added > 0.0:
+        for name, (choice, loss, _) in told.items():
+            ratio = max(shares[name], 0.0) / added * expected / loss
+            sites[name] = sites.get(name, Known()).told(choice, ratio)
+    return sites
 
 
 def _chosen(listed: Sequence[Options], chosen: Mapping[str, Choice]) -> dict[str, tuple[Choice, float, float]]:
