@@ -143,7 +143,7 @@ class Corrected:
 
     @property
     def correction(self) -> Correction:
-        """What was learned so far; to part the drift of a plan among its sites takes runs back, so that waits for this."""
+        """What was learned so far; what takes runs back, to part the drift of a plan among its sites, waits for this."""
         if self._unlearned is not None:
             learn, self._unlearned = self._unlearned, None
             learn()
