@@ -321,11 +321,18 @@ class _Problem:
 
         rank, inputs = rows.shape
         steps = min(steps, max(_FEWEST_STEPS, int(_PRODUCTS / self.products(rank))))
+        # With the size of a term in its row, a change of its taps counts that many times as much as one of its row.
+        size = _roots(np.einsum("ri,ri->r", rows, rows))[:, None]
         best: list[Any] = [math.inf, None]
         falls: list[float] = []
 
+        def parted(point: Array) -> tuple[Array, Array]:
+            split = rank * inputs
+            return point[:split].reshape(rank, inputs), point[split:].reshape(taps.shape) / size
+
         def lost(point: Array) -> tuple[float, Array]:
-            value, gradient = self._lost(point[: rank * inputs].reshape(rank, inputs), point[rank * inputs :])
+            value, by_rows, by_taps = self._lost(*parted(point))
+            gradient = np.concatenate([by_rows.ravel(), (by_taps / size).ravel()])
             if value < best[0]:
                 best[:] = value, point.copy()
             return value, gradient
@@ -337,7 +344,7 @@ class _Problem:
             if len(falls) > _PATIENCE and falls[-1 - _PATIENCE] - best[0] < _GAIN * best[0]:
                 raise StopIteration
 
-        point = np.concatenate([rows.ravel(), taps.ravel()])
+        point = np.concatenate([rows.ravel(), (taps * size).ravel()])
         minimize(
             lost,
             point,
@@ -346,13 +353,12 @@ class _Problem:
             callback=after,
             options={"maxiter": steps, "maxfun": steps + 2, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0},
         )
-        found = point if best[1] is None else best[1]
-        return found[: rank * inputs].reshape(rank, inputs), found[rank * inputs :].reshape(taps.shape), float(best[0])
+        return *parted(point if best[1] is None else best[1]), float(best[0])
 
-    def _lost(self, white: Array, point: Array) -> tuple[float, Array]:
-        """Squared error with the ridge, relative to W, and its gradient by white rows and taps."""
+    def _lost(self, white: Array, filters: Array) -> tuple[float, Array, Array]:
+        """Squared error with the ridge, relative to W, and its gradient by white rows and by taps."""
         kind = self.norm.dtype
-        rows, taps = self.plain(white).astype(kind), point.reshape(len(white), -1).astype(kind)
+        rows, taps = self.plain(white).astype(kind), filters.astype(kind)
         products, weighted, gram = self._products(rows, taps)
         crossing = self._crossing(products)
         columns = self._columns(crossing, gram, _RIDGE)
@@ -365,8 +371,8 @@ class _Problem:
         if self.inverse is not None:
             by_rows = by_rows @ self.inverse.T
         by_taps = np.einsum("rik,ri->rk", slope, rows).astype(np.float64)
-        scale = 1.0 / self.total
-        return max(1.0 - kept * scale, 0.0), 2.0 * scale * np.concatenate([by_rows.ravel(), by_taps.ravel()])
+        scale = 2.0 / self.total
+        return max(1.0 - kept / self.total, 0.0), scale * by_rows, scale * by_taps
 
     def _products(self, rows: Working, taps: Working) -> tuple[Working, Working, Array]:
         """Q and Q S, [R, I*K], and Q S Q^T."""

@@ -143,7 +143,7 @@ class Corrected:
 
     @property
     def correction(self) -> Correction:
-        """What was learned so far; what takes runs back, to part the drift of a plan among its sites, waits for this."""
+        """What was learned so far; parting the drift of a plan among its sites, which takes runs back, waits for it."""
         if self._unlearned is not None:
             learn, self._unlearned = self._unlearned, None
             learn()

@@ -120,15 +120,16 @@ def test_the_gradient_is_that_of_the_error(seed, shape, kind):
     moment = make_moment(kind, seed, shape)
     problem = _Problem.of(kernel.reshape(*shape[:2], taps), Norm.of(moment, shape[1], taps))
     rows, filters = problem.start(6)
-    value, slope = problem._lost(rows, filters.ravel())
-    way = np.random.default_rng(seed).standard_normal(len(slope))
-    step = 1e-5 * way
+    value, by_rows, by_taps = problem._lost(rows, filters)
+    rng = np.random.default_rng(seed)
+    ways = rng.standard_normal(rows.shape), rng.standard_normal(filters.shape)
 
-    def at(moved: np.ndarray) -> float:
-        return problem._lost(rows + moved[: rows.size].reshape(rows.shape), filters.ravel() + moved[rows.size :])[0]
+    def at(step: float) -> float:
+        return problem._lost(rows + step * ways[0], filters + step * ways[1])[0]
 
     assert 0.0 < value < 1.0
-    assert (at(step) - at(-step)) / 2e-5 == pytest.approx(float(slope @ way), rel=1e-3, abs=1e-6)
+    slope = float(np.vdot(by_rows, ways[0]) + np.vdot(by_taps, ways[1]))
+    assert (at(1e-5) - at(-1e-5)) / 2e-5 == pytest.approx(slope, rel=1e-3, abs=1e-6)
 
 
 @CHECKED
