@@ -57,7 +57,7 @@ _KEPT_BYTES = 2**27
 # what a refit learns from too few goes into all sites behind. At patches of 576 numbers a denoiser of twenty layers
 # drifted 10 % further with 24,000 than with 60,000, and a U-Net 2 % further with these than with 150,000.
 _PATCHES = 2.5
-_PRODUCTS = 5e10
+_PRODUCTS = 2e10
 # One example in so many is held back for the choice of the ridge.
 _HELD_BACK = 4
 # How far ahead in the graph to look for sites that can be refitted beside others, and the most under way.
