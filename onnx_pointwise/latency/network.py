@@ -37,7 +37,7 @@ from onnx_pointwise.latency.cache import LatencyCache
 from onnx_pointwise.latency.clock import place
 from onnx_pointwise.latency.keeping import kept
 from onnx_pointwise.latency.kernels import TOLERANCE, SiteLatency, site_latencies
-from onnx_pointwise.numerics import FORMS, Factors, Form, Rank
+from onnx_pointwise.numerics import FORMS, Factors, Form, Rank, whole
 from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.runtime import (
     NOISY,
@@ -186,6 +186,11 @@ class NetworkLatency:
                 found[name] = Choice(*site.choices[nearest])
         return found
 
+    @property
+    def bias_is_free(self) -> bool:
+        """Whether a convolution takes no longer with a bias; where it is added by a kernel of its own it does."""
+        return is_cpu(self.provider)
+
     def time(self, plan: Plan) -> Timing:
         """Time the network rewritten by a plan, stand-ins for its weights in place, against the untouched one.
 
@@ -195,7 +200,7 @@ class NetworkLatency:
             ProviderError: The provider cannot run it.
         """
         choices = [(name, choice.form, choice.rank) for name, choice in plan.choices.items()]
-        key = f"{_network_key(self)} ratio {choices}"
+        key = f"{_network_key(self)} ratio {choices} {plan.corrected}"
         try:
             known = kept(self.cache, key, lambda: self._timed(plan))
         except ModelError:
@@ -213,6 +218,10 @@ class NetworkLatency:
             name: _stand_in(sites[name], choice) if self.inputs is None else replacement(sites[name], choice, "svd")
             for name, choice in plan.choices.items()
         }
+        # A refit gives every convolution that it takes a bias, and on some providers that is a kernel more.
+        bare = [name for name in plan.corrected if not sites[name].has_bias]
+        weights |= {name: Replacement(whole(sites[name].weights()[0]), None) for name in bare}
+        weights = {name: _biased(sites[name], one) for name, one in weights.items()}
         BottleneckPass(plan, weights)(rewritten)
         after = _deployed(rewritten, self.shapes, self.deployment, self.inputs)
         told: list[Any] = []
@@ -401,12 +410,16 @@ def _stand_in(site: Site, choice: Choice) -> Replacement:
     made = [
         (rng.standard_normal(size) / math.sqrt(math.prod(size[1:]))).astype(site.dtype)
         for piece in pieces(site, choice.form, choice.rank)
-        for size in [(piece.out_channels, piece.in_channels, *piece.size)]
+        for size in [(piece.out_channels, piece.in_channels // piece.group, *piece.size)]
     ]
     before = None if choice.form == "expand" else made.pop(0)
     kernel, *after = made
-    bias = np.zeros(site.out_channels) if site.has_bias else None
-    return Replacement(Factors(choice.form, choice.rank, before, kernel, after[0] if after else None, 0.0), bias)
+    return Replacement(Factors(choice.form, choice.rank, before, kernel, after[0] if after else None, 0.0), None)
+
+
+def _biased(site: Site, weights: Replacement) -> Replacement:
+    """The same with a bias, as a refit leaves it."""
+    return weights if weights.bias is not None else replace(weights, bias=np.zeros(site.out_channels))
 
 
 @dataclass(frozen=True)

@@ -238,15 +238,20 @@ def plan_of(
         {name: chosen[name] for name in order if name in chosen},
         {name: refusals[name] for name in order if name in refusals},
         method,
-        corrected=_corrected(sites, chosen, refusals),
+        corrected=_corrected(sites, chosen, refusals, free_bias=timed is None or timed.bias_is_free),
     )
 
 
-def _corrected(sites: Sequence[Site], chosen: Mapping[str, Choice], refusals: Mapping[str, Refusal]) -> tuple[str, ...]:
-    """Sites that stay whole and may have other weights: all but those that were excluded, where any is rewritten."""
+def _corrected(
+    sites: Sequence[Site], chosen: Mapping[str, Choice], refusals: Mapping[str, Refusal], *, free_bias: bool
+) -> tuple[str, ...]:
+    """Sites that stay whole and may have other weights: all but those that were excluded, where any is rewritten.
+
+    Nor those without a bias where one is not free: it comes with the weights.
+    """
     if not chosen:
         return ()
-    whole = [site for site in sites if site.rewritable and site.name not in chosen]
+    whole = [site for site in sites if site.rewritable and site.name not in chosen and (free_bias or site.has_bias)]
     return tuple(site.name for site in whole if refusals[site.name].code != "excluded")
 
 

@@ -156,14 +156,41 @@ def test_ranks_asked_for_by_name_are_measured_whatever_they_take(monkeypatch: py
         found.seconds(name, Choice("expand", 30))
 
 
-@pytest.mark.parametrize("form", SPATIAL)
-def test_networks_in_spatial_forms_are_timed(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", [*SPATIAL, "depthwise"])
+def test_networks_in_forms_of_their_own_are_timed(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands in for factors still to be computed runs, and takes what its pieces take."""
     install(monkeypatch, 8)
+    timed: list[Any] = []
+    plain = network_module.compare
+    monkeypatch.setattr(network_module, "compare", lambda *given, **rest: timed.append(1) or plain(*given, **rest))
     _, found = study(chain(), forms=[form])
-    plan = Plan({name: Choice(form, 16) for name in found.sites})
+    plan = Plan({name: Choice(*site.choices[-1]) for name, site in found.sites.items()})
     assert {kind for site in found.sites.values() for kind, _ in site.choices} == {form}
+    before = len(timed)
     assert found.predict(plan.choices) == pytest.approx(found.time(plan).ratio)
+    assert len(timed) > before, "where it does not run, its sites stand for it"
+
+
+def test_it_is_timed_with_the_biases_that_a_refit_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 8)
+    seen: list[ir.Model] = []
+    plain = network_module.compare
+
+    def watched(before: ir.Model, after: ir.Model, **rest: Any) -> Any:
+        seen.append(after)
+        return plain(before, after, **rest)
+
+    monkeypatch.setattr(network_module, "compare", watched)
+    model = chain()
+    for node in model.graph:
+        if node.op_type == "Conv":
+            node.resize_inputs(2)
+    _, found = study(model)
+    first, *others = found.sites
+    seen.clear()
+    found.time(Plan({first: Choice("reduce", 16)}, corrected=tuple(others)))
+    biased = [len(node.inputs) for node in seen[0].graph if node.op_type == "Conv"]
+    assert sorted(biased) == [2] + [3] * len(found.sites), "but for the 1x1 in front"
 
 
 @pytest.mark.parametrize("seed", [3, 12])

@@ -15,6 +15,7 @@ from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph.cost import ModelCost, dense_cost, model_cost
 from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import Site, find_sites
+from onnx_pointwise.planning import budget as budget_module
 from onnx_pointwise.planning.budget import Budget, choose, hand_made, options_of, settle
 from onnx_pointwise.runtime.shape_inference import resolve
 
@@ -189,3 +190,11 @@ def test_ranks_by_hand_are_read_by_form() -> None:
         hand_made({"a": 4}, ["reduce_expand"])
     with pytest.raises(PlanError, match="rank of at least 1"):
         hand_made({"a": 0}, ["reduce"])
+
+
+def test_whole_convolutions_get_no_bias_where_it_costs_a_kernel() -> None:
+    sites, _, plan = plan_of(chain([16, 16, 16, 16]), Budget({"conv1": Choice("expand", 5)}))
+    bare = [site.name for site in sites if not site.has_bias]
+    assert bare and set(bare) - {"conv1"} <= set(plan.corrected)
+    left = budget_module._corrected(sites, plan.choices, plan.refusals, free_bias=False)
+    assert left == tuple(name for name in plan.corrected if name not in bare)
