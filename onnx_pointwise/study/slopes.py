@@ -77,7 +77,7 @@ class Slopes:
         count = len(next(iter(inputs.values())))
         # Whatever sites are asked for: what comes out must not depend on how the examples are cut.
         self._probes = max(1, min(_MOST_PROBES, -(-_PROBES // min(count, _EXAMPLES))))
-        size = batch or affordable(shapes, sites, count, self._probes, 3 * memory // 8)  # the rest is moments
+        size = batch or affordable(shapes, sites, count, self._probes, memory // 4)  # the rest is moments
         self._parts = [{name: array[k : k + size] for name, array in inputs.items()} for k in range(0, count, size)]
         self._starts = range(0, count, size)
         keep = list(dict.fromkeys(name for site in sites for name in (site.source, str(site.output.name))))
