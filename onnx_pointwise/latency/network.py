@@ -142,7 +142,7 @@ class NetworkLatency:
         if choice is None:
             return self.inside[name]
         site = self.sites[name]
-        added = 2 if choice.form == "reduce_expand" else 1
+        added = 2 if choice.form in ("reduce_expand", "depthwise") else 1  # kernels to start
         return self.inside[name] * site.of(choice.form, choice.rank) / site.dense + added * self.between
 
     def measured(self) -> dict[str, Measured]:

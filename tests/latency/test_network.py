@@ -15,6 +15,7 @@ import pytest
 from onnx_pointwise.deploying import Deployment
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph.model_io import load
+from onnx_pointwise.graph.pieces import pieces
 from onnx_pointwise.graph.plan import Choice, Plan
 from onnx_pointwise.graph.sites import Site, find_sites
 from onnx_pointwise.latency import network as network_module
@@ -169,6 +170,17 @@ def test_networks_in_forms_of_their_own_are_timed(form: Form, monkeypatch: pytes
     before = len(timed)
     assert found.predict(plan.choices) == pytest.approx(found.time(plan).ratio)
     assert len(timed) > before, "where it does not run, its sites stand for it"
+
+
+@pytest.mark.parametrize("form", ["reduce", "vertical", "reduce_expand", "depthwise"])
+def test_every_kernel_that_a_form_adds_has_to_be_started(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, 8)
+    sites, found = study(chain(), forms=[form])
+    apart, together = replace(found, between=1e-3), replace(found, between=0.0)
+    site = next(site for site in sites if found.sites[site.name].choices)
+    choice = Choice(*found.sites[site.name].choices[0])
+    more = apart.seconds(site.name, choice) - together.seconds(site.name, choice)
+    assert more == pytest.approx(1e-3 * (len(pieces(site, choice.form, choice.rank)) - 1))
 
 
 def test_it_is_timed_with_the_biases_that_a_refit_adds(monkeypatch: pytest.MonkeyPatch) -> None:
