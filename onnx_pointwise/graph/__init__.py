@@ -34,7 +34,7 @@ from onnx_pointwise.graph.model_io import (
 )
 from onnx_pointwise.graph.naming import GAP, full_name
 from onnx_pointwise.graph.noise import random_nodes, still, stilled
-from onnx_pointwise.graph.pieces import ConvPiece, pieces, takes, whole
+from onnx_pointwise.graph.pieces import ConvPiece, laid_out, pieces, takes, whole
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
 from onnx_pointwise.graph.shapes import (
     ASSUMED_SIZES,
@@ -83,6 +83,7 @@ __all__ = [
     "full_name",
     "holds_map",
     "inlined",
+    "laid_out",
     "load",
     "make_choice",
     "model_bytes",

@@ -1,8 +1,8 @@
 """Two 1x1 convolutions with nothing between them are one.
 
-U . x + b followed by P . y is (P U) . x + P b. This happens where a site of the form ``expand`` is read by nothing but
-a site of the form ``reduce``, with no activation between them. The merged one puts out what P did, so zeros that the
-next kernel pads with stay where they were.
+U . x + b followed by P . y is (P U) . x + P b. This happens where a site with a 1x1 behind its kernel is read by
+nothing but a site with one in front, with no activation between them. The merged one puts out what P did, so zeros that
+the next kernel pads with stay where they were.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from onnx_pointwise.graph.shapes import Shape
 from onnx_pointwise.graph.sites import Site
@@ -119,6 +121,11 @@ def pieces(site: Site, form: Form | Literal["dense"], rank: Rank) -> tuple[ConvP
     if form in _BEHIND:
         made.append(_piece(site, site.out_channels, outputs, (), site.out_size))
     return tuple(made)
+
+
+def laid_out(site: Site, piece: ConvPiece, kernel: NDArray[Any]) -> NDArray[Any]:
+    """Turn the kernel [out, in, *k] of a piece into what its operator takes."""
+    return site.stored(kernel, depthwise=piece.group > 1) if piece.axes else kernel
 
 
 def _piece(site: Site, outputs: int, inputs: int, axes: Sequence[int], in_size: Shape, group: int = 1) -> ConvPiece:

@@ -27,7 +27,7 @@ from onnx_pointwise.errors import PlanError
 from onnx_pointwise.graph.constants import constant
 from onnx_pointwise.graph.merge import merge_pointwise
 from onnx_pointwise.graph.model_io import named_no_more
-from onnx_pointwise.graph.pieces import ConvPiece, pieces
+from onnx_pointwise.graph.pieces import ConvPiece, laid_out, pieces
 from onnx_pointwise.graph.plan import Choice, Plan, require_sites
 from onnx_pointwise.graph.sites import Site, find_sites, nodes_with_scope
 from onnx_pointwise.numerics import SPATIAL, Factors, Method, compose, factorize
@@ -63,10 +63,11 @@ def replacement(site: Site, choice: Choice, method: Method) -> Replacement:
 class BottleneckPass(ir.passes.InPlacePass):
     """Apply a plan to a model, in place.
 
-    The kxk convolution (of a spatial form the second piece) keeps its node name, attributes, metadata and doc string,
-    and the last piece of a site keeps the name and the consumers of the value that the site produced. Inserted 1x1
-    convolutions that follow one another directly become one, see ``merge``. New names derive from the site's name and
-    never collide. Inputs, outputs, dynamic dimensions, operator sets and the IR version stay as they are.
+    The kxk convolution (of a spatial form the second piece) keeps its node name, metadata, doc string and, as far as it
+    does what the site did, attributes; the last piece of a site keeps the name and the consumers of the value that the
+    site produced. Inserted 1x1 convolutions that follow one another directly become one, see ``merge``. New names
+    derive from the site's name and never collide. Inputs, outputs, dynamic dimensions, operator sets and the IR version
+    stay as they are.
 
     Args:
         plan: What to rewrite.
@@ -145,12 +146,8 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
             home.inputs.append(value)
         return value
 
-    def laid_out(number: int) -> NDArray[Any]:
-        part = parts[number]
-        return site.stored(kernels[number], depthwise=part.group > 1) if part.axes else kernels[number]
-
     def beside(source: ir.Value | None, number: int, bias: ir.Value | None, suffix: str) -> ir.Node:
-        weight = stored(laid_out(number), f"{site.name}_{suffix}_weight")
+        weight = stored(laid_out(site, parts[number], kernels[number]), f"{site.name}_{suffix}_weight")
         made = ir.Node(
             "",
             parts[number].op_type,
@@ -175,7 +172,7 @@ def _rewrite_site(model: ir.Model, site: Site, weights: Replacement, names: _Nam
         if spatial or parts[middle].group > 1:
             node.attributes.update({item.name: item for item in node_attributes(parts[middle])})
     node.resize_inputs(2 if factors.after is not None or bias is None else 3)
-    node.replace_input_with(1, stored(laid_out(middle), f"{site.name}_weight"))
+    node.replace_input_with(1, stored(laid_out(site, parts[middle], kernels[middle]), f"{site.name}_weight"))
     produced = node.outputs[0]
     if factors.after is not None:
         last = beside(produced, middle + 1, bias, "expand")

@@ -59,6 +59,7 @@ class SitePiece:
         kernel: Size of its kernel.
         in_channels: Feature maps in.
         out_channels: Feature maps out.
+        group: Groups: as many as there are feature maps in a depthwise one.
         strides: Strides.
         out_size: Spatial size of its output; empty where unknown.
         macs: Multiply-accumulates of one run; ``None`` where the size is unknown.
@@ -68,6 +69,7 @@ class SitePiece:
     kernel: Shape
     in_channels: int
     out_channels: int
+    group: int
     strides: Shape
     out_size: Shape
     macs: int | None
@@ -86,6 +88,7 @@ def pieces_of(site: Site, choice: Choice) -> tuple[SitePiece, ...]:
             kernel=piece.size,
             in_channels=piece.in_channels,
             out_channels=piece.out_channels,
+            group=piece.group,
             strides=piece.strides,
             out_size=piece.out_size,
             macs=site.batch * piece.macs if piece.out_size else None,

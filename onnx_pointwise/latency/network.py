@@ -418,8 +418,9 @@ def _stand_in(site: Site, choice: Choice) -> Replacement:
 
 
 def _biased(site: Site, weights: Replacement) -> Replacement:
-    """The same with a bias, as a refit leaves it."""
-    return weights if weights.bias is not None else replace(weights, bias=np.zeros(site.out_channels))
+    """The same with a bias, which a refit gives to what has none."""
+    kept = weights.bias is not None or (site.has_bias and not site.folds)
+    return weights if kept else replace(weights, bias=np.zeros(site.out_channels))
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def is_exact(form: Form, rank: Rank, inputs: int, outputs: int, size: Sequence[i
         rank: As in `factorize`.
         inputs: Feature maps in, I.
         outputs: Feature maps out, O.
-        size: Size of the kernel, k; the spatial forms need it.
+        size: Size of the kernel, k; the spatial forms and `depthwise` need it.
 
     Raises:
         PlanError: The rank does not fit the form, or the form does not fit the kernel.
@@ -393,12 +393,23 @@ def _require_alike(start: Factors, form: Form, rank: Rank, kernel: tuple[int, ..
     Raises:
         PlanError: They are not.
     """
-    made = tuple(compose(start).shape)
-    if (start.form, start.rank, made) != (form, rank, kernel):
+    made = _shape_made(start)
+    alike = start.form == form and _ranks(form, start.rank) == _ranks(form, rank)
+    if not alike or made != kernel:
         raise PlanError(
             f"the factors to start from are {start.form} at rank {start.rank} of a kernel {made}, not {form} at rank "
             f"{rank} of one {kernel}"
         )
+
+
+def _shape_made(factors: Factors) -> tuple[int, ...]:
+    """Shape of the kernel that factors make, [O, I, *k]."""
+    before, size = factors.before, factors.kernel.shape[2:]
+    if before is not None and before.ndim > 2:
+        size = tuple(map(max, size, before.shape[2:]))
+    first = factors.kernel if before is None else before
+    last = factors.kernel if factors.after is None else factors.after
+    return (len(last), first.shape[1], *size)
 
 
 def _cuts(r_in: int, r_out: int, inputs: int, outputs: int) -> tuple[bool, bool]:

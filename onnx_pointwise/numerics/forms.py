@@ -164,8 +164,8 @@ def full_rank(form: Form, inputs: int, outputs: int, size: Sequence[int]) -> tup
     Raises:
         PlanError: The kernel cannot be rewritten in this form.
     """
+    view = view_of(form, size)
     if form in SPATIAL:
-        view = view_of(form, size)
         return (min(inputs * view.channels, outputs * view.taps),)
     if form == "depthwise":
         return (most_terms(inputs, outputs, math.prod(size)),)

@@ -57,14 +57,18 @@ def held_curves(
     for view in views:  # one after the other: each takes several matrices of the size of a moment
         lost[view], nested[view] = _in_front(view.of_kernel(plain), norm.seen(view), held.seen(view))
     promised = error_curves(kernel, [form for form in wanted if form != "depthwise"], norm, nested)
-    curves: dict[Form, Array] = {}
+    fitted: Array | None = None
     if "depthwise" in wanted:
-        promised["depthwise"], curves["depthwise"] = term_curves(flat, norm, held)
+        promised["depthwise"], fitted = term_curves(flat, norm, held)
     total = float(np.vdot(flat, held.apply(flat)))
     if total <= 0.0:
         return promised, promised
+    curves: dict[Form, Array] = {}
     for form in wanted:
-        if form == "expand":
+        if form == "depthwise":
+            assert fitted is not None
+            curves[form] = fitted
+        elif form == "expand":
             curves[form] = _falling(_behind(flat, norm, held) / total)
         elif form in nesting and form != "reduce_expand":
             full = full_rank(form, kernel.shape[1], len(kernel), size)[0]

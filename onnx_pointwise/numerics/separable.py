@@ -100,10 +100,10 @@ def separated(weights: Array, norm: Norm, rank: int, *, steps: int, start: Terms
     """
     if rank >= most_terms(weights.shape[1], len(weights), weights.shape[2]):
         return _evened(_exact(weights, rank), norm)
-    if not weights.any():
+    problem = _Problem.of(weights, norm)
+    if not problem.total > 0.0:  # all terms are as good where nothing comes out
         some = _drawn(np.random.default_rng(0), rank, weights.shape[1:])
         return _evened(Terms(*some, np.zeros((len(weights), rank))), norm)
-    problem = _Problem.of(weights, norm)
     if start is not None:
         starts = [problem.taken(start)]
     else:
@@ -281,20 +281,14 @@ class _Problem:
             _, size, right = np.linalg.svd(seen @ pattern, full_matrices=False)
             sizes.append(size)
             rows.append(right)
-        each = len(sizes[0])
-        size, which = np.concatenate(sizes), np.repeat(np.arange(taps), each)
-        order = np.argsort(-size, kind="stable")[:rank]
-        rng = np.random.default_rng(0)
-        noise = _drawn(rng, rank, (inputs, taps))
-        made_rows, made_taps = _NOISE * noise[0], _NOISE * noise[1]
-        found = len(order)
-        made_rows[:found] += np.concatenate(rows)[order]
+        size, which = np.concatenate(sizes), np.repeat(np.arange(taps), len(sizes[0]))
+        order = np.argsort(-size, kind="stable")[:rank]  # there are at least as many as make any kernel
+        noise = _drawn(np.random.default_rng(0), rank, (inputs, taps))
         chosen = filters[which[order]]
-        made_taps[:found] += chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
-        made_rows[found:], made_taps[found:] = noise[0][found:], noise[1][found:]
-        scale = np.full(rank, size[order[-1]])
-        scale[:found] = size[order]
-        return made_rows * np.maximum(scale / scale.mean(), 1e-3)[:, None], made_taps
+        chosen = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
+        scale = size[order] / size[order].mean()
+        made = np.concatenate(rows)[order] + _NOISE * noise[0]
+        return made * np.maximum(scale, 1e-3)[:, None], chosen + _NOISE * noise[1]
 
     def _tap_moment(self) -> Array:
         """Moment of the taps where the channels are white, [K, K], with what keeps it regular."""

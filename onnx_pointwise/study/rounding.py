@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import Choice, Replacement, Site, node_attributes, pieces
+from onnx_pointwise.graph import Choice, Replacement, Site, laid_out, node_attributes, pieces
 from onnx_pointwise.numerics import (
     TRIAL_SWEEPS,
     Factors,
@@ -191,8 +191,7 @@ def _watched(model: ir.Model, site: Site, weights: Replacement, source: ir.Value
     parts = pieces(site, weights.factors.form, weights.factors.rank)
     ends: list[tuple[str, str]] = []
     for number, (part, kernel) in enumerate(zip(parts[:-1], weights.factors.pieces, strict=False)):
-        laid_out = site.stored(kernel, depthwise=part.group > 1) if part.axes else kernel
-        stored = np.ascontiguousarray(laid_out.astype(site.dtype))
+        stored = np.ascontiguousarray(laid_out(site, part, kernel).astype(site.dtype))
         tensor = ir.tensor(stored, name=f"{name}/weight{number}")
         weight = ir.Value(name=tensor.name, shape=ir.Shape(stored.shape), type=ir.TensorType(tensor.dtype))
         weight.const_value = tensor

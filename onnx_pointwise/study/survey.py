@@ -362,10 +362,11 @@ def _rounded(
     tried = {name: one.tried for name, one in found.items()}
     rounded: Mapping[str, Rounding] = {}
     if inputs:
-        for site in sites:
-            if "depthwise" in found[site.name].curves:
-                made = depthwise_trial(site, moments[site.name], norms.get(site.name))
-                tried[site.name] = (*tried[site.name], made)
+        more = [site for site in sites if "depthwise" in found[site.name].curves]
+        made = in_order(
+            lambda site: depthwise_trial(site, moments[site.name], norms.get(site.name)), more, workers(effort.threads)
+        )
+        tried |= {site.name: (*tried[site.name], weights) for site, weights in zip(more, made, strict=True)}
         rounded = roundings(shapes.model, sites, tried, moments, norms, inputs, batch=batch, threads=effort.threads)
     return {name: replace(one, tried=(), rounding=rounded.get(name)) for name, one in found.items()}
 

@@ -204,6 +204,14 @@ def test_it_is_timed_with_the_biases_that_a_refit_adds(monkeypatch: pytest.Monke
     biased = [len(node.inputs) for node in seen[0].graph if node.op_type == "Conv"]
     assert sorted(biased) == [2] + [3] * len(found.sites), "but for the 1x1 in front"
 
+    own = chain()  # whose convolutions have biases
+    values = [node.inputs[2].const_value.numpy() for node in own.graph if node.op_type == "Conv"]
+    _, found = study(own)
+    seen.clear()
+    found.time(Plan({first: Choice("reduce", 16)}, corrected=tuple(others)))
+    kept = [node.inputs[2] for node in seen[0].graph if node.op_type == "Conv" and len(node.inputs) > 2]
+    assert [value.const_value.numpy().tolist() for value in kept] == [value.tolist() for value in values]
+
 
 @pytest.mark.parametrize("seed", [3, 12])
 def test_it_measures_real_networks(seed: int) -> None:

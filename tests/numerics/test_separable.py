@@ -186,3 +186,22 @@ def test_a_kernel_without_taps_is_no_sum_of_filtered_maps():
         PlanError, match="depthwise filters every feature map on its own, and a kernel of 1x1 filters none"
     ):
         factorize(make_kernel(0, (4, 5, 1, 1)), "depthwise", 3)
+
+
+def test_where_nothing_comes_out_any_terms_do():
+    """The kernel reads one channel, and no example has anything there."""
+    kernel, moment = np.zeros((4, 5, 3, 3)), make_moment("patches", 0, (4, 5, 3, 3))
+    kernel[:, 0] = 1.0
+    moment[:9], moment[:, :9] = 0.0, 0.0
+    factors = factorize(kernel, "depthwise", 3, second_moment=moment)
+    assert all(np.isfinite(piece).all() for piece in factors.pieces)
+
+
+def test_factors_to_start_from_are_told_by_what_they_make():
+    kernel = make_kernel(0, (6, 5, 3, 3))
+    both = factorize(kernel, "reduce_expand", 3)
+    assert factorize(kernel, "reduce_expand", 3, start=both).rank == (3, 3)
+    with pytest.raises(PlanError, match=r"the factors to start from are reduce_expand at rank \(3, 3\)"):
+        factorize(kernel, "depthwise", 3, start=both)
+    with pytest.raises(PlanError, match=r"of a kernel \(6, 5, 3, 3\), not depthwise at rank 4 of one \(6, 4, 3, 3\)"):
+        factorize(kernel[:, :4], "depthwise", 4, start=factorize(kernel, "depthwise", 4))

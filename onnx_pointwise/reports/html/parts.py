@@ -94,7 +94,7 @@ def _block(
     top, bottom = (max(_LEAST, 50.0 * shape[side] / widest) for side in ("in_channels", "out_channels"))
     y, end = 20.0 * start, 20.0 * (start + height)
     corners = ((50 - top, y), (50 + top, y), (50 + bottom, end), (50 - bottom, end))
-    size = times(shape["kernel"])
+    size = times(shape["kernel"]) + (" depthwise" if shape["group"] == shape["in_channels"] > 1 else "")
     cost = "" if macs is None else f", {macs:,} MACs"
     return Block(
         points=" ".join(f"{x:.2f},{at:.2f}" for x, at in corners),

@@ -29,6 +29,7 @@ _PIECE: dict[str, Any] = {
     "kernel": SHAPE,
     "in_channels": WHOLE,
     "out_channels": WHOLE,
+    "group": WHOLE,
     "strides": SHAPE,
     "out_size": SHAPE,
 }
@@ -56,7 +57,7 @@ MADE: dict[str, Schema] = {
     "site": whole(
         "What became of a convolution.",
         name=TEXT,
-        shape=maybe(whole(**_PIECE, group=WHOLE)),
+        shape=maybe(whole(**_PIECE)),
         form=maybe(FORM),
         rank=maybe(RANK),
         error=maybe(NUMBER),
