@@ -14,12 +14,12 @@ from tools.rank_plans import WEIGHINGS, Part, Row, app, correlations, rank_corre
 
 def test_plans_are_made_and_ranked(small_folder: Path, tmp_path: Path) -> None:
     result = invoke(
-        app, small_folder / "networks.py", "--target-macs", "0.6,0.3", "--plans", "4", "--calibration-limit", "32",
+        app, small_folder / "networks.py", "--target-macs", "0.6,0.3", "--plans", "8", "--calibration-limit", "32",
         "--metric-limit", "60", "--json", tmp_path / "rows.json", "--markdown", tmp_path / "rows.md",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert {row["target"] for row in rows} == {0.6, 0.3} and len(rows) >= 5
+    assert {row["target"] for row in rows} == {0.6, 0.3} and len(rows) >= 4
     first, last = (next(row for row in rows if row["target"] == target) for target in (0.6, 0.3))
     for kind in ("predicted", "rehearsed", *WEIGHINGS):
         assert 0.0 < first["drifts"][kind] < last["drifts"][kind]
