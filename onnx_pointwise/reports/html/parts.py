@@ -115,6 +115,7 @@ def inspected(document: Document) -> list[dict[str, Any]]:
                 "kernel": site["kernel"],
                 "in_channels": site["in_channels"] * site["group"],
                 "out_channels": site["out_channels"],
+                "group": site["group"],
             },
         }
         for site in document["sites"]
