@@ -34,7 +34,7 @@ from onnx_pointwise.graph.model_io import (
 )
 from onnx_pointwise.graph.naming import GAP, full_name
 from onnx_pointwise.graph.noise import random_nodes, still, stilled
-from onnx_pointwise.graph.pieces import ConvPiece, laid_out, pieces, takes, whole
+from onnx_pointwise.graph.pieces import ConvPiece, laid_out, piece_count, pieces, takes, whole
 from onnx_pointwise.graph.plan import Choice, Plan, make_choice, require_sites
 from onnx_pointwise.graph.shapes import (
     ASSUMED_SIZES,
@@ -93,6 +93,7 @@ __all__ = [
     "origin",
     "other_sizes",
     "overridable",
+    "piece_count",
     "pieces",
     "quiet",
     "random_nodes",

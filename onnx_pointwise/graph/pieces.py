@@ -64,9 +64,14 @@ class ConvPiece:
         return math.prod(places) * self.params
 
     @property
+    def kernel(self) -> Shape:
+        """Shape of its kernel, [out, in, *k], in of one group."""
+        return (self.out_channels, self.in_channels // self.group, *self.size)
+
+    @property
     def params(self) -> int:
         """Numbers in its kernel."""
-        return self.out_channels * self.in_channels // self.group * math.prod(self.size)
+        return math.prod(self.kernel)
 
     @property
     def attributes(self) -> dict[str, Shape | str | int]:
@@ -94,6 +99,11 @@ def takes(site: Site, form: Form) -> bool:
 def whole(site: Site) -> ConvPiece:
     """The untouched site as one piece."""
     return _piece(site, site.out_channels, site.in_channels, range(len(site.kernel_shape)), site.in_size)
+
+
+def piece_count(form: Form) -> int:
+    """How many convolutions take the place of a site in a form."""
+    return (form != "expand") + 1 + (form in _BEHIND)
 
 
 def pieces(site: Site, form: Form | Literal["dense"], rank: Rank) -> tuple[ConvPiece, ...]:

@@ -30,6 +30,7 @@ from onnx_pointwise.graph import (
     ResolvedShapes,
     Site,
     find_sites,
+    piece_count,
     pieces,
     replacement,
 )
@@ -142,7 +143,7 @@ class NetworkLatency:
         if choice is None:
             return self.inside[name]
         site = self.sites[name]
-        added = 2 if choice.form in ("reduce_expand", "depthwise") else 1  # kernels to start
+        added = piece_count(choice.form) - 1  # kernels to start
         return self.inside[name] * site.of(choice.form, choice.rank) / site.dense + added * self.between
 
     def measured(self) -> dict[str, Measured]:
@@ -408,9 +409,8 @@ def _stand_in(site: Site, choice: Choice) -> Replacement:
     """Random factors of the right sizes, which keep the size of activations about as it was."""
     rng = np.random.default_rng(0)
     made = [
-        (rng.standard_normal(size) / math.sqrt(math.prod(size[1:]))).astype(site.dtype)
+        (rng.standard_normal(piece.kernel) / math.sqrt(math.prod(piece.kernel[1:]))).astype(site.dtype)
         for piece in pieces(site, choice.form, choice.rank)
-        for size in [(piece.out_channels, piece.in_channels // piece.group, *piece.size)]
     ]
     before = None if choice.form == "expand" else made.pop(0)
     kernel, *after = made

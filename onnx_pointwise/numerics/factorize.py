@@ -55,7 +55,7 @@ SWEEP_GAIN = 2e-3
 #: The most alternating sweeps.
 SWEEPS = 4
 # Steps downhill of `depthwise` that stand for a sweep.
-STEPS = 10
+_STEPS = 10
 #: Sweeps of factors that are only tried: about two hundredths of the squared error remain to be gained.
 TRIAL_SWEEPS = 2
 # ... or below this share of the squared output, which is the rounding of float32 weights.
@@ -221,14 +221,12 @@ def is_exact(form: Form, rank: Rank, inputs: int, outputs: int, size: Sequence[i
 
 def compose(factors: Factors) -> Array:
     """Return the one kernel [O, I, *k], float64, that computes what the factors compute."""
-    size = factors.kernel.shape[2:]
-    before = factors.before
+    size, before = _shape_made(factors)[2:], factors.before
     if factors.form == "depthwise":
         assert before is not None and factors.after is not None
         made = _add_terms(before, factors.kernel.reshape(len(before), -1), factors.after)
         return made.reshape(*made.shape[:2], *size)
-    if before is not None and before.ndim > 2:
-        size = tuple(map(max, size, before.shape[2:]))
+    if before is not None:
         before = before.reshape(len(before), -1)
     core = factors.kernel.reshape(*factors.kernel.shape[:2], -1)
     view = View(tuple(size)) if factors.form == "dense" else view_of(factors.form, size)
@@ -460,7 +458,7 @@ def _store_terms(
         rows, taps = start.before.astype(np.float64), start.kernel.astype(np.float64).reshape(rank, -1)
         first = Terms(rows, taps, columns)
     # From factors of nearly the same kernel half of the way is left.
-    steps = STEPS * sweeps // (1 if first is None else 2)
+    steps = _STEPS * sweeps // (1 if first is None else 2)
     terms = separated(weights, norm, rank, steps=steps, start=first)
     before, core, columns = terms.rows.astype(dtype), terms.taps.astype(dtype), terms.columns
     if rank < most_terms(weights.shape[1], len(weights), weights.shape[2]):

@@ -45,29 +45,23 @@ def held_curves(
     forms = [form for form in forms if has_form(form, size)]
     both: tuple[Form, ...] = ("reduce", "expand") if "reduce_expand" in forms else ()
     wanted = list(dict.fromkeys([*forms, *both]))
-    if held.moment is None or norm.moment is None:
-        promised = error_curves(kernel, wanted, norm)
-        return promised, promised
     plain = kernel.astype(np.float64)
     plain = plain / max(float(np.abs(plain).max()), np.finfo(np.float64).tiny)
     flat = View(size).of_kernel(plain)
+    total = 0.0 if held.moment is None or norm.moment is None else float(np.vdot(flat, held.apply(flat)))
+    if total <= 0.0:
+        promised = error_curves(kernel, wanted, norm)
+        return promised, promised
     nesting = [form for form in wanted if form not in ("expand", "depthwise")]
     views = list(dict.fromkeys(view_of(form, size) for form in nesting))
     nested, lost = {}, {}
     for view in views:  # one after the other: each takes several matrices of the size of a moment
         lost[view], nested[view] = _in_front(view.of_kernel(plain), norm.seen(view), held.seen(view))
     promised = error_curves(kernel, [form for form in wanted if form != "depthwise"], norm, nested)
-    fitted: Array | None = None
-    if "depthwise" in wanted:
-        promised["depthwise"], fitted = term_curves(flat, norm, held)
-    total = float(np.vdot(flat, held.apply(flat)))
-    if total <= 0.0:
-        return promised, promised
     curves: dict[Form, Array] = {}
     for form in wanted:
         if form == "depthwise":
-            assert fitted is not None
-            curves[form] = fitted
+            promised[form], curves[form] = term_curves(flat, norm, held)
         elif form == "expand":
             curves[form] = _falling(_behind(flat, norm, held) / total)
         elif form in nesting and form != "reduce_expand":

@@ -259,7 +259,9 @@ def test_points_are_judged_and_scored_in_the_precision_that_is_deployed(swept: S
     same = next(other for other in plain.points if other.asked == 0.5)
     assert front.precision == "int8" and plain.precision is None
     assert point.score is not None and (point.score.before, point.score.after) == (0.0, 1.0)
-    # Rounding is planned with, so its ranks may be others; its file is the float network.
+    # Rounding is planned with, so that its ranks may be others than those of the float plan.
+    picked = swept_in_int8.picked
+    assert picked is not None and point.after == picked.after, "its file is the float network"
     assert point.after.macs == pytest.approx(same.after.macs, rel=0.02)
     assert point.after.bytes == pytest.approx(same.after.bytes, rel=0.1)
     assert (point.drift or 0.0) > (same.drift or 0.0), "rounding is part of its drift"

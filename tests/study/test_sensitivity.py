@@ -65,9 +65,8 @@ def test_curves_of_examples_that_factors_do_not_know_promise_less():
             for axis in range(curve.ndim):
                 assert (np.diff(curve, axis=axis) <= 1e-12).all()
             assert curve.min() >= 0.0 and curve.max() <= 1.0
-            fitted = (
-                0.98 if form == "depthwise" else 1.0
-            )  # its curve is one of fits, which end in one valley or another
+            # That of `depthwise` goes through fits, which end in one valley or another.
+            fitted = 0.98 if form == "depthwise" else 1.0
             assert curve.sum() > fitted * known[site.name].curves[form].sum()
         for point in unknown[site.name].points:
             assert 0.5 < point.error / point.bound < 1.3

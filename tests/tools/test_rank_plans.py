@@ -19,7 +19,7 @@ def test_plans_are_made_and_ranked(small_folder: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert {row["target"] for row in rows} == {0.6, 0.3} and len(rows) >= 4
+    assert {row["target"] for row in rows} == {0.6, 0.3} and len(rows) >= 5
     first, last = (next(row for row in rows if row["target"] == target) for target in (0.6, 0.3))
     for kind in ("predicted", "rehearsed", *WEIGHINGS):
         assert 0.0 < first["drifts"][kind] < last["drifts"][kind]
