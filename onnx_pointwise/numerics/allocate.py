@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import math
 import os
 import sys
@@ -95,39 +94,117 @@ def knapsack(
     if not costs:
         return []
     scale = max(max(float(np.max(loss)) for loss in losses), np.finfo(np.float64).tiny)
-    return _solve([np.asarray(loss) / scale for loss in losses], costs, limits, seconds)
-
-
-def _solve(
-    losses: Sequence[Array], costs: Sequence[NDArray[Any]], limits: Sequence[float], seconds: float
-) -> list[int]:
-    # Half of what importing the package took was the solver, which many a job never asks.
-    import scipy.sparse
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    counts = [len(loss) for loss in losses]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    owner = np.repeat(np.arange(len(counts)), counts)
-    one_each = scipy.sparse.csr_matrix((np.ones(starts[-1]), (owner, np.arange(starts[-1]))))
-    spent = np.concatenate([np.asarray(cost, dtype=np.float64) for cost in costs]).T
-    # The solver's tolerances are absolute: budgets are scaled to 1, and what breaks one alone is ruled out.
-    alone = (spent <= np.asarray(limits)[:, None]).all(axis=0)
-    wide = np.maximum(spent.max(axis=1), 1.0)
+    # The solver's tolerances are absolute: losses and budgets are scaled to 1.
+    spent = np.concatenate([np.asarray(cost, dtype=np.float64) for cost in costs])
+    wide = np.maximum(spent.max(axis=0), 1.0)
     size = np.where(np.abs(limits) > 1e-12 * wide, np.abs(limits), wide)
-    with _silence():
-        result = milp(
-            np.concatenate(list(losses)),
-            integrality=np.ones(starts[-1]),
-            bounds=Bounds(0.0, alone.astype(np.float64)),
-            constraints=[
-                LinearConstraint(one_each, 1.0, 1.0),
-                LinearConstraint(spent / size[:, None], -np.inf, np.asarray(limits) / size),
-            ],
-            options={"time_limit": seconds, "mip_rel_gap": 1e-6},
-        )
-    if result.x is None:
-        raise PlanError("No plan stays within the budget; raise it, or allow more forms or sites.")
-    return [int(np.argmax(result.x[a:b])) for a, b in itertools.pairwise(starts)]
+    counts = [len(loss) for loss in losses]
+    problem = _Knapsack(
+        np.concatenate([np.asarray(loss) for loss in losses]) / scale,
+        spent / size,
+        np.repeat(np.arange(len(counts)), counts),
+        np.asarray(limits) / size,
+    )
+    at = np.flatnonzero((spent <= np.asarray(limits)).all(axis=1))  # what breaks a limit alone is in no plan
+    if len(np.unique(problem.owner[at])) < len(counts):
+        raise PlanError(_NO_PLAN)
+    at = at[problem.of(at).promising()]
+    picked = at[problem.of(at).solved(seconds)]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    return [int(index) for index in picked - starts[:-1]]
+
+
+_NO_PLAN = "No plan stays within the budget; raise it, or allow more forms or sites."
+
+
+@dataclass(frozen=True)
+class _Knapsack:
+    """Candidates of all sites, one after the other: losses [n], costs [n, resources], their sites [n]; and limits."""
+
+    losses: Array
+    costs: Array
+    owner: NDArray[np.int64]
+    limits: Array
+
+    def of(self, kept: NDArray[np.int64]) -> _Knapsack:
+        """The same with some candidates alone, at least one of every site."""
+        return _Knapsack(self.losses[kept], self.costs[kept], self.owner[kept], self.limits)
+
+    @property
+    def _one_each(self) -> Any:
+        import scipy.sparse
+
+        places = np.arange(len(self.owner))
+        return scipy.sparse.csr_matrix((np.ones(len(places)), (self.owner, places)))
+
+    def promising(self) -> NDArray[np.int64]:
+        """Which candidates may be in a best plan: mostly a few of each site, which the solver gets done at once.
+
+        With prices for what is spent (the duals of the linear relaxation; any would do) no plan is better than the
+        sum, over sites, of the least priced loss, less the price of the limits. A candidate that is dearer than the
+        least of its site by more than what lies between this bound and a plan that is known is in no better plan
+        (Dyer, Kayal and Walker 1984).
+        """
+        # Half of what importing the package took was the solver, which many a job never asks.
+        from scipy.optimize import linprog
+
+        with _silence():
+            relaxed = linprog(
+                self.losses,
+                self.costs.T,
+                self.limits,
+                self._one_each,
+                np.ones(self.owner[-1] + 1),
+                bounds=(0.0, None),
+                method="highs",
+            )
+        if relaxed.x is None:
+            raise PlanError(_NO_PLAN)
+        # Of the candidates that share a site, the one that comes nearest to keeping all limits.
+        burden = np.where(relaxed.x > 1e-9, (self.costs / np.maximum(np.abs(self.limits), 1e-12)).max(axis=1), np.inf)
+        order = np.lexsort((burden, self.owner))
+        plan = order[np.unique(self.owner[order], return_index=True)[1]]
+        if (self.costs[plan].sum(axis=0) > self.limits).any():
+            return np.arange(len(self.losses))
+        plan = self._spent_up(plan)
+        prices = np.maximum(-np.asarray(relaxed.ineqlin.marginals), 0.0)
+        priced = self.losses + self.costs @ prices
+        least = np.full(self.owner[-1] + 1, np.inf)
+        np.minimum.at(least, self.owner, priced)
+        between = float(self.losses[plan].sum() - least.sum() + prices @ self.limits)
+        return np.flatnonzero(priced - least[self.owner] <= between * (1.0 + 1e-6) + 1e-9)
+
+    def _spent_up(self, plan: NDArray[np.int64]) -> NDArray[np.int64]:
+        """A plan that has what it leaves of the limits spent, where most is gained first."""
+        while True:
+            room = self.limits - self.costs[plan].sum(axis=0)
+            gained = self.losses[plan][self.owner] - self.losses
+            fits = (self.costs - self.costs[plan][self.owner] <= room).all(axis=1)
+            best = int(np.argmax(np.where(fits, gained, 0.0)))
+            if not (fits[best] and gained[best] > 0.0):
+                return plan
+            plan = plan.copy()
+            plan[self.owner[best]] = best
+
+    def solved(self, seconds: float) -> NDArray[np.int64]:
+        """The candidate of every site."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        with _silence():
+            result = milp(
+                self.losses,
+                integrality=np.ones(len(self.losses)),
+                bounds=Bounds(0.0, 1.0),
+                constraints=[
+                    LinearConstraint(self._one_each, 1.0, 1.0),
+                    LinearConstraint(self.costs.T, -np.inf, self.limits),
+                ],
+                options={"time_limit": seconds, "mip_rel_gap": 1e-6},
+            )
+        if result.x is None:
+            raise PlanError(_NO_PLAN)
+        order = np.lexsort((-result.x, self.owner))
+        return np.asarray(order[np.unique(self.owner[order], return_index=True)[1]])
 
 
 @contextlib.contextmanager

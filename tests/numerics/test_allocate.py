@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import milp
 
 from onnx_pointwise.errors import PlanError
-from onnx_pointwise.numerics.allocate import Response, exchange, fit_response, knapsack
+from onnx_pointwise.numerics.allocate import Response, _Knapsack, exchange, fit_response, knapsack
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=60)
 
@@ -46,6 +46,26 @@ def test_knapsack_is_exact(seed, sites, resources, part):
     assert (total(costs, plan) <= limits * (1 + 1e-6)).all()
     best = min(total(losses, p) for p in every_plan(costs) if (total(costs, p) <= limits * (1 + 1e-9)).all())
     assert total(losses, plan) <= best * (1 + 1e-3) + 1e-9 * max(loss.max() for loss in losses)
+
+
+@pytest.mark.parametrize("resources", [1, 2])
+def test_of_many_candidates_few_are_left_to_the_solver_and_the_best_among_them(resources):
+    rng = np.random.default_rng(3)
+    losses, costs = [], []
+    for _ in range(25):
+        ranks = np.arange(1.0, 301.0)
+        steep, size = rng.uniform(2.0, 9.0), 10.0 ** rng.uniform(-3, 0)
+        losses.append(np.append(size * np.exp(-steep * ranks[:-1] / 300), 0.0))
+        costs.append(np.outer(ranks, rng.uniform(1.0, 9.0, resources)))
+    limits = 0.5 * sum(cost[-1] for cost in costs)
+    owner = np.repeat(np.arange(25), 300)
+    problem = _Knapsack(np.concatenate(losses), np.concatenate(costs) / limits, owner, np.ones(resources))
+    left = problem.promising()
+    assert len(left) < (0.02 if resources == 1 else 0.25) * len(owner)
+    assert set(owner[left]) == set(range(25))
+    best, of_these = problem.solved(60.0), left[problem.of(left).solved(60.0)]
+    assert problem.costs[of_these].sum(axis=0).max() <= 1.0 + 1e-6
+    assert problem.losses[of_these].sum() <= problem.losses[best].sum() * (1.0 + 1e-5) + 1e-6
 
 
 def test_what_cannot_be_met_is_said():
