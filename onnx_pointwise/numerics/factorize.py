@@ -55,7 +55,7 @@ SWEEP_GAIN = 2e-3
 #: The most alternating sweeps.
 SWEEPS = 4
 # Steps downhill of `depthwise` that stand for a sweep.
-_STEPS = 10
+_STEPS = 8
 #: Sweeps of factors that are only tried: about two hundredths of the squared error remain to be gained.
 TRIAL_SWEEPS = 2
 # ... or below this share of the squared output, which is the rounding of float32 weights.
@@ -165,7 +165,7 @@ def factorize(
         raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
     if method not in METHODS:
         raise PlanError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
-    plain, scale = _unfold(kernel)
+    plain, scale = unfolded(kernel)
     view = view_of(form, plain.shape[2:])
     true, norm = view.of_kernel(plain), _norm(second_moment, plain).seen(view)
     r_in, r_out = _ranks(form, rank)
@@ -248,10 +248,10 @@ def relative_error(kernel: AnyArray, approximation: AnyArray, second_moment: Any
     Raises:
         PlanError: The shapes differ, or a value is not finite.
     """
-    weights, scale = _unfold(kernel)
+    weights, scale = unfolded(kernel)
     if np.shape(approximation) != np.shape(kernel):
         raise PlanError(f"the kernel has shape {np.shape(kernel)}, its replacement {np.shape(approximation)}")
-    other, other_scale = _unfold(approximation)
+    other, other_scale = unfolded(approximation)
     weights, other = _flat(weights), _flat(other)
     norm = _norm(second_moment, weights)
     return math.sqrt(_relative_squared_error(weights, norm.apply(weights), other * (other_scale / scale), norm))
@@ -309,7 +309,7 @@ def error_curves(
     for form in forms:
         if form not in FORMS:
             raise PlanError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
-    plain, _ = _unfold(kernel)
+    plain, _ = unfolded(kernel)
     given = _norm(second_moment, plain)
     curves: dict[Form, Array] = {}
     explained: dict[View, Working] = dict(nested or {})
@@ -342,7 +342,7 @@ def error_curves(
 # --- reading and writing ---------------------------------------------------------------------------------------------
 
 
-def _unfold(kernel: AnyArray) -> tuple[Array, float]:
+def unfolded(kernel: AnyArray) -> tuple[Array, float]:
     """Check a kernel; return it as float64 [O, I, *k] with largest magnitude in [0.5, 1), and the scale taken out."""
     kernel = np.asarray(kernel)
     if kernel.dtype.name not in DTYPES:
@@ -449,7 +449,7 @@ def _store_terms(
     scale: float,
     dtype: np.dtype[Any],
 ) -> tuple[AnyArray, AnyArray, AnyArray]:
-    """Rows, taps and columns of `depthwise` in a dtype; the columns make up for what rounding does to the others."""
+    """Rows, taps and columns of `depthwise` in a dtype; columns make up for what half precision does to the others."""
     first = None
     if start is not None:
         assert start.before is not None and start.after is not None
@@ -457,11 +457,12 @@ def _store_terms(
         columns = columns if outputs is None else outputs.turn(columns)
         rows, taps = start.before.astype(np.float64), start.kernel.astype(np.float64).reshape(rank, -1)
         first = Terms(rows, taps, columns)
-    # From factors of nearly the same kernel half of the way is left.
-    steps = _STEPS * sweeps // (1 if first is None else 2)
+    # From factors of nearly the same kernel a third of the way is left.
+    steps = _STEPS * sweeps // (1 if first is None else 3)
     terms = separated(weights, norm, rank, steps=steps, start=first)
     before, core, columns = terms.rows.astype(dtype), terms.taps.astype(dtype), terms.columns
-    if rank < most_terms(weights.shape[1], len(weights), weights.shape[2]):
+    coarse = np.dtype(dtype).itemsize < 4
+    if coarse and rank < most_terms(weights.shape[1], len(weights), weights.shape[2]):
         columns = with_columns(weights, norm, before.astype(np.float64), core.astype(np.float64))
     columns = columns if outputs is None else outputs.back(columns)
     with np.errstate(over="ignore"):

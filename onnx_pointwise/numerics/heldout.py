@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_pointwise.numerics.factorize import error_curves, nested_channels, output_crossing
+from onnx_pointwise.numerics.factorize import error_curves, nested_channels, output_crossing, unfolded
 from onnx_pointwise.numerics.forms import FORMS, Form, View, full_rank, has_form, view_of
 from onnx_pointwise.numerics.norm import Norm, Working
 from onnx_pointwise.numerics.separable import term_curves
@@ -45,8 +45,7 @@ def held_curves(
     forms = [form for form in forms if has_form(form, size)]
     both: tuple[Form, ...] = ("reduce", "expand") if "reduce_expand" in forms else ()
     wanted = list(dict.fromkeys([*forms, *both]))
-    plain = kernel.astype(np.float64)
-    plain = plain / max(float(np.abs(plain).max()), np.finfo(np.float64).tiny)
+    plain, _ = unfolded(kernel)
     flat = View(size).of_kernel(plain)
     total = 0.0 if held.moment is None or norm.moment is None else float(np.vdot(flat, held.apply(flat)))
     if total <= 0.0:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_pointwise.numerics.activation import LINEAR, Activation
-from onnx_pointwise.numerics.factorize import Factors, Method, compose, factorize, whole
+from onnx_pointwise.numerics.factorize import SWEEPS, TRIAL_SWEEPS, Factors, Method, compose, factorize, whole
 from onnx_pointwise.numerics.forms import Form, Rank
 from onnx_pointwise.numerics.moments import Moments, Sums, blended, raised, shrinkage, tap_blend
 from onnx_pointwise.numerics.norm import Norm
@@ -260,16 +260,16 @@ class _Problem:
         norm = None if self.form is None else self.norm(covariance, moments.count, level)
         ridge, solver = _solver(covariance, ridge, level)
 
-        def solve(start: Factors | None = None) -> tuple[Factors, Array64, Array64]:
+        def solve(start: Factors | None, sweeps: int) -> tuple[Factors, Array64, Array64]:
             target = flat
             if solver is not None:
                 target = flat + cho_solve(solver, moments.cross_covariance().T).T
             wanted = target.reshape(kernel.shape).astype(kernel.dtype)
-            factors = whole(wanted) if norm is None else self.factors(wanted, norm, start)
+            factors = whole(wanted) if norm is None else self.factors(wanted, norm, start, sweeps)
             composed = compose(factors).reshape(len(flat), -1)
             return factors, self.offset + moments.target_mean() + (flat - composed) @ mean, composed
 
-        factors, constant, composed = solve(start)
+        factors, constant, composed = solve(start, SWEEPS)
         error = _relative_error(moments, flat, composed, covariance)
         solutions = [_Solved(factors, constant, error, ridge, composed - flat, constant - self.offset)]
         first = moments.targets()
@@ -286,7 +286,7 @@ class _Problem:
             if gained < _GAIN:
                 break
             left = lost
-            factors, constant, composed = solve(factors)
+            factors, constant, composed = solve(factors, TRIAL_SWEEPS)  # the target has moved little
             solutions.append(_Solved(factors, constant, error, ridge, composed - flat, constant - self.offset))
             if gained < _DECAY * _GAIN:
                 break  # the next one would hardly be worth its look at all patches
@@ -300,7 +300,7 @@ class _Problem:
         lifted = raised(lifted, max(shrinkage(lifted, count), _LEAST) * level)
         return Norm.of(lifted, self.kernel.shape[1], taps)
 
-    def factors(self, target: NDArray[np.floating], norm: Norm, start: Factors | None) -> Factors:
+    def factors(self, target: NDArray[np.floating], norm: Norm, start: Factors | None, sweeps: int) -> Factors:
         """Split a target kernel."""
         assert self.form is not None
         return factorize(
@@ -310,6 +310,7 @@ class _Problem:
             method=self.method,
             second_moment=norm,
             outputs=self.outputs,
+            sweeps=sweeps,
             start=start,
         )
 

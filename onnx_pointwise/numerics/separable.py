@@ -14,9 +14,12 @@ the error is a function of B and C alone (variable projection, Golub and Pereyra
 A, and L-BFGS follows it (Liu and Nocedal 1989). D holds the diagonal of Q S Q^T and e is small: terms that grow without
 end and cancel one another, which such sums are known for, would not survive rounding.
 
-The start decides how many steps it takes. Input channels and taps are each made white for their own moments; along the
-principal patterns of the taps the kernel is a matrix, and the leading terms of the singular value decompositions of
-these matrices are taken. The size of a term lies in B, so that the columns of A are alike and so is the curvature.
+Two things decide how many steps it takes. The start: input channels and taps are each made white for their own moments;
+along the principal patterns of the taps the kernel is a matrix, and the leading terms of the singular value
+decompositions of these matrices are taken. And the measure of a step: were channels and taps independent, S = M (x) T,
+the curvature at fixed A would be (A^T A * C T C^T) (x) M by B and (A^T A * B M B^T) (x) T by C, with * from place to
+place (the normal equations of alternating least squares, Kolda and Bader 2009, section 3.4). Steps are taken where
+these are the identity; they change with the terms, and are made anew every few steps.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import cached_property
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,19 +47,25 @@ _JITTER = 1e-7
 # Multiplications that a fit may take, about, and the steps it has all the same: the first ones bring most.
 _PRODUCTS = 1e11
 _FEWEST_STEPS = 8
-# ... and of one step, up to which a fit starts from the solutions in simpler norms, too: it ends in the next valley,
-# and with few terms one may be much deeper than another.
+# ... and of one step, up to which a fit gets twice the steps, since all else that a site takes is more.
+_LITTLE = 1e8
+# ... up to which it starts from the solutions in simpler norms, too: it ends in the next valley, and with few terms one
+# may be much deeper than another.
 _SMALL = 1e7
 # A fit ends where so many steps have brought less than this share of what is lost.
 _PATIENCE, _GAIN = 4, 1e-2
 _NEGLIGIBLE = 1e-12
-# Pairs of steps and gradients that the curvature is made of.
-_MEMORY = 10
+# Steps after which the measure of a step is made anew, and what of it is left to the diagonal.
+_STRETCH = 10
+_DIAGONAL = 0.1
+# The least curvature of a term, as a share of the largest; its root.
+_LEAST_SIZE = 1e-2
 # Noise on the terms of the start, relative to one, without which equal ones would stay equal.
 _NOISE = 0.1
-# Ranks that a curve is found at, as a share of the one that costs what the kernel does, and the steps of each fit.
+# Ranks that a curve is found at, as a share of the one that costs what the kernel does; steps of the first fit, and of
+# those that go on from the one before.
 _SHARES = (0.15, 0.35, 0.65)
-_CURVE_STEPS = 16
+_CURVE_STEPS, _MORE_STEPS = 14, 10
 
 
 @dataclass(frozen=True)
@@ -108,23 +118,25 @@ def separated(weights: Array, norm: Norm, rank: int, *, steps: int, start: Terms
         starts = [problem.taken(start)]
     else:
         starts = [problem.start(rank)]
-        if norm.moment is not None and problem.products(rank) <= _SMALL:
+        if norm.moment is not None and problem.work(rank) <= _SMALL:
             others = [norm.known_to(method) for method in (("svd", "whitened") if norm.full else ("svd",))]
             starts += [problem.taken(separated(weights, one, rank, steps=steps)) for one in others]
-    found = [problem.descended(*first, steps) for first in starts]
-    rows, taps, _ = min(found, key=lambda one: one[2])
-    return _evened(problem.terms(rows, taps), norm)
+    found = min((problem.descended(*first, steps) for first in starts), key=lambda place: place.lost)
+    return _evened(problem.terms(found), norm, np.diagonal(found.gram))
 
 
 def with_columns(weights: Array, norm: Norm, rows: Array, taps: Array) -> Array:
     """The best A, [O, R], for rows and taps as they are, such as rounded ones."""
-    return _Problem.of(weights, norm).terms(rows, taps, white=False).columns
+    problem = _Problem.of(weights, norm)
+    products, _, gram = problem.products(rows.astype(norm.dtype), taps.astype(norm.dtype))
+    return problem.columns(problem.crossing(products), gram, _JITTER)
 
 
 def term_curves(weights: Array, norm: Norm, held: Norm) -> tuple[Array, Array]:
     """Squared error that each number of terms leaves, relative to W, in the norm that it is made for and in another.
 
-    A few fits; between them the logarithm of the error is taken to be a straight line that goes on beyond the last.
+    A few fits, each with the terms of the one before and more; between them the logarithm of the error is taken to be a
+    straight line that goes on beyond the last.
 
     Args:
         weights: W, [O, I, K].
@@ -147,9 +159,12 @@ def term_curves(weights: Array, norm: Norm, held: Norm) -> tuple[Array, Array]:
         held, totals[1] = norm, totals[0]
     problem = _Problem.of(weights, norm)
     points: list[tuple[int, float, float]] = []
+    terms: Terms | None = None
     for rank in ranks:
-        rows, filters, _ = problem.descended(*problem.start(rank), _CURVE_STEPS)
-        left = weights - problem.terms(rows, filters).sum
+        first = problem.start(rank) if terms is None else problem.more(terms, rank)
+        found = problem.descended(*first, _CURVE_STEPS if terms is None else _MORE_STEPS)
+        terms = problem.terms(found)
+        left = weights - terms.sum
         lost = [float(np.vdot(left, one.apply(left))) / total for one, total in zip((norm, held), totals, strict=True)]
         points.append((rank, max(lost[0], _NEGLIGIBLE), max(lost[1], _NEGLIGIBLE)))
     at, promised, judged = np.array(points).T
@@ -193,16 +208,24 @@ def _exact(weights: Array, rank: int) -> Terms:
     return Terms(rows[which], filters[which], columns[:, which] / np.bincount(which)[which])
 
 
-def _evened(terms: Terms, norm: Norm) -> Terms:
-    """The same terms, scaled so that no feature map is larger than another one."""
+def _evened(terms: Terms, norm: Norm, behind: Array | None = None) -> Terms:
+    """The same terms, scaled so that no feature map is larger than another one.
+
+    Args:
+        terms: The terms.
+        norm: S.
+        behind: The mean squares of the feature maps behind the taps, [R], where they are known.
+    """
     rows, taps, columns = terms.rows, terms.taps, terms.columns
     channels = norm.channels
     met = rows if channels is None else rows @ channels
     in_front = _roots(np.einsum("ri,ri->r", met, rows))
     rows, taps = rows / in_front[:, None], taps * in_front[:, None]
-    products = (rows[:, :, None] * taps[:, None, :]).astype(norm.dtype)
-    behind = _roots(np.einsum("rik,rik->r", norm.apply(products), products, dtype=np.float64))
-    taps, columns = taps / behind[:, None], columns * behind
+    if behind is None:
+        products = (rows[:, :, None] * taps[:, None, :]).astype(norm.dtype)
+        behind = np.einsum("rik,rik->r", norm.apply(products), products, dtype=np.float64)
+    out = _roots(behind)
+    taps, columns = taps / out[:, None], columns * out
     size = math.sqrt(float(np.vdot(rows, rows)) / len(rows))
     return Terms(rows / size, taps * size, columns) if size > 0.0 else Terms(rows, taps, columns)
 
@@ -216,6 +239,84 @@ def _roots(squares: Array) -> Array:
 def _drawn(rng: np.random.Generator, rank: int, sizes: Sequence[int]) -> tuple[Array, Array]:
     inputs, taps = sizes
     return rng.standard_normal((rank, inputs)) / math.sqrt(inputs), rng.standard_normal((rank, taps)) / math.sqrt(taps)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A place on the way down.
+
+    Attributes:
+        rows: B, of white channels, [R, I].
+        taps: C, [R, K].
+        gram: Q S Q^T, [R, R].
+        crossing: Q S W^T, [R, O].
+        mixing: A^T A for the best A, [R, R].
+        lost: Squared error with the ridge, relative to W.
+        by_rows: Its gradient by the rows.
+        by_taps: Its gradient by the taps.
+    """
+
+    rows: Array
+    taps: Array
+    gram: Array
+    crossing: Array
+    mixing: Array
+    lost: float
+    by_rows: Array
+    by_taps: Array
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """In what steps are measured: rows times F^T from the left, taps times G^T from the left and H from the right.
+
+    Attributes:
+        rows: F, lower triangle [R, R], of the curvature by the rows.
+        taps: G, lower triangle [R, R], of that by the taps.
+        between: H, lower triangle [K, K], of the moment of the taps.
+        inverses: Of F, G and H.
+    """
+
+    rows: Array
+    taps: Array
+    between: Array
+    inverses: tuple[Array, Array, Array]
+
+    @staticmethod
+    def at(place: _Place, tap_moment: Array, total: float) -> _Measure:
+        """The curvature at a place; W has the squared norm `total`."""
+        by_rows = place.mixing * (place.taps @ tap_moment @ place.taps.T)
+        by_taps = place.mixing * (place.rows @ place.rows.T)
+        factors = _curved(by_rows), _curved(by_taps), sturdy_cholesky(tap_moment)
+        inverses = [solve_lower(one, np.eye(len(one))) for one in factors]
+        measure = _Measure(*factors, (inverses[0], inverses[1], inverses[2]))
+        # The first step that is tried has length 1: as far as the least of the error would lie.
+        far = float(np.linalg.norm(measure.gradient(place))) * total / 2.0
+        return measure.times(1.0 / far) if far > 0.0 else measure
+
+    def times(self, size: float) -> _Measure:
+        """The same with all steps so many times as long."""
+        rows, taps, between = self.inverses
+        return _Measure(self.rows * size, self.taps * size, self.between, (rows / size, taps / size, between))
+
+    def point(self, place: _Place) -> Array:
+        """All that changes at a place as one vector."""
+        return np.concatenate([(self.rows.T @ place.rows).ravel(), (self.taps.T @ place.taps @ self.between).ravel()])
+
+    def parted(self, point: Array) -> tuple[Array, Array]:
+        """Rows and taps of such a vector."""
+        terms = len(self.rows)
+        split = len(point) - terms * len(self.between)
+        rows, taps, between = self.inverses
+        return (
+            rows.T @ point[:split].reshape(terms, -1),
+            taps.T @ point[split:].reshape(terms, -1) @ between,
+        )
+
+    def gradient(self, place: _Place) -> Array:
+        """The gradient at a place by such a vector."""
+        rows, taps, between = self.inverses
+        return np.concatenate([(rows @ place.by_rows).ravel(), (taps @ place.by_taps @ between.T).ravel()])
 
 
 @dataclass(frozen=True)
@@ -263,7 +364,7 @@ class _Problem:
         sizes = _roots(np.einsum("or,or->r", terms.columns, terms.columns))
         return self.white(terms.rows * sizes[:, None]), terms.taps
 
-    def products(self, rank: int) -> float:
+    def work(self, rank: int) -> float:
         """Multiplications of a step, about."""
         numbers = self.weighted.shape[1]
         return float(rank * numbers * ((numbers if self.norm.full else 0) + 2 * rank + 2 * len(self.weights)))
@@ -272,7 +373,7 @@ class _Problem:
         """Rows and taps from singular values."""
         _, inputs, taps = self.weights.shape
         white = self.weights if self.root is None else np.matmul(self.root.T, self.weights)
-        along = sturdy_cholesky(self._tap_moment())
+        along = sturdy_cholesky(self.tap_moment)
         seen = white @ along
         patterns = np.linalg.eigh(np.einsum("oik,oil->kl", seen, seen))[1][:, ::-1].T
         filters = np.linalg.solve(along.T, patterns.T).T
@@ -290,7 +391,8 @@ class _Problem:
         made = np.concatenate(rows)[order] + _NOISE * noise[0]
         return made * np.maximum(scale, 1e-3)[:, None], chosen + _NOISE * noise[1]
 
-    def _tap_moment(self) -> Array:
+    @cached_property
+    def tap_moment(self) -> Array:
         """Moment of the taps where the channels are white, [K, K], with what keeps it regular."""
         taps = self.weights.shape[2]
         moment = np.eye(taps)
@@ -302,63 +404,75 @@ class _Problem:
             moment = (moment + moment.T) / 2.0
         return cast(Array, moment + 1e-4 * float(np.trace(moment)) / taps * np.eye(taps))
 
-    def terms(self, rows: Array, taps: Array, *, white: bool = True) -> Terms:
-        """The terms with these rows and taps, and the best columns."""
-        rows = self.plain(rows) if white else rows
-        products, _, gram = self._products(rows.astype(self.norm.dtype), taps.astype(self.norm.dtype))
-        columns = self._columns(self._crossing(products), gram, _JITTER)
-        return Terms(rows.astype(np.float64), taps.astype(np.float64), columns)
+    def terms(self, place: _Place) -> Terms:
+        """The terms at a place, and the best columns."""
+        return Terms(self.plain(place.rows), place.taps, self.columns(place.crossing, place.gram, _JITTER))
 
-    def descended(self, rows: Array, taps: Array, steps: int) -> tuple[Array, Array, float]:
-        """Rows and taps after so many steps downhill at most, fewer where they are many and wide; and what is lost."""
+    def more(self, terms: Terms, rank: int) -> tuple[Array, Array]:
+        """White rows and taps of terms, and of so many more that what they leave of the kernel starts with."""
+        parts = [self.taken(terms)]
+        if rank > len(terms.rows):
+            left = _Problem.of(self.weights - terms.sum, self.norm)
+            parts.append(left.start(rank - len(terms.rows)))
+        even = [[side / math.sqrt(max(float(np.mean(side**2)), 1e-300)) for side in part] for part in parts]
+        rows, taps = zip(*even, strict=True)
+        return np.concatenate(rows), np.concatenate(taps)
+
+    def descended(self, rows: Array, taps: Array, steps: int) -> _Place:
+        """Go so many steps downhill, twice as many where they take little, and fewer where terms are many and wide."""
+        work = self.work(len(rows))
+        left = 2 * steps if work <= _LITTLE else min(steps, max(_FEWEST_STEPS, int(_PRODUCTS / work)))
+        best = self._place(rows, taps)
+        falls = [best.lost]
+        while left > 0 and not _settled(falls):
+            best = self._further(best, min(left, _STRETCH), falls)
+            left -= _STRETCH
+        return best
+
+    def _further(self, place: _Place, steps: int, falls: list[float]) -> _Place:
+        """Go on from a place, steps measured as they are there; what is lost after each is added to a list."""
         from scipy.optimize import minimize  # half a second to import
 
-        rank, inputs = rows.shape
-        steps = min(steps, max(_FEWEST_STEPS, int(_PRODUCTS / self.products(rank))))
-        # With the size of a term in its row, a change of its taps counts that many times as much as one of its row.
-        size = _roots(np.einsum("ri,ri->r", rows, rows))[:, None]
-        best: list[Any] = [math.inf, None]
-        falls: list[float] = []
-
-        def parted(point: Array) -> tuple[Array, Array]:
-            split = rank * inputs
-            return point[:split].reshape(rank, inputs), point[split:].reshape(taps.shape) / size
+        measure = _Measure.at(place, self.tap_moment, self.total)
+        best = [place]
+        first = [place]
 
         def lost(point: Array) -> tuple[float, Array]:
-            value, by_rows, by_taps = self._lost(*parted(point))
-            gradient = np.concatenate([by_rows.ravel(), (by_taps / size).ravel()])
-            if value < best[0]:
-                best[:] = value, point.copy()
-            return value, gradient
+            there = first.pop() if first else self._place(*measure.parted(point))
+            if there.lost < best[0].lost:
+                best[0] = there
+            return there.lost, measure.gradient(there)
 
         def after(_: Array) -> None:
-            falls.append(best[0])
-            if best[0] <= _NEGLIGIBLE:
-                raise StopIteration
-            if len(falls) > _PATIENCE and falls[-1 - _PATIENCE] - best[0] < _GAIN * best[0]:
+            falls.append(best[0].lost)
+            if _settled(falls):
                 raise StopIteration
 
-        point = np.concatenate([rows.ravel(), (taps * size).ravel()])
         minimize(
             lost,
-            point,
+            measure.point(place),
             jac=True,
             method="L-BFGS-B",
             callback=after,
-            options={"maxiter": steps, "maxfun": steps + 2, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0},
+            options={"maxiter": steps, "maxfun": steps + 2, "maxcor": steps, "ftol": 0.0, "gtol": 0.0},
         )
-        return *parted(point if best[1] is None else best[1]), float(best[0])
+        return best[0]
 
-    def _lost(self, white: Array, filters: Array) -> tuple[float, Array, Array]:
-        """Squared error with the ridge, relative to W, and its gradient by white rows and by taps."""
+    def _place(self, white: Array, filters: Array) -> _Place:
+        """What is lost with the ridge, relative to W, with white rows and taps, and its gradient."""
         kind = self.norm.dtype
         rows, taps = self.plain(white).astype(kind), filters.astype(kind)
-        products, weighted, gram = self._products(rows, taps)
-        crossing = self._crossing(products)
-        columns = self._columns(crossing, gram, _RIDGE)
+        with np.errstate(over="ignore", invalid="ignore"):
+            products, weighted, gram = self.products(rows, taps)
+            crossing = self.crossing(products)
+        if not (np.isfinite(gram).all() and np.isfinite(crossing).all()):  # a step too far, in a moment that is none
+            flat = np.zeros_like(white), np.zeros_like(filters)
+            return _Place(white, filters, gram, crossing, np.zeros_like(gram), math.inf, *flat)
+        columns = self.columns(crossing, gram, _RIDGE)
         kept = float(np.sum(columns.T * crossing))
         small = columns.astype(kind)
         mixing = small.T @ small
+        crossed = mixing.astype(np.float64)
         mixing[np.diag_indices_from(mixing)] *= kind.type(1.0 + _RIDGE)
         slope = (mixing @ weighted - small.T @ self.weighted).reshape(*rows.shape, taps.shape[1])
         by_rows = np.einsum("rik,rk->ri", slope, taps).astype(np.float64)
@@ -366,9 +480,10 @@ class _Problem:
             by_rows = by_rows @ self.inverse.T
         by_taps = np.einsum("rik,ri->rk", slope, rows).astype(np.float64)
         scale = 2.0 / self.total
-        return max(1.0 - kept / self.total, 0.0), scale * by_rows, scale * by_taps
+        lost = max(1.0 - kept / self.total, 0.0)
+        return _Place(white, filters, gram, crossing, crossed, lost, scale * by_rows, scale * by_taps)
 
-    def _products(self, rows: Working, taps: Working) -> tuple[Working, Working, Array]:
+    def products(self, rows: Working, taps: Working) -> tuple[Working, Working, Array]:
         """Q and Q S, [R, I*K], and Q S Q^T."""
         products = rows[:, :, None] * taps[:, None, :]
         weighted = self.norm.apply(products).reshape(len(products), -1)
@@ -376,11 +491,11 @@ class _Problem:
         gram = (weighted @ flat.T).astype(np.float64)
         return flat, weighted, (gram + gram.T) * 0.5
 
-    def _crossing(self, products: Working) -> Array:
+    def crossing(self, products: Working) -> Array:
         """Q S W^T, [R, O]."""
         return cast(Array, (products @ self.weighted.T).astype(np.float64))
 
-    def _columns(self, crossing: Array, gram: Array, ridge: float) -> Array:
+    def columns(self, crossing: Array, gram: Array, ridge: float) -> Array:
         """A for products and their moment, [O, R]."""
         for share in (ridge, 1e2 * ridge, 1e4 * ridge):
             with contextlib.suppress(np.linalg.LinAlgError):
@@ -389,6 +504,22 @@ class _Problem:
                 if float(np.sum(columns.T * crossing)) <= 1.001 * self.total:
                     return cast(Array, columns)
         return cast(Array, np.linalg.lstsq(_lifted(gram, ridge), crossing, rcond=1e-6)[0].T)
+
+
+def _settled(falls: Sequence[float]) -> bool:
+    """Whether what was lost after each step says that it is time to end."""
+    if not _NEGLIGIBLE < falls[-1] < math.inf:
+        return True
+    return len(falls) > _PATIENCE and falls[-1 - _PATIENCE] - falls[-1] < _GAIN * falls[-1]
+
+
+def _curved(curvature: Array) -> Array:
+    """Lower factor of a curvature between terms, with what keeps it regular and steps of hardly used terms short."""
+    size = np.sqrt(np.maximum(np.diagonal(curvature), 0.0))
+    size = np.maximum(size, max(_LEAST_SIZE * float(size.max()), np.finfo(np.float64).tiny))
+    alike = (1.0 - _DIAGONAL) * curvature / np.outer(size, size)
+    alike[np.diag_indices_from(alike)] = 1.0
+    return size[:, None] * sturdy_cholesky(alike)
 
 
 def _lifted(gram: Array, share: float) -> Array:

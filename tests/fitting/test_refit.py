@@ -213,7 +213,7 @@ def test_predicted_drift_ranks_plans():
     listed = options(found)
     rng = np.random.default_rng(0)
     added, predicted, measured = [], [], []
-    for _ in range(12):
+    for _ in range(24):
         picked = [rng.integers(len(one.choices)) for one in listed]
         pairs = [(one.site.name, one.choices[index]) for one, index in zip(listed, picked, strict=True)]
         added.append(sum(one.losses[index] for one, index in zip(listed, picked, strict=True)))

@@ -494,7 +494,7 @@ def test_errors_are_of_factors_as_they_are_stored() -> None:
 @pytest.mark.parametrize("peak", [0.5, 0.75, 1.0, 3.0, 1e-30, 1e30])
 def test_kernels_are_scaled_by_a_power_of_two_to_below_one(peak: float) -> None:
     kernel = np.array([[[peak, -peak / 3]]])
-    weights, scale = subject._unfold(kernel)
+    weights, scale = subject.unfolded(kernel)
     assert math.frexp(scale)[0] == 0.5
     assert 0.5 <= np.abs(weights).max() < 1.0
     np.testing.assert_array_equal(weights * scale, kernel)

@@ -16,7 +16,7 @@ from onnx_pointwise.numerics.forms import most_terms
 from onnx_pointwise.numerics.heldout import held_curves
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.outputs import OutputNorm
-from onnx_pointwise.numerics.separable import Terms, _Problem, separated, term_curves
+from onnx_pointwise.numerics.separable import Terms, _Measure, _Problem, separated, term_curves
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=40)
 SEED = st.integers(0, 2**32 - 1)
@@ -120,16 +120,49 @@ def test_the_gradient_is_that_of_the_error(seed, shape, kind):
     moment = make_moment(kind, seed, shape)
     problem = _Problem.of(kernel.reshape(*shape[:2], taps), Norm.of(moment, shape[1], taps))
     rows, filters = problem.start(6)
-    value, by_rows, by_taps = problem._lost(rows, filters)
+    place = problem._place(rows, filters)
     rng = np.random.default_rng(seed)
     ways = rng.standard_normal(rows.shape), rng.standard_normal(filters.shape)
 
     def at(step: float) -> float:
-        return problem._lost(rows + step * ways[0], filters + step * ways[1])[0]
+        return problem._place(rows + step * ways[0], filters + step * ways[1]).lost
 
-    assert 0.0 < value < 1.0
-    slope = float(np.vdot(by_rows, ways[0]) + np.vdot(by_taps, ways[1]))
+    assert 0.0 < place.lost < 1.0
+    slope = float(np.vdot(place.by_rows, ways[0]) + np.vdot(place.by_taps, ways[1]))
     assert (at(1e-5) - at(-1e-5)) / 2e-5 == pytest.approx(slope, rel=1e-3, abs=1e-6)
+
+
+@CHECKED
+@given(SEED, st.sampled_from([(6, 5, 3, 3), (4, 7, 5)]), MOMENT)
+def test_steps_are_measured_by_the_curvature(seed, shape, kind):
+    """The way there and back is none, the gradient is that by what is measured, and the first step is one."""
+    kernel, taps = make_kernel(seed, shape), math.prod(shape[2:])
+    problem = _Problem.of(kernel.reshape(*shape[:2], taps), Norm.of(make_moment(kind, seed, shape), shape[1], taps))
+    place = problem._place(*problem.start(6))
+    measure = _Measure.at(place, problem.tap_moment, problem.total)
+    point, slope = measure.point(place), measure.gradient(place)
+    for back, there in zip(measure.parted(point), (place.rows, place.taps), strict=True):
+        np.testing.assert_allclose(back, there, rtol=1e-6, atol=1e-8)
+    way = np.random.default_rng(seed).standard_normal(len(point))
+    way /= np.linalg.norm(way)
+
+    def at(step: float) -> float:
+        return problem._place(*measure.parted(point + step * way)).lost
+
+    assert (at(1e-4) - at(-1e-4)) / 2e-4 == pytest.approx(float(slope @ way), rel=1e-3, abs=1e-6)
+    down = problem._place(*measure.parted(point - slope / np.linalg.norm(slope)))
+    assert down.lost < place.lost
+
+
+@CHECKED
+@given(SEED, st.sampled_from([(6, 5, 3, 3), (4, 7, 5)]), MOMENT, st.integers(1, 6))
+def test_more_terms_lose_less_from_the_first_step_on(seed, shape, kind, added):
+    kernel, taps = make_kernel(seed, shape), math.prod(shape[2:])
+    problem = _Problem.of(kernel.reshape(*shape[:2], taps), Norm.of(make_moment(kind, seed, shape), shape[1], taps))
+    few = problem.descended(*problem.start(4), 20)
+    rows, filters = problem.more(problem.terms(few), 4 + added)
+    assert (len(rows), len(filters)) == (4 + added, 4 + added)
+    assert problem._place(rows, filters).lost < few.lost * 1.001
 
 
 @CHECKED
