@@ -15,7 +15,7 @@ from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.fitting.refit import Known, SiteRefit, too_wide
 from onnx_pointwise.fitting.refit import refit as sequential_refit
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, find_sites
-from onnx_pointwise.numerics import ROUNDS, beside, in_order, workers
+from onnx_pointwise.numerics import ROUNDS, beside, largest_first, workers
 from onnx_pointwise.progress import Progress, silent, within
 from onnx_pointwise.study import Study, answers
 
@@ -72,7 +72,12 @@ def make_weights(
     threads = workers(found.effort.threads)
 
     def without_refit(threads: int) -> dict[str, Replacement]:
-        made = in_order(lambda site: found.factors(site, kept[site.name], start=starts[site.name]), rewritten, threads)
+        made = largest_first(
+            lambda site: found.factors(site, kept[site.name], start=starts[site.name]),
+            rewritten,
+            threads,
+            lambda site: site.in_channels * site.taps,
+        )
         return {site.name: weights for site, weights in zip(rewritten, made, strict=True)}
 
     measured = _Measured(found, kept) if found.held and kept else None
@@ -173,7 +178,7 @@ class _Measured:
     def __init__(self, found: Study, choices: Mapping[str, Choice]) -> None:
         self._found, self._choices = found, choices
         self._examples = {"trial": found.trial, "held": found.held}
-        self._dense = {name: _answers(found, found.shapes.model, some) for name, some in self._examples.items()}
+        self._dense = {"trial": found.untouched, "held": _answers(found, found.shapes.model, found.held)}
         both = found.heads.energies([np.concatenate(parts) for parts in zip(*self._dense.values(), strict=True)])
         self._own = {
             name: [own / all_of_them if all_of_them else 1.0 for own, all_of_them in zip(one, both, strict=True)]

@@ -57,7 +57,7 @@ from onnx_pointwise.numerics.moments import (
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.outputs import OutputNorm
 from onnx_pointwise.numerics.packed import Packed
-from onnx_pointwise.numerics.parallel import beside, cores, in_order, workers
+from onnx_pointwise.numerics.parallel import beside, cores, in_order, largest_first, workers
 from onnx_pointwise.numerics.pareto import knee, pareto_front
 from onnx_pointwise.numerics.plain import plain_errors
 from onnx_pointwise.numerics.reconstruct import ROUNDS, Beforehand, Block, Reconstruction, patch_sums, reconstruct
@@ -118,6 +118,7 @@ __all__ = [
     "joined",
     "knapsack",
     "knee",
+    "largest_first",
     "lattices",
     "make_transposed_window",
     "make_window",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -57,6 +57,29 @@ def in_order(
             yield under_way.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def largest_first(
+    function: Callable[[Item], Result], items: Sequence[Item], threads: int, size: Callable[[Item], float]
+) -> list[Result]:
+    """Apply a function to items that take differently long, so that no thread is left waiting for one of the longest.
+
+    Args:
+        function: What to do with an item; it must not change what others read.
+        items: The items.
+        threads: Items under way at once.
+        size: What tells which items take longer.
+
+    Returns:
+        The results in the order of the items; all are held.
+
+    Raises:
+        Exception: One that the function raised.
+    """
+    order = sorted(range(len(items)), key=lambda index: -size(items[index]))
+    done = in_order(lambda index: function(items[index]), order, threads, ahead=len(items))
+    found = dict(zip(order, done, strict=True))
+    return [found[index] for index in range(len(items))]
 
 
 @contextmanager

@@ -219,6 +219,7 @@ def open_session(
     optimization: str = "all",
     profile: Path | None = None,
     config: Mapping[str, str] | None = None,
+    arena: bool = True,
 ) -> ort.InferenceSession:
     """Open a session on one provider, and on no other.
 
@@ -230,6 +231,7 @@ def open_session(
         optimization: Graph optimisation level, a key of `OPTIMIZATION_LEVELS`.
         profile: Prefix of a profile that the session writes; ``session.end_profiling()`` gives the file's whole name.
         config: Further session configuration entries of ONNX Runtime, key to value.
+        arena: Whether the runtime keeps the memory of the CPU that a run took for the next one.
 
     Raises:
         ProviderError: The provider is unknown, does not load, or refuses its options or this model.
@@ -246,6 +248,7 @@ def open_session(
     settings = _settings(threads, optimization, profile)
     if isinstance(source, Detached):
         settings.add_session_config_entry(_DATA_FOLDER, source.folder)
+    settings.enable_cpu_mem_arena = arena
     for key, value in (config or {}).items():
         settings.add_session_config_entry(key, value)
     try:

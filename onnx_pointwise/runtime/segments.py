@@ -53,9 +53,9 @@ def tensor_outputs(model: ir.Model) -> list[str]:
     ]
 
 
-def open_waiting(source: str | Path | bytes, threads: int | None) -> ort.InferenceSession:
+def open_waiting(source: str | Path | bytes, threads: int | None, *, arena: bool = True) -> ort.InferenceSession:
     """Open a CPU session whose idle threads sleep, so that the algebra between two runs has the processors."""
-    return open_session(source, "cpu", threads=threads, config={"session.intra_op.allow_spinning": "0"})
+    return open_session(source, "cpu", threads=threads, config={"session.intra_op.allow_spinning": "0"}, arena=arena)
 
 
 class Piece:

@@ -316,7 +316,8 @@ class _Walk:
 
 def _session(model: ir.Model, threads: int | None) -> ort.InferenceSession:
     with runtime_source(model, in_place=True) as source:
-        return open_waiting(source, threads)
+        # All values of the network are held from one run to the next: the two sessions need no memory of their own.
+        return open_waiting(source, threads, arena=False)
 
 
 def _run(

@@ -20,7 +20,7 @@ from onnx_pointwise.numerics import (
     compose,
     factorize,
     held_curves,
-    in_order,
+    largest_first,
     workers,
 )
 from onnx_pointwise.progress import Within, unheard
@@ -92,7 +92,8 @@ def outlooks(
         progress(site.name, next(taken), len(sites))
         return outlook(site, moments[site.name], forms, method, norms.get(site.name))
 
-    return dict(zip((site.name for site in sites), in_order(look, sites, workers(threads)), strict=True))
+    found = largest_first(look, sites, workers(threads), lambda site: site.in_channels * site.taps)
+    return dict(zip((site.name for site in sites), found, strict=True))
 
 
 def outlook(

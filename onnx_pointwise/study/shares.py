@@ -33,7 +33,7 @@ from onnx_pointwise.study.whole import composed, with_kernels
 Array = NDArray[Any]
 
 # Examples that take part: what they add to the drift differs little from one to another.
-_EXAMPLES = 32
+_EXAMPLES = 16
 
 
 def shares(

@@ -16,25 +16,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import ResolvedShapes, Site
 from onnx_pointwise.numerics import OutputNorm, centred, in_order, workers
 from onnx_pointwise.progress import Within, unheard
-from onnx_pointwise.runtime import MEMORY, Piece, run_session, without_shapes
+from onnx_pointwise.runtime import MEMORY, run_session, without_shapes
 from onnx_pointwise.study.collect import named_seed
 from onnx_pointwise.study.gradients import Backward, Forward, Unsupported, site_outputs
 from onnx_pointwise.study.heads import Heads
 from onnx_pointwise.study.outlook import Outlook
 from onnx_pointwise.study.points import Point
 from onnx_pointwise.study.trials import KernelSessions
+from onnx_pointwise.study.whole import answers
 
 Array = NDArray[Any]
 
 # Probes of all examples together that trial errors are multiplied with, enough to tell a squared length to about a
-# tenth; and the examples that take part, since a probe more of an example costs less than the errors of another one.
-_PROBES = 192
+# fifth, of which a plan hardly takes notice: what it minimises is flat where it is least. And the examples that take
+# part, since a probe more of an example costs less than the errors of another one.
+_PROBES = 48
 _MOST_PROBES = 8
 _EXAMPLES = 32
 _LARGEST_BATCH = 16
@@ -57,6 +58,7 @@ class Slopes:
 
     Attributes:
         cut: The nodes that cut sites off from a head, by the sites' names.
+        answers: What the network gives at the gauges of the heads on all examples, [N, ...] each.
 
     Raises:
         ModelError: The model does not run on the inputs.
@@ -87,7 +89,8 @@ class Slopes:
         self._sites, self._heads, self._seed, self._threads = list(sites), heads, seed, threads
         self.cut: Mapping[str, tuple[Unsupported, ...]] = self._backward.unsupported
         self._count = count
-        self._scales = self._deviations(model)
+        self.answers = answers(model, heads, inputs, batch=size, threads=threads)
+        self._scales = _deviations(heads, self.answers)
 
     def norms(self) -> dict[str, OutputNorm]:
         """Which errors of a site's outputs count, by its name; sites that are cut off or reach no head are left out."""
@@ -150,27 +153,6 @@ class Slopes:
         wanted = -(-_EXAMPLES * len(parts) // max(self._count, _EXAMPLES))
         return [parts[index] for index in np.linspace(0, len(parts) - 1, wanted).round().astype(int)]
 
-    def _deviations(self, model: ir.Model) -> dict[str, Array]:
-        """What to scale the probe at each gauge by: the root of its weight over the energy of its deviation.
-
-        A number, or one for each channel where these are of different units.
-        """
-        if not self._heads.names:
-            return {}
-        piece = Piece(model, list(self._parts[0]), self._heads.names, threads=self._threads)
-        runs = [piece.run(part) for part in self._parts]
-        values = dict(zip(self._heads.names, zip(*runs, strict=True), strict=True))
-        scales: dict[str, Array] = {}
-        for gauge in self._heads.gauges:
-            whole = np.concatenate(values[gauge.value])
-            factors = gauge.units(whole)
-            spread = centred(whole if factors is None else whole * factors, gauge.axis)
-            energy = float(np.vdot(spread, spread))
-            if energy > 0.0:
-                scale = np.sqrt(gauge.weight / energy)
-                scales[gauge.value] = np.asarray(scale if factors is None else scale * factors, np.float32)
-        return scales
-
     def _drawn(self, forward: Forward, start: int, probe: int) -> dict[str, Array]:
         """Probes at the gauges for a batch, the same for an example in whatever batch it is."""
         drawn = {}
@@ -184,6 +166,22 @@ class Slopes:
             ]
             drawn[name] = np.stack(parts) * scale
         return drawn
+
+
+def _deviations(heads: Heads, answers: Sequence[Array]) -> dict[str, Array]:
+    """What to scale the probe at each gauge by: the root of its weight over the energy of its deviation.
+
+    A number, or one for each channel where these are of different units.
+    """
+    scales: dict[str, Array] = {}
+    for gauge, whole in zip(heads.gauges, answers, strict=True):
+        factors = gauge.units(whole)
+        spread = centred(whole if factors is None else whole * factors, gauge.axis)
+        energy = float(np.vdot(spread, spread))
+        if energy > 0.0:
+            scale = np.sqrt(gauge.weight / energy)
+            scales[gauge.value] = np.asarray(scale if factors is None else scale * factors, np.float32)
+    return scales
 
 
 def affordable(shapes: ResolvedShapes, sites: Sequence[Site], count: int, probes: int, memory: int) -> int:

@@ -23,6 +23,7 @@ from onnx_pointwise.numerics import (
     OutputNorm,
     factorize,
     in_order,
+    largest_first,
     workers,
 )
 from onnx_pointwise.progress import Progress, silent, within
@@ -36,7 +37,7 @@ from onnx_pointwise.study.rounding import Rounding, depthwise_trial, roundings
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
 from onnx_pointwise.study.shares import shares, some_parts
 from onnx_pointwise.study.slopes import Slopes
-from onnx_pointwise.study.whole import WholeNetwork
+from onnx_pointwise.study.whole import WholeNetwork, answers
 
 Array = NDArray[Any]
 
@@ -70,6 +71,7 @@ class Study:
         batch: Examples in one run.
         method: How factors are computed.
         effort: How much may be spent.
+        told: What `untouched` gives, where that is known already.
     """
 
     model: ir.Model
@@ -86,6 +88,14 @@ class Study:
     batch: int
     method: Method
     effort: Effort
+    told: Sequence[Array] | None = None
+
+    @cached_property
+    def untouched(self) -> Sequence[Array]:
+        """What the untouched network gives at the heads on the examples that plans are tried on, see `answers`."""
+        if self.told is not None:
+            return self.told
+        return answers(self.shapes.model, self.heads, self.trial, batch=self.batch, threads=self.effort.threads)
 
     @property
     def trial(self) -> Mapping[str, Array]:
@@ -114,7 +124,7 @@ class Study:
             return self
         kept = np.isin(np.arange(count) // group, np.linspace(0, groups - 1, wanted).round().astype(int))
         fit = {name: array[kept] for name, array in self.fit.items()}
-        made = replace(self, fit=fit, tried=self.tried[kept])
+        made = replace(self, fit=fit, tried=self.tried[kept], told=None)
         vars(made)["rehearsal"] = self.rehearsal  # what was tried out already need not be tried again
         return made
 
@@ -168,13 +178,18 @@ class Rehearsal:
     @property
     def untouched(self) -> dict[str, Array]:
         """What the untouched network answers on the examples tried on, by the names of the gauges."""
-        return dict(zip(self.heads.names, self._network.reference, strict=True))
+        return dict(zip(self.heads.names, self._found.untouched, strict=True))
 
     @cached_property
     def _network(self) -> WholeNetwork:
         found = self._found
         return WholeNetwork(
-            found.shapes.model, found.trial, found.heads, batch=found.batch, threads=found.effort.threads
+            found.shapes.model,
+            found.trial,
+            found.heads,
+            found.untouched,
+            batch=found.batch,
+            threads=found.effort.threads,
         )
 
     def factors(self, choices: Mapping[str, Choice]) -> dict[str, Factors]:
@@ -239,10 +254,11 @@ class Rehearsal:
     def _replacements(self, choices: Mapping[str, Choice]) -> dict[str, Replacement]:
         wanted = self._wanted(choices)
         new = [key for key in wanted if key not in self._made]
-        made = in_order(
+        made = largest_first(
             lambda key: self._found.factors(self._sites[key[0]], key[1], part=True),
             new,
             workers(self._found.effort.threads),
+            lambda key: self._sites[key[0]].in_channels * self._sites[key[0]].taps,
         )
         self._made.update(zip(new, made, strict=True))
         return {name: self._made[name, choice] for name, choice in wanted}
@@ -311,7 +327,21 @@ def study(
         )
         found = _rounded(shapes, seen, found, moments, norms, trial if quantised else {}, batch, effort)
     return Study(
-        model, shapes, tuple(seen), fit, tried, held, more, heads, moments, norms, found, batch, method, effort
+        model,
+        shapes,
+        tuple(seen),
+        fit,
+        tried,
+        held,
+        more,
+        heads,
+        moments,
+        norms,
+        found,
+        batch,
+        method,
+        effort,
+        None if slopes is None else slopes.answers,
     )
 
 

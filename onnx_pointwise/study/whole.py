@@ -6,7 +6,8 @@ the plan would save is not saved here, but its drift is the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,9 @@ class WholeNetwork:
         model: The untouched model with its types inferred; it is left as it is.
         inputs: Example inputs by name, [N, ...].
         heads: Where the network answers.
+        reference: What the untouched network gives at the gauges, as of `answers`.
         batch: Examples in one run.
         threads: Threads of the runtime; its own choice if None.
-
-    Attributes:
-        reference: What the untouched network gives at the gauges, [N, ...] each.
     """
 
     def __init__(
@@ -80,16 +79,17 @@ class WholeNetwork:
         model: ir.Model,
         inputs: Mapping[str, Array],
         heads: Heads,
+        reference: Sequence[Array],
         *,
         batch: int,
         threads: int | None = None,
     ) -> None:
         self._model, self._inputs, self._batch, self._threads = model, dict(inputs), batch, threads
-        self._heads = heads
-        self._untouched = (
-            Piece(without_shapes(model), list(inputs), heads.names, threads=threads) if heads.names else None
-        )
-        self.reference = [] if self._untouched is None else _over_batches(self._untouched, self._inputs, batch)
+        self._heads, self._reference = heads, reference
+
+    @cached_property
+    def _untouched(self) -> Piece:
+        return Piece(without_shapes(self._model), list(self._inputs), self._heads.names, threads=self._threads)
 
     def drift(self, replacements: Mapping[str, Replacement]) -> float:
         """Relative squared drift at the heads, with weights in place; 0 for a network without any.
@@ -101,15 +101,15 @@ class WholeNetwork:
 
     def drifts(self, replacements: Mapping[str, Replacement]) -> list[float | None]:
         """The same at each gauge of the heads; None for one that does not vary over the examples."""
-        if self._untouched is None:
+        if not self._heads.names:
             return []
         moved = with_kernels(self._model, composed(replacements))
         found = _run(moved, self._heads, self._inputs, self._batch, self._threads)
-        return self._heads.drifts(self.reference, found)
+        return self._heads.drifts(self._reference, found)
 
     def values(self, inputs: Mapping[str, Array]) -> list[Array]:
         """What the untouched network gives at the gauges for one batch of other inputs by name."""
-        return [] if self._untouched is None else self._untouched.run(inputs)
+        return self._untouched.run(inputs) if self._heads.names else []
 
 
 def _run(model: ir.Model, heads: Heads, inputs: Mapping[str, Array], batch: int, threads: int | None) -> list[Array]:

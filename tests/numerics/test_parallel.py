@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from onnx_pointwise.numerics import parallel
-from onnx_pointwise.numerics.parallel import beside, in_order, workers
+from onnx_pointwise.numerics.parallel import beside, in_order, largest_first, workers
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -19,6 +19,22 @@ def test_results_come_in_the_order_of_the_items(threads):
         return item * item
 
     assert list(in_order(late, range(20), threads)) == [item * item for item in range(20)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_largest_is_begun_first_and_nobody_waits_for_it(threads):
+    begun, rest = [], threading.Event()
+
+    def work(item):
+        begun.append(item)
+        if item == 9 and threads > 1:
+            assert rest.wait(10)  # the others are all done meanwhile
+        elif len(begun) == 6:
+            rest.set()
+        return -item
+
+    assert largest_first(work, [3, 1, 9, 4, 0, 5], threads, lambda item: item) == [-3, -1, -9, -4, 0, -5]
+    assert begun == [9, 5, 4, 3, 1, 0]
 
 
 def test_few_items_are_taken_ahead():
