@@ -180,11 +180,13 @@ def examples_for(net: Network, replay: Plan | None, settings: Settings) -> Calib
     return _told(net, _distilled(net, examples, settings) if examples.drawn else examples, settings)
 
 
-def with_stems(net: Network) -> Network:
-    """The same network with convolutions of few feature maps among those that may be rewritten.
+def with_stems(net: Network, examples: Calibration, settings: Settings) -> Network:
+    """The same network with convolutions of few feature maps among those that may be rewritten, if nobody said which.
 
     What an error in the first convolution does to all that follows, a kernel alone does not tell; examples do.
     """
+    if not examples.inputs or settings.min_channels is not None:
+        return net
     return replace(net, sites=find_sites(net.base, net.shapes, min_channels=1))
 
 

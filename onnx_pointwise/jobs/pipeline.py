@@ -60,8 +60,7 @@ def rewrite(model: ModelSource, settings: Settings) -> RewriteResult:
     settings.deployment.require(net.base)
     examples = examples_for(net, replay, settings)
     settings.deployment.require_examples(examples.inputs)
-    if examples.inputs and settings.min_channels is None:
-        net = with_stems(net)
+    net = with_stems(net, examples, settings)
     clock.lap("load")
     score = scored(net.source, settings)
 

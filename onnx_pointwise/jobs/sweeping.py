@@ -18,7 +18,7 @@ from onnx_pointwise.jobs.deciding import Question, asked
 from onnx_pointwise.jobs.deploying import deployed_if_faster
 from onnx_pointwise.jobs.fronts import Front, Sweep, SweepPoint, Unmade, front_of, is_share
 from onnx_pointwise.jobs.handing import handed_out
-from onnx_pointwise.jobs.loading import Network, examples_for, network, with_full_names
+from onnx_pointwise.jobs.loading import Network, examples_for, network, with_full_names, with_stems
 from onnx_pointwise.jobs.looking import Evidence, not_measurable
 from onnx_pointwise.jobs.results import RewriteResult
 from onnx_pointwise.latency import Timing
@@ -74,6 +74,7 @@ def sweep(model: ModelSource, settings: SweepSettings) -> Sweep:
     base[0].deployment.require(net.base)
     examples = examples_for(net, None, base[0])
     base[0].deployment.require_examples(examples.inputs)
+    net = with_stems(net, examples, base[0])
     clock.lap("load")
     score = scored(net.source, base[0])
     if score is not None:
