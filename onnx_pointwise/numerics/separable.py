@@ -114,15 +114,18 @@ def separated(weights: Array, norm: Norm, rank: int, *, steps: int, start: Terms
     if not problem.total > 0.0:  # all terms are as good where nothing comes out
         some = _drawn(np.random.default_rng(0), rank, weights.shape[1:])
         return _evened(Terms(*some, np.zeros((len(weights), rank))), norm)
-    if start is not None:
-        starts = [problem.taken(start)]
-    else:
-        starts = [problem.start(rank)]
-        if norm.moment is not None and problem.work(rank) <= _SMALL:
-            others = [norm.known_to(method) for method in (("svd", "whitened") if norm.full else ("svd",))]
-            starts += [problem.taken(separated(weights, one, rank, steps=steps)) for one in others]
-    found = min((problem.descended(*first, steps) for first in starts), key=lambda place: place.lost)
+    starts = _starts(problem, rank, steps) if start is None else [problem.taken(start)]
+    found = problem.lowest(starts, steps)
     return _evened(problem.terms(found), norm, np.diagonal(found.gram))
+
+
+def _starts(problem: _Problem, rank: int, steps: int) -> list[tuple[Array, Array]]:
+    """White rows and taps to start from: of singular values; and where they cost little, of simpler norms."""
+    starts, norm = [problem.start(rank)], problem.norm
+    if norm.moment is not None and problem.work(rank) <= _SMALL:
+        simpler = [norm.known_to(method) for method in (("svd", "whitened") if norm.full else ("svd",))]
+        starts += [problem.taken(separated(problem.weights, one, rank, steps=steps)) for one in simpler]
+    return starts
 
 
 def with_columns(weights: Array, norm: Norm, rows: Array, taps: Array) -> Array:
@@ -161,8 +164,11 @@ def term_curves(weights: Array, norm: Norm, held: Norm) -> tuple[Array, Array]:
     points: list[tuple[int, float, float]] = []
     terms: Terms | None = None
     for rank in ranks:
-        first = problem.start(rank) if terms is None else problem.more(terms, rank)
-        found = problem.descended(*first, _CURVE_STEPS if terms is None else _MORE_STEPS)
+        steps = _CURVE_STEPS if terms is None else _MORE_STEPS
+        starts = [] if terms is None else [problem.more(terms, rank)]
+        if terms is None or problem.work(rank) <= _SMALL:
+            starts += _starts(problem, rank, _CURVE_STEPS)
+        found = problem.lowest(starts, steps)
         terms = problem.terms(found)
         left = weights - terms.sum
         lost = [float(np.vdot(left, one.apply(left))) / total for one, total in zip((norm, held), totals, strict=True)]
@@ -417,6 +423,10 @@ class _Problem:
         even = [[side / math.sqrt(max(float(np.mean(side**2)), 1e-300)) for side in part] for part in parts]
         rows, taps = zip(*even, strict=True)
         return np.concatenate(rows), np.concatenate(taps)
+
+    def lowest(self, starts: Sequence[tuple[Array, Array]], steps: int) -> _Place:
+        """The lowest of the places that so many steps lead to, see `descended`."""
+        return min((self.descended(*first, steps) for first in starts), key=lambda place: place.lost)
 
     def descended(self, rows: Array, taps: Array, steps: int) -> _Place:
         """Go so many steps downhill, twice as many where they take little, and fewer where terms are many and wide."""

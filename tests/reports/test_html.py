@@ -194,7 +194,8 @@ def test_what_is_missing_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch
 def test_widths_are_feature_maps_and_heat_is_cost() -> None:
     made = document("rewrite")
     rows = network(made["sites"], made["before"]["macs"])
-    widest = max(site["shape"]["out_channels"] for site in made["sites"])
+    shown = [shape for site in made["sites"] for shape in (site["shape"], *site["pieces"])]
+    widest = max(max(shape["in_channels"], shape["out_channels"]) for shape in shown)
     dearest = max(site["macs_before"] for site in made["sites"])
     for row in rows:
         for blocks, shapes in (
