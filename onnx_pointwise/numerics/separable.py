@@ -468,16 +468,17 @@ class _Problem:
         )
         return best[0]
 
+    @np.errstate(over="ignore", invalid="ignore")  # a step too far, in a moment that is none, is seen at its end
     def _place(self, white: Array, filters: Array) -> _Place:
         """What is lost with the ridge, relative to W, with white rows and taps, and its gradient."""
         kind = self.norm.dtype
         rows, taps = self.plain(white).astype(kind), filters.astype(kind)
-        with np.errstate(over="ignore", invalid="ignore"):
-            products, weighted, gram = self.products(rows, taps)
-            crossing = self.crossing(products)
-        if not (np.isfinite(gram).all() and np.isfinite(crossing).all()):  # a step too far, in a moment that is none
-            flat = np.zeros_like(white), np.zeros_like(filters)
-            return _Place(white, filters, gram, crossing, np.zeros_like(gram), math.inf, *flat)
+        products, weighted, gram = self.products(rows, taps)
+        crossing = self.crossing(products)
+        flat = np.zeros_like(white), np.zeros_like(filters)
+        nowhere = _Place(white, filters, gram, crossing, np.zeros_like(gram), math.inf, *flat)
+        if not (np.isfinite(gram).all() and np.isfinite(crossing).all()):
+            return nowhere
         columns = self.columns(crossing, gram, _RIDGE)
         kept = float(np.sum(columns.T * crossing))
         small = columns.astype(kind)
@@ -491,6 +492,8 @@ class _Problem:
         by_taps = np.einsum("rik,ri->rk", slope, rows).astype(np.float64)
         scale = 2.0 / self.total
         lost = max(1.0 - kept / self.total, 0.0)
+        if not (np.isfinite(by_rows).all() and np.isfinite(by_taps).all() and np.isfinite(crossed).all()):
+            return nowhere
         return _Place(white, filters, gram, crossing, crossed, lost, scale * by_rows, scale * by_taps)
 
     def products(self, rows: Working, taps: Working) -> tuple[Working, Working, Array]:
