@@ -106,7 +106,7 @@ class Known:
 
 def too_wide(site: Site, memory: int) -> bool:
     """Whether the moments that a refit of a site needs do not fit into the memory, in bytes."""
-    return _MATRICES * 8 * (site.in_channels * site.taps) ** 2 > memory
+    return _MATRICES * 8 * site.width**2 > memory
 
 
 def refit(
@@ -311,7 +311,7 @@ def _blocks(
     window = site.window(drifted.shape[2:])
     examples = np.arange(count)
     back = examples % originals % _HELD_BACK == _HELD_BACK - 1
-    width = site.in_channels * site.taps
+    width = site.width
     plan: list[tuple[Lattice, bool]] = []
     for held, chosen in ((False, examples[~back]), (True, examples[back & (examples < originals)])):
         if len(chosen):

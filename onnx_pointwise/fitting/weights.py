@@ -76,7 +76,7 @@ def make_weights(
             lambda site: found.factors(site, kept[site.name], start=starts[site.name]),
             rewritten,
             threads,
-            lambda site: site.in_channels * site.taps,
+            lambda site: site.width,
         )
         return {site.name: weights for site, weights in zip(rewritten, made, strict=True)}
 

@@ -126,6 +126,11 @@ class Site:
         return math.prod(self.kernel_shape)
 
     @property
+    def width(self) -> int:
+        """Numbers in a patch that it sees, I * K."""
+        return self.in_channels * self.taps
+
+    @property
     def rewritable(self) -> bool:
         """Whether a rewrite that is asked for by name can be done."""
         return self.refusal is None or self.refusal.code in ADVISORY

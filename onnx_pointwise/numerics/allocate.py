@@ -161,9 +161,7 @@ class _Knapsack:
         if relaxed.x is None:
             raise PlanError(_NO_PLAN)
         # Of the candidates that share a site, the one that comes nearest to keeping all limits.
-        burden = np.where(relaxed.x > 1e-9, (self.costs / np.maximum(np.abs(self.limits), 1e-12)).max(axis=1), np.inf)
-        order = np.lexsort((burden, self.owner))
-        plan = order[np.unique(self.owner[order], return_index=True)[1]]
+        plan = self._first(np.where(relaxed.x > 1e-9, self.costs.max(axis=1), np.inf))
         if (self.costs[plan].sum(axis=0) > self.limits).any():
             return np.arange(len(self.losses))
         plan = self._spent_up(plan)
@@ -173,6 +171,11 @@ class _Knapsack:
         np.minimum.at(least, self.owner, priced)
         between = float(self.losses[plan].sum() - least.sum() + prices @ self.limits)
         return np.flatnonzero(priced - least[self.owner] <= between * (1.0 + 1e-6) + 1e-9)
+
+    def _first(self, key: Array) -> NDArray[np.int64]:
+        """The candidate of every site that has the least of something."""
+        order = np.lexsort((key, self.owner))
+        return np.asarray(order[np.unique(self.owner[order], return_index=True)[1]])
 
     def _spent_up(self, plan: NDArray[np.int64]) -> NDArray[np.int64]:
         """A plan that has what it leaves of the limits spent, where most is gained first."""
@@ -203,8 +206,7 @@ class _Knapsack:
             )
         if result.x is None:
             raise PlanError(_NO_PLAN)
-        order = np.lexsort((-result.x, self.owner))
-        return np.asarray(order[np.unique(self.owner[order], return_index=True)[1]])
+        return self._first(-result.x)
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ class Seen:
 
 def moment_kind(site: Site, memory: int = MEMORY) -> MomentKind:
     """How closely the inputs of a site are looked at, where moments may take so many bytes."""
-    width = site.in_channels * site.taps
+    width = site.width
     if width > STATIONARY or _NUMBER_BYTES * width**2 > memory:
         return "channels"
     return "exact" if width <= EXACT else "stationary"

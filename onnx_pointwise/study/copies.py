@@ -201,7 +201,7 @@ def _kinds(mirrors: tuple[int, ...], shifts: tuple[int, ...]) -> list[Move]:
 def _short(shapes: ResolvedShapes, sites: Sequence[Site], count: int) -> list[Site]:
     """The largest of the sites whose moments so many examples leave singular, where these matter; else none."""
     reachable = _reachable(shapes, sites)
-    short = [site for site in reachable if _exact(site) and count * math.prod(site.out_size or ()) < _width(site)]
+    short = [site for site in reachable if _exact(site) and count * math.prod(site.out_size or ()) < site.width]
     if sum(map(_macs, short)) < _SHARE * sum(map(_macs, reachable)):
         return []
     return _largest(shapes, short)
@@ -223,13 +223,8 @@ def _macs(site: Site) -> int:
     return dense_cost(site).macs
 
 
-def _width(site: Site) -> int:
-    """Numbers in a patch."""
-    return site.in_channels * site.taps
-
-
 def _exact(site: Site) -> bool:
-    return _width(site) <= EXACT
+    return site.width <= EXACT
 
 
 class _Sample:
@@ -271,7 +266,7 @@ def _patches(site: Site, values: Array, start: int, count: int, most: int, seed:
     """
     window = site.window(values.shape[2:])
     size = window.out_size(values.shape[2:])
-    for lattice in lattices(np.arange(count), size, _width(site), limit=most, seed=seed, spacing=window.spacing):
+    for lattice in lattices(np.arange(count), size, site.width, limit=most, seed=seed, spacing=window.spacing):
         assert lattice.examples is not None, "they were named"
         here = lattice.examples - start
         here = here[(here >= 0) & (here < len(values))]

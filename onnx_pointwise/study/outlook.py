@@ -92,7 +92,7 @@ def outlooks(
         progress(site.name, next(taken), len(sites))
         return outlook(site, moments[site.name], forms, method, norms.get(site.name))
 
-    found = largest_first(look, sites, workers(threads), lambda site: site.in_channels * site.taps)
+    found = largest_first(look, sites, workers(threads), lambda site: site.width)
     return dict(zip((site.name for site in sites), found, strict=True))
 
 

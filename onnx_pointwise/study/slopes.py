@@ -89,7 +89,7 @@ class Slopes:
         self._sites, self._heads, self._seed, self._threads = list(sites), heads, seed, threads
         self.cut: Mapping[str, tuple[Unsupported, ...]] = self._backward.unsupported
         self._count = count
-        self.answers = answers(model, heads, inputs, batch=size, threads=threads)
+        self.answers = answers(shapes.model, heads, inputs, batch=size, threads=threads)
         self._scales = _deviations(heads, self.answers)
 
     def norms(self) -> dict[str, OutputNorm]:

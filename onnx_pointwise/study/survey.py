@@ -258,7 +258,7 @@ class Rehearsal:
             lambda key: self._found.factors(self._sites[key[0]], key[1], part=True),
             new,
             workers(self._found.effort.threads),
-            lambda key: self._sites[key[0]].in_channels * self._sites[key[0]].taps,
+            lambda key: self._sites[key[0]].width,
         )
         self._made.update(zip(new, made, strict=True))
         return {name: self._made[name, choice] for name, choice in wanted}
