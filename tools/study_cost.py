@@ -27,6 +27,7 @@ import contextlib
 import multiprocessing
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ class Stages:
         self.seconds, self.processor = dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0.0)
         self.peak = dict.fromkeys(STAGES, 0)
         self._stage = "load"
+        self._lock = threading.Lock()  # sites are taken up in several threads
         self._last = time.perf_counter(), time.process_time()
         _reset_peak()
 
@@ -120,14 +122,15 @@ class Stages:
 
     def begin(self, stage: str) -> None:
         """End a stage, and begin another one."""
-        if stage == self._stage:
-            return
-        now = time.perf_counter(), time.process_time()
-        self.seconds[self._stage] += now[0] - self._last[0]
-        self.processor[self._stage] += now[1] - self._last[1]
-        self.peak[self._stage] = max(self.peak[self._stage], peak_memory())
-        self._stage, self._last = stage, now
-        _reset_peak()
+        with self._lock:
+            if stage == self._stage:
+                return
+            now = time.perf_counter(), time.process_time()
+            self.seconds[self._stage] += now[0] - self._last[0]
+            self.processor[self._stage] += now[1] - self._last[1]
+            self.peak[self._stage] = max(self.peak[self._stage], peak_memory())
+            self._stage, self._last = stage, now
+            _reset_peak()
 
     def end(self) -> None:
         """End the last stage."""
