@@ -7,6 +7,7 @@ to come needs are kept, and beyond a limit they lie in files. Every node runs on
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -96,18 +97,57 @@ class Piece:
         """
         return run_session(self._session, self.outputs, {name: feeds[name] for name in self.inputs})
 
+    def run_into(self, feeds: Mapping[str, Array], room: Mapping[str, Array]) -> list[Array]:
+        """The same, some outputs written to where they are to lie, see `run_session`."""
+        return run_session(self._session, self.outputs, {name: feeds[name] for name in self.inputs}, room)
 
-def run_session(session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+
+def run_session(
+    session: ort.InferenceSession,
+    outputs: Sequence[str],
+    feeds: Mapping[str, Array],
+    room: Mapping[str, Array] | None = None,
+) -> list[Array]:
     """Run a session once.
+
+    Args:
+        session: The session.
+        outputs: Names of the outputs to compute.
+        feeds: Inputs by name.
+        room: Where some outputs are to lie, by name: contiguous arrays of their type and shape, which save the runtime
+            memory of its own and a copy. Outputs that turn out to have another shape lie elsewhere.
+
+    Returns:
+        The outputs.
 
     Raises:
         ModelError: The runtime fails; the sentence is its own.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
     try:
+        if room:
+            with contextlib.suppress(Exception):  # another shape than expected; whatever else it is, it comes again
+                return _run_bound(session, outputs, arrays, room)
         return list(session.run(list(outputs), arrays))
     except Exception as error:  # the runtime's exceptions share no base class
         raise ModelError(f"The model does not run on the calibration inputs: {sentence(error)}.") from error
+
+
+def _run_bound(
+    session: ort.InferenceSession, outputs: Sequence[str], arrays: Mapping[str, Array], room: Mapping[str, Array]
+) -> list[Array]:
+    binding = session.io_binding()
+    for name, array in arrays.items():
+        binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    for name in outputs:
+        if name in room:
+            place = room[name]
+            binding.bind_output(name, "cpu", 0, place.dtype, place.shape, place.ctypes.data)
+        else:
+            binding.bind_output(name)
+    session.run_with_iobinding(binding)
+    made = binding.get_outputs()
+    return [room[name] if name in room else one.numpy() for name, one in zip(outputs, made, strict=True)]
 
 
 class Store:
@@ -274,7 +314,8 @@ class TwinRun:
         runs = max(1, -(-self.count // self._batch))
         for start in range(0, self.count, self._batch):
             stop = min(start + self._batch, self.count)
-            (part,) = run_session(session, [result.name], {feed.name: source[start:stop], **(given or {})})
+            feeds = {feed.name: source[start:stop], **(given or {})}
+            (part,) = run_session(session, [result.name], feeds, self._room(results, start, stop))
             self._collect(results, result.name, part, start, stop, runs)
         return results[result.name]
 
@@ -339,9 +380,17 @@ class TwinRun:
         for start in range(0, self.count, self._batch):
             stop = min(start + self._batch, self.count)
             feeds = {name: self._part(values[name], start, stop) for name in piece.inputs}
-            for name, part in zip(piece.outputs, piece.run(feeds), strict=True):
+            for name, part in zip(piece.outputs, piece.run_into(feeds, self._room(results, start, stop)), strict=True):
                 self._collect(results, name, part, start, stop, runs)
         return results
+
+    def _room(self, results: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
+        """Where the values of some examples are to lie, of those that have a part for each of all examples."""
+        return {
+            name: array[start:stop]
+            for name, array in results.items()
+            if array.ndim and len(array) == self.count and array.dtype.kind in "fiub" and array.nbytes
+        }
 
     def _part(self, array: Array, start: int, stop: int) -> Array:
         return array[start:stop] if array.ndim and len(array) == self.count else array
@@ -354,7 +403,8 @@ class TwinRun:
                 results[name] = self._store.new((self.count, *part.shape[1:]), part.dtype)
             if part.shape[1:] != results[name].shape[1:]:
                 raise InputError("The calibration inputs lead to activations of different sizes; give equal sizes.")
-            results[name][start:stop] = part
+            if not np.may_share_memory(part, results[name]):
+                results[name][start:stop] = part
         elif start == 0:
             results[name] = part  # does not depend on the examples: shapes, constants
         elif part.shape != results[name].shape or not np.array_equal(part, results[name]):

@@ -12,7 +12,7 @@ with respect to activations only, never to weights.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,11 +92,13 @@ class Backward:
         self.unreached: Sequence[str] = first.unreached
         self.held: int = first.held
 
-    def forward(self, inputs: Mapping[str, Array]) -> Forward:
+    def forward(self, inputs: Mapping[str, Array], *, after: Forward | None = None) -> Forward:
         """Run the network on a batch.
 
         Args:
             inputs: Example inputs by name, [N, ...].
+            after: What came out of an earlier batch, if nobody wants any of it or its gradients any more: their memory
+                is written over.
 
         Returns:
             What came out, and what gradients are then computed from; hold it no longer than needed.
@@ -104,7 +106,7 @@ class Backward:
         Raises:
             ModelError: The model does not run on the inputs.
         """
-        return self._pair(inputs).forward(inputs)
+        return self._pair(inputs).forward(inputs, _Room() if after is None else after.room.again())
 
     def run(self, inputs: Mapping[str, Array], probes: Probes) -> tuple[dict[str, Array], dict[str, Array]]:
         """Run the network on a batch, and back.
@@ -133,15 +135,38 @@ class Backward:
         return self._pairs[key]
 
 
+class _Room:
+    """Arrays for what comes out of sessions, to be used again: memory that was never touched has to be found first."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[tuple[Shape, np.dtype[Any]], list[Array]] = defaultdict(list)
+        self._taken: Counter[tuple[Shape, np.dtype[Any]]] = Counter()
+
+    def take(self, shape: Shape, dtype: np.dtype[Any]) -> Array:
+        """An array of this shape and type that nobody has, its numbers any."""
+        key = shape, dtype
+        arrays, index = self._arrays[key], self._taken[key]
+        self._taken[key] += 1
+        if index == len(arrays):
+            arrays.append(np.empty(shape, dtype))
+        return arrays[index]
+
+    def again(self) -> _Room:
+        """Have all arrays back."""
+        self._taken.clear()
+        return self
+
+
 class Forward:
     """A batch on its way: forward values, and gradients for as many sets of probes as are wanted.
 
     Attributes:
         values: Values of the heads and of what was to be kept, by name.
+        room: What they lie in.
     """
 
-    def __init__(self, pair: _Pair, values: dict[str, Array], saved: Mapping[str, ort.OrtValue]) -> None:
-        self.values = values
+    def __init__(self, pair: _Pair, values: dict[str, Array], saved: Mapping[str, ort.OrtValue], room: _Room) -> None:
+        self.values, self.room = values, room
         self._pair, self._saved = pair, saved
 
     def gradients(self, probes: Mapping[str, Array]) -> dict[str, Array]:
@@ -153,7 +178,7 @@ class Forward:
         Returns:
             Gradients by the points' keys, each of its value's shape, in float32 (float64 where the value is).
         """
-        return self._pair.backward(self._saved, probes, self.values)
+        return self._pair.backward(self._saved, probes, self.values, self.room)
 
 
 def site_outputs(sites: Sequence[Site]) -> dict[str, str]:
@@ -208,21 +233,18 @@ class _Pair:
         kinds += [(name, self._facts.gradient_dtype(self._facts.values[name])) for name in set(self._results.values())]
         return sum(size_of(self._facts.shape(self._facts.values[name])) * kind.itemsize for name, kind in kinds)
 
-    def forward(self, inputs: Mapping[str, Array]) -> Forward:
+    def forward(self, inputs: Mapping[str, Array], room: _Room) -> Forward:
         """Run the network."""
         arrays = {name: np.asarray(array, order="C") for name, array in inputs.items()}
+        places = {name: self._place(name, self._facts.dtype(self._facts.values[name]), room) for name in self._computed}
         fed = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-        results = _run(self._forward, self._computed, {name: fed[name] for name in self._fed})
-        values = dict(zip(self._computed, results, strict=True)) | fed
-        # What was fed is shown as itself: a view of the runtime's value would not keep its memory.
-        shown = {
-            name: arrays[name] if name in arrays else values[name].numpy()
-            for name in dict.fromkeys([*self._heads, *self._keep])
-        }
-        return Forward(self, shown, {place: values[name] for name, place in self._saved.items()})
+        values, shown = _run(self._forward, places, {name: fed[name] for name in self._fed})
+        values, shown = values | fed, shown | arrays
+        kept = {name: shown[name] for name in dict.fromkeys([*self._heads, *self._keep])}
+        return Forward(self, kept, {place: values[name] for name, place in self._saved.items()}, room)
 
     def backward(
-        self, saved: Mapping[str, ort.OrtValue], probes: Mapping[str, Array], values: Mapping[str, Array]
+        self, saved: Mapping[str, ort.OrtValue], probes: Mapping[str, Array], values: Mapping[str, Array], room: _Room
     ) -> dict[str, Array]:
         """Run the backward graph."""
         if self._backward is None:
@@ -235,11 +257,16 @@ class _Pair:
                 raise ValueError(f"the probe of {head} has the shape {probe.shape}, its value {shape}")
             feeds[place] = ort.OrtValue.ortvalue_from_numpy(np.asarray(probe, order="C"))
         names = list(dict.fromkeys(self._results.values()))
-        results = _run(self._backward, [f"gradient/{name}" for name in names], feeds)
-        found = {}
-        for name in reversed(names):  # one copy at a time
-            found[name] = results.pop().numpy()
-        return {key: found[name] for key, name in self._results.items()}
+        places = {
+            f"gradient/{name}": self._place(name, self._facts.gradient_dtype(self._facts.values[name]), room)
+            for name in names
+        }
+        _, found = _run(self._backward, places, feeds)
+        return {key: found[f"gradient/{name}"] for key, name in self._results.items()}
+
+    def _place(self, name: str, dtype: np.dtype[Any], room: _Room) -> Array | None:
+        """Where a value of the network, or its gradient, is to lie; None for types that only the runtime holds."""
+        return room.take(self._facts.shape(self._facts.values[name]), dtype) if dtype.kind in "fiub" else None
 
 
 class _Walk:
@@ -321,9 +348,22 @@ def _session(model: ir.Model, threads: int | None) -> ort.InferenceSession:
 
 
 def _run(
-    session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, ort.OrtValue]
-) -> list[ort.OrtValue]:
+    session: ort.InferenceSession, places: Mapping[str, Array | None], feeds: Mapping[str, ort.OrtValue]
+) -> tuple[dict[str, ort.OrtValue], dict[str, Array]]:
+    """Run a session, what comes out written to the places given; gives it as the runtime's values and as arrays."""
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_ortvalue_input(name, value)
+    held = {name: ort.OrtValue.ortvalue_from_numpy(place) for name, place in places.items() if place is not None}
+    for name in places:
+        if name in held:
+            binding.bind_ortvalue_output(name, held[name])
+        else:
+            binding.bind_output(name)
     try:
-        return list(session.run_with_ort_values(list(outputs), dict(feeds)))
+        session.run_with_iobinding(binding)
     except Exception as error:  # the runtime's exceptions share no base class
         raise ModelError(f"The model does not run on the calibration inputs: {sentence(error)}.") from error
+    values = dict(zip(places, binding.get_outputs(), strict=True))
+    arrays = {name: values[name].numpy() if place is None else place for name, place in places.items()}
+    return values, arrays

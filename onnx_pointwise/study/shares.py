@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnx_pointwise.graph import Replacement, ResolvedShapes, Site
 from onnx_pointwise.numerics import energy, in_order, workers
 from onnx_pointwise.runtime import run_session
-from onnx_pointwise.study.gradients import Backward, site_outputs
+from onnx_pointwise.study.gradients import Backward, Forward, site_outputs
 from onnx_pointwise.study.heads import Heads
 from onnx_pointwise.study.slopes import affordable
 from onnx_pointwise.study.trials import KernelSessions
@@ -75,8 +75,9 @@ def shares(
     sessions = KernelSessions(threads=1)
     changes = {site.name: _change(site, kernels[site.name]) for site in taken}
     found: dict[str, float] = {}
+    forward: Forward | None = None
     for part, reference in zip(parts, references, strict=True):
-        forward = backward.forward(part)
+        forward = backward.forward(part, after=forward)
         probes = {
             name: (forward.values[name] - one) * scales[name]
             for name, one in zip(heads.names, reference, strict=True)

@@ -95,8 +95,9 @@ class Slopes:
     def norms(self) -> dict[str, OutputNorm]:
         """Which errors of a site's outputs count, by its name; sites that are cut off or reach no head are left out."""
         sums: dict[str, Array] = {}
+        forward: Forward | None = None
         for start, part in zip(self._starts, self._parts, strict=True):
-            forward = self._backward.forward(part)
+            forward = self._backward.forward(part, after=forward)
             for name, gradient in forward.gradients(self._drawn(forward, start, 0)).items():
                 sums[name] = sums.get(name, 0.0) + _second_moment(gradient)
         units = self._units()
@@ -132,9 +133,10 @@ class Slopes:
         known = [site for site in self._sites if site.name in outlooks and site.name not in self.cut]
         sessions = KernelSessions(threads=1)
         tallies = {site.name: _Tally(site, outlooks[site.name], norms.get(site.name), sessions) for site in known}
+        forward: Forward | None = None
         for start, part in self._some():
             progress("example inputs", start, self._count)
-            forward = self._backward.forward(part)
+            forward = self._backward.forward(part, after=forward)
             gradients = [forward.gradients(self._drawn(forward, start, probe)) for probe in range(self._probes)]
 
             def add(site: Site, values: Mapping[str, Array], gradients: Sequence[Mapping[str, Array]]) -> None:
@@ -144,7 +146,6 @@ class Slopes:
             work = functools.partial(add, values=forward.values, gradients=gradients)
             for _ in in_order(work, known, workers(self._threads)):
                 pass
-            del forward, gradients, work  # before the next ones take as much
         return {name: tally.points(self._probes) for name, tally in tallies.items()}
 
     def _some(self) -> list[tuple[int, Mapping[str, Array]]]:
