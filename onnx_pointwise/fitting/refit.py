@@ -58,6 +58,8 @@ _KEPT_BYTES = 2**27
 # drifted 10 % further with 24,000 than with 60,000, and a U-Net 2 % further with these than with 150,000.
 _PATCHES = 2.5
 _PRODUCTS = 2e10
+# Share of that for sites that stay whole: they make up for little, and most of them are best left as they are.
+_OF_WHOLE = 0.25
 # One example in so many is held back for the choice of the ridge.
 _HELD_BACK = 4
 # How far ahead in the graph to look for sites that can be refitted beside others, and the most under way.
@@ -315,7 +317,8 @@ def _blocks(
     plan: list[tuple[Lattice, bool]] = []
     for held, chosen in ((False, examples[~back]), (True, examples[back & (examples < originals)])):
         if len(chosen):
-            most = patch_count(round(_PATCHES * effort.patch_limit), width, _PRODUCTS)
+            effort_share = 1.0 if task.choice is not None else _OF_WHOLE
+            most = patch_count(round(effort_share * _PATCHES * effort.patch_limit), width, effort_share * _PRODUCTS)
             share = max(1, most * len(chosen) // count)
             drawn = named_seed(effort.seed, task.site.source, held)
             part = lattices(chosen, dense.shape[2:], width, limit=share, seed=drawn, spacing=window.spacing)

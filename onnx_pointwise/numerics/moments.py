@@ -383,8 +383,8 @@ def tap_blend(count: int, width: int, taps: int) -> float:
     return width / (width + _KNOWN * count)
 
 
-def raised(symmetric: Array64, value: float) -> Array64:
-    """A matrix plus a multiple of the identity."""
+def raised(symmetric: NDArray[Any], value: float) -> NDArray[Any]:
+    """A matrix plus a multiple of the identity, in its type."""
     lifted = symmetric.copy()
     lifted[np.diag_indices_from(lifted)] += value
     return lifted

@@ -40,6 +40,7 @@ Array64 = NDArray[np.float64]
 RIDGES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, math.inf)
 # Wider patches than this are solved for each strength of fewer ones: eigenvectors would take longer.
 _EIGEN_LIMIT = 700
+_FEW_RIDGES = RIDGES[2:-1:2]
 # With more patches than so many for each number in one, a refit is not put to the proof.
 _PLENTY = 12
 #: Rounds through an activation, at most, and the share of the error that a round has to take off for the next one.
@@ -373,45 +374,66 @@ def _pick_ridge(fit: Moments, held: Moments, threads: int) -> float:
     # Second moments of the held-back blocks about the means of the others, which the bias would be fitted to.
     spread = held.covariance() + np.outer(gap, gap)
     about = held.cross_covariance() + np.outer(drop, gap)
-    strengths, loss = _losses(fit, spread, about)
-    best, chosen = 0.0, math.inf
-    for ridge, lost in zip(strengths, in_order(loss, strengths, threads), strict=True):
-        if lost < best:
-            best, chosen = lost, ridge
-    return chosen
-
-
-def _losses(fit: Moments, spread: Array64, about: Array64) -> tuple[Sequence[float], Callable[[float], float]]:
-    """Strengths of the ridge, and what gives tr(G T G^T) - 2 tr(G E^T) for the G of one.
-
-    Args:
-        fit: What G is made from.
-        spread: T, [I*K, I*K].
-        about: E, [O, I*K].
-    """
     covariance, cross = fit.covariance(), fit.cross_covariance()
     level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
     if len(covariance) > _EIGEN_LIMIT:
+        losses = _walked(_FEW_RIDGES, _solved(covariance / level, cross / level, spread, about), threads)
+    else:
+        scaled = _scaled(covariance, cross, spread, about, level)
+        losses = {ridge: scaled(ridge) for ridge in RIDGES[:-1]}
+    losses[math.inf] = 0.0
+    return min(losses, key=lambda ridge: (losses[ridge], -ridge))
 
-        def solved(ridge: float) -> float:
-            try:
-                change = cho_solve(cholesky(raised(covariance, ridge * level)), cross.T).T
-            except np.linalg.LinAlgError:
-                return math.inf  # rounding has left S with this ridge singular
-            return float(np.vdot(change @ spread, change) - 2.0 * np.vdot(change, about))
 
-        return RIDGES[2:-1:2], solved
-    # In the basis of S every strength only scales the columns of G.
+def _walked(
+    strengths: Sequence[float], loss: Callable[[float], float], threads: int, first: int = 2
+) -> dict[float, float]:
+    """Losses of neighbouring strengths up to the first valley from the middle on: most never need to be asked for."""
+    asked = list(strengths[first : first + 2])
+    known = dict(zip(asked, in_order(loss, asked, threads), strict=True))
+    while True:
+        best = strengths.index(min(known, key=lambda ridge: (known[ridge], -ridge)))
+        beside = [ridge for ridge in strengths[max(best - 1, 0) : best + 2] if ridge not in known]
+        if not beside:
+            return known
+        known |= dict(zip(beside, in_order(loss, beside, threads), strict=True))
+
+
+def _solved(covariance: Array64, cross: Array64, spread: Array64, about: Array64) -> Callable[[float], float]:
+    """What gives tr(G T G^T) - 2 tr(G E^T) for the G of a strength, from S and C of unit level; in single precision.
+
+    Args:
+        covariance: S, [I*K, I*K].
+        cross: C, [O, I*K].
+        spread: T, [I*K, I*K].
+        about: E, [O, I*K].
+    """
+    narrow, right, judged = (array.astype(np.float32) for array in (covariance, cross.T, spread))
+
+    def loss(ridge: float) -> float:
+        try:
+            change = cho_solve(cholesky(raised(narrow, ridge)), right).T
+        except np.linalg.LinAlgError:
+            return math.inf  # rounding has left S with this ridge singular
+        return float(np.vdot((change @ judged).astype(np.float64), change) - 2.0 * np.vdot(change, about))
+
+    return loss
+
+
+def _scaled(
+    covariance: Array64, cross: Array64, spread: Array64, about: Array64, level: float
+) -> Callable[[float], float]:
+    """The same from eigenvectors of S: in their basis every strength only scales the columns of G."""
     values, vectors = np.linalg.eigh(covariance)
     turned = cross @ vectors
     products = (turned.T @ turned) * (vectors.T @ spread @ vectors)
     met = np.einsum("oi,oi->i", turned, about @ vectors)
 
-    def scaled(ridge: float) -> float:
+    def loss(ridge: float) -> float:
         scale = 1.0 / (np.maximum(values, 0.0) + ridge * level)
         return float(scale @ products @ scale - 2.0 * (scale @ met))
 
-    return RIDGES[:-1], scaled
+    return loss
 
 
 def _retarget(

@@ -36,10 +36,10 @@ MomentKind = Literal["exact", "stationary", "channels"]
 #: Patches of each site that are looked at, unless told otherwise.
 PATCHES = 60_000
 # Of wide patches fewer are looked at, about as many as take this many multiplications, but no fewer than this many and
-# so many for each number in a patch.
+# so many for each number in a patch; of narrow ones so many for each number do.
 _PRODUCTS = 2e9
-_FEWEST_PATCHES = 24_000
-_PATCHES_PER_NUMBER = 10
+_FEWEST_PATCHES = 12_000
+_PATCHES_PER_NUMBER, _MOST_PER_NUMBER = 12, 60
 #: Widest patch, I * K, whose second moment is summed exactly; wider ones are taken to be stationary.
 EXACT = 2304
 #: Widest patch whose taps are told apart at all; of wider ones only the channels are looked at.
@@ -117,7 +117,8 @@ def patch_count(limit: int, width: int, products: float = _PRODUCTS) -> int:
         width: Numbers in a patch.
         products: Multiplications that may be spent on them, about; there is a least number of patches all the same.
     """
-    return min(limit, max(_FEWEST_PATCHES, _PATCHES_PER_NUMBER * width, int(products / width**2)))
+    affordable = min(int(products / width**2), _MOST_PER_NUMBER * width)
+    return min(limit, max(_FEWEST_PATCHES, _PATCHES_PER_NUMBER * width, affordable))
 
 
 def named_seed(seed: int, name: str, *parts: int) -> int:
