@@ -15,9 +15,14 @@ from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.fitting.refit import Known, SiteRefit, too_wide
 from onnx_pointwise.fitting.refit import refit as sequential_refit
 from onnx_pointwise.graph import BottleneckPass, Choice, Plan, Replacement, find_sites
-from onnx_pointwise.numerics import ROUNDS, beside, largest_first, workers
+from onnx_pointwise.numerics import ROUNDS, largest_first, workers
 from onnx_pointwise.progress import Progress, silent, within
 from onnx_pointwise.study import Study, answers
+
+# A refit that leaves less than this of the drift of what was rehearsed did no harm.
+_CLEAR = 0.9
+# Examples that tell what a refit gained, at most.
+_GAUGED = 16
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Weights:
         replacements: By site name.
         refits: What the refit did, by site name; empty where the unrefitted factors were kept.
         drift: Relative L2 drift on the examples held back, at the heads; None without any.
-        unrefitted: The same with the unrefitted factors.
+        unrefitted: The same with the unrefitted factors: those of all examples, or, where the refit clearly did better,
+            those that were rehearsed, made from a part of them.
         predicted: The same as it is expected: what a rehearsal of the plan gave, see `study.Rehearsal`, times what the
             refit gained on the examples that it was made from; None where that was not asked for, and where there were
             too few examples to hold any back: factors of one or two, tried on one or two like them, promise anything.
@@ -69,44 +75,60 @@ def make_weights(
     """
     kept = {site.name: choices[site.name] for site in found.sites if site.name in choices}
     rewritten = [site for site in found.sites if site.name in kept]
-    threads = workers(found.effort.threads)
-
-    def without_refit(threads: int) -> dict[str, Replacement]:
-        made = largest_first(
-            lambda site: found.factors(site, kept[site.name], start=starts[site.name]),
-            rewritten,
-            threads,
-            lambda site: site.width,
-        )
-        return {site.name: weights for site, weights in zip(rewritten, made, strict=True)}
 
     measured = _Measured(found, kept) if found.held and kept else None
     predicted = None if kept or not predict else 0.0
     if predict and measured is not None:
         predicted = measured.whole("trial", found.rehearsal.drifts(kept))
-    starts = found.rehearsal.factors(kept)  # of a part of the examples: little is left to do for all of them
+    rehearsed = found.rehearsal.replacements(kept)
+    # Made from a part of the examples: little is left to do for all of them.
+    starts = {name: one.factors for name, one in rehearsed.items()}
+
+    def without_refit() -> dict[str, Replacement]:
+        made = largest_first(
+            lambda site: found.factors(site, kept[site.name], start=starts[site.name]),
+            rewritten,
+            workers(found.effort.threads),
+            lambda site: site.width,
+        )
+        return {site.name: weights for site, weights in zip(rewritten, made, strict=True)}
+
     if not refit:
-        plain = without_refit(threads)
-        drift = None if measured is None else measured.drifts("held", [plain])[0]
+        plain = without_refit()
+        drift = None if measured is None else measured.drift("held", plain)
         return Weights(plain, {}, drift, drift, predicted)
     wide = [site for site in rewritten if too_wide(site, found.effort.memory)]
     fixed = {site.name: found.factors(site, kept[site.name], start=starts[site.name]) for site in wide}
-    with beside(threads) as begin:
-        unfitted = begin(lambda: without_refit(1) if kept else {})
-        known = Known(found.norms, found.heads.names, starts, fixed)
-        refits = _refitted(found, kept, known, corrected, rounds, progress)
-        plain = unfitted()
+    known = Known(found.norms, found.heads.names, starts, fixed)
+    refits = _refitted(found, kept, known, corrected, rounds, progress)
     fitted = {name: done.replacement for name, done in refits.items()}
     if measured is None:
         return Weights(fitted, refits, None, None, predicted)
-    second, first = measured.drifts("held", [plain, fitted])
-    if first > second:
-        return Weights(plain, {}, second, second, predicted, dropped=first)
+    first, second = measured.drift("held", fitted), measured.drift("held", rehearsed)
+    if first > _CLEAR * second:  # made from all examples they may do better
+        plain = without_refit()
+        second = measured.drift("held", plain)
+        if first > second:
+            return Weights(plain, {}, second, second, predicted, dropped=first)
     if predicted is None:
         return Weights(fitted, refits, first, second, None)
-    before, after = measured.drifts("trial", [plain, fitted])
-    gain = min(1.0, after / before) if before > 0.0 else 1.0
-    return Weights(fitted, refits, first, second, predicted * gain)
+    return Weights(fitted, refits, first, second, predicted * _gain(found, kept, rehearsed, fitted))
+
+
+def _gain(
+    found: Study,
+    choices: Mapping[str, Choice],
+    rehearsed: Mapping[str, Replacement],
+    fitted: Mapping[str, Replacement],
+) -> float:
+    """What a refit leaves of the drift, on examples that both it and what was rehearsed were made from; 1 at most."""
+    examples = found.learned(_GAUGED)
+    dense = _answers(found, found.shapes.model, examples)
+    before, after = (
+        found.heads.drift(dense, _answers(found, _rewritten(found, choices, weights), examples))
+        for weights in (rehearsed, fitted)
+    )
+    return min(1.0, math.sqrt(after / before)) if before > 0.0 else 1.0
 
 
 def _refitted(
@@ -190,13 +212,11 @@ class _Measured:
         squares = [None if drift is None else drift * own for drift, own in zip(drifts, self._own[which], strict=True)]
         return math.sqrt(self._found.heads.whole(squares))
 
-    def drifts(self, which: str, variants: Sequence[Mapping[str, Replacement]]) -> list[float]:
-        """Relative L2 drift with each of several sets of weights."""
+    def drift(self, which: str, weights: Mapping[str, Replacement]) -> float:
+        """Relative L2 drift with these weights."""
         found = self._found
-        moved = (
-            _answers(found, _rewritten(found, self._choices, weights), self._examples[which]) for weights in variants
-        )
-        return [self.whole(which, found.heads.drifts(self._dense[which], values)) for values in moved]
+        moved = _answers(found, _rewritten(found, self._choices, weights), self._examples[which])
+        return self.whole(which, found.heads.drifts(self._dense[which], moved))
 
 
 def _rewritten(found: Study, choices: Mapping[str, Choice], weights: Mapping[str, Replacement]) -> ir.Model:

@@ -30,9 +30,11 @@ from onnx_pointwise.numerics.factorize import (
     Factors,
     Method,
     compose,
+    depthwise_fits,
     error_curve,
     error_curves,
     factorize,
+    fitted_factors,
     is_exact,
     whole,
 )
@@ -61,7 +63,7 @@ from onnx_pointwise.numerics.parallel import beside, cores, in_order, largest_fi
 from onnx_pointwise.numerics.pareto import knee, pareto_front
 from onnx_pointwise.numerics.plain import plain_errors
 from onnx_pointwise.numerics.reconstruct import ROUNDS, Beforehand, Block, Reconstruction, patch_sums, reconstruct
-from onnx_pointwise.numerics.separable import even_terms
+from onnx_pointwise.numerics.separable import Terms, even_terms
 
 __all__ = [
     "FORMS",
@@ -94,6 +96,7 @@ __all__ = [
     "Response",
     "Stationary",
     "Step",
+    "Terms",
     "ValueMeter",
     "Window",
     "beside",
@@ -102,6 +105,7 @@ __all__ = [
     "channel_means",
     "compose",
     "cores",
+    "depthwise_fits",
     "energy",
     "error_curve",
     "error_curves",
@@ -110,6 +114,7 @@ __all__ = [
     "expand_curve",
     "factorize",
     "fit_response",
+    "fitted_factors",
     "full_rank",
     "has_form",
     "held_curves",

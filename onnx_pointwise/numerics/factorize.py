@@ -41,7 +41,7 @@ from onnx_pointwise.numerics.basis import GRAIN, cosines, quiet_basis
 from onnx_pointwise.numerics.forms import FORMS, AnyArray, Form, Rank, View, full_rank, has_form, most_terms, view_of
 from onnx_pointwise.numerics.norm import Norm, Working, regular_inverse
 from onnx_pointwise.numerics.outputs import OutputNorm
-from onnx_pointwise.numerics.separable import Terms, separated, term_curves, with_columns
+from onnx_pointwise.numerics.separable import Terms, separated, term_curves, term_fits, with_columns
 from onnx_pointwise.numerics.triangular import cho_solve, sturdy_cholesky
 
 Method = Literal["svd", "whitened", "als"]
@@ -130,7 +130,7 @@ def factorize(
     second_moment: AnyArray | Norm | None = None,
     outputs: OutputNorm | None = None,
     sweeps: int = SWEEPS,
-    start: Factors | None = None,
+    start: Factors | Terms | None = None,
 ) -> Factors:
     """Split a convolution kernel at a rank.
 
@@ -153,7 +153,8 @@ def factorize(
         sweeps: The most alternating sweeps for the forms that have no closed form; `TRIAL_SWEEPS` come near the end.
         start: Factors of the same form and rank to start `als` from, such as those of a kernel that differs little; if
             None the solution for the channel moment, and the plain one where there are more than `TRIAL_SWEEPS`. They
-            make no difference where there is a closed form or the piece in front is exact.
+            make no difference where there is a closed form or the piece in front is exact. For `depthwise` the terms of
+            a fit will do, too, as many or not, see `depthwise_fits`.
 
     Returns:
         The factors in the kernel's dtype, with the error measured in the norm of the moment given.
@@ -186,6 +187,7 @@ def factorize(
     elif method == "whitened" or not norm.full or not weights.any():
         split = _split_by_channels(weights, r_in, r_out, norm.channels, sweeps)
     else:
+        assert not isinstance(start, Terms), "they are those of depthwise"
         split = _split_by_patches(weights, norm.apply_lifted(weights), r_in, r_out, norm, sweeps, start)
     split = _finish(split, weights, r_in, r_out, norm)
     if outputs is not None and turned:
@@ -200,6 +202,33 @@ def factorize(
         before = before.reshape(r_in, -1, *view.first_size)
     core = core.reshape(*core.shape[:2], *view.second_size)
     return Factors(form, (r_in, r_out) if form == "reduce_expand" else max(r_in, r_out), before, core, after, error)
+
+
+def depthwise_fits(kernel: AnyArray, norm: Norm) -> tuple[Terms, ...]:
+    """Fits of `depthwise` at a few ranks, see `term_fits`: its error curve goes through them, and others start there.
+
+    Args:
+        kernel: [O, I, *k], turned where errors of the outputs count differently, see `OutputNorm.turn`.
+        norm: S.
+    """
+    plain, scale = unfolded(kernel)
+    fits = term_fits(View(plain.shape[2:]).of_kernel(plain), norm)
+    return tuple(terms.scaled(scale) for terms in fits)
+
+
+def fitted_factors(terms: Terms, kernel: AnyArray, outputs: OutputNorm | None, error: float) -> Factors:
+    """One of `depthwise_fits` as factors.
+
+    Args:
+        terms: The fit.
+        kernel: [O, I, *k], not turned.
+        outputs: What it was turned by; None for nothing.
+        error: Relative L2 error that the fit left.
+    """
+    columns = terms.columns if outputs is None else outputs.back(terms.columns.astype(np.float64))
+    rank, dtype = len(terms.rows), kernel.dtype
+    taps = terms.taps.reshape(rank, 1, *kernel.shape[2:])
+    return Factors("depthwise", rank, terms.rows.astype(dtype), taps.astype(dtype), columns.astype(dtype), error)
 
 
 def is_exact(form: Form, rank: Rank, inputs: int, outputs: int, size: Sequence[int] = ()) -> bool:
@@ -319,7 +348,7 @@ def error_curves(
         view = view_of(form, plain.shape[2:])
         weights, norm = view.of_kernel(plain), given.seen(view)
         if form == "depthwise":
-            curves[form] = term_curves(weights, norm, norm)[0]
+            curves[form] = term_curves(weights, norm, norm, term_fits(weights, norm))[0]
             continue
         if form == "expand":
             gains = _output_gains(weights, norm)
@@ -385,12 +414,17 @@ def _ranks(form: Form, rank: Rank) -> tuple[int, int]:
     return numbers[0], numbers[-1] if form == "reduce_expand" else 0
 
 
-def _require_alike(start: Factors, form: Form, rank: Rank, kernel: tuple[int, ...]) -> None:
-    """Refuse factors to start from that are none of such a kernel [O, I, *k] in this form at this rank.
+def _require_alike(start: Factors | Terms, form: Form, rank: Rank, kernel: tuple[int, ...]) -> None:
+    """Refuse factors to start from that are none of such a kernel [O, I, *k] in this form, at this rank unless terms.
 
     Raises:
         PlanError: They are not.
     """
+    if isinstance(start, Terms):
+        sizes = len(start.columns), start.rows.shape[1], start.taps.shape[1]
+        if form != "depthwise" or sizes != (*kernel[:2], math.prod(kernel[2:])):
+            raise PlanError(f"terms of a kernel {sizes}, taps in one, are nothing to start {form} of {kernel} from")
+        return
     made = _shape_made(start)
     alike = start.form == form and _ranks(form, start.rank) == _ranks(form, rank)
     if not alike or made != kernel:
@@ -445,20 +479,22 @@ def _store_terms(
     rank: int,
     outputs: OutputNorm | None,
     sweeps: int,
-    start: Factors | None,
+    start: Factors | Terms | None,
     scale: float,
     dtype: np.dtype[Any],
 ) -> tuple[AnyArray, AnyArray, AnyArray]:
     """Rows, taps and columns of `depthwise` in a dtype; columns make up for what half precision does to the others."""
-    first = None
-    if start is not None:
+    first, steps = None, _STEPS * sweeps
+    if isinstance(start, Terms):
+        first = start.scaled(1.0 / scale)
+        steps = steps * 3 // 8  # 6 from the fits of a curve get where 14 get from singular values
+    elif start is not None:
         assert start.before is not None and start.after is not None
         columns = start.after.astype(np.float64) / scale
         columns = columns if outputs is None else outputs.turn(columns)
         rows, taps = start.before.astype(np.float64), start.kernel.astype(np.float64).reshape(rank, -1)
         first = Terms(rows, taps, columns)
-    # From factors of nearly the same kernel a third of the way is left.
-    steps = _STEPS * sweeps // (1 if first is None else 3)
+        steps //= 3  # from factors of nearly the same kernel
     terms = separated(weights, norm, rank, steps=steps, start=first)
     before, core, columns = terms.rows.astype(dtype), terms.taps.astype(dtype), terms.columns
     coarse = np.dtype(dtype).itemsize < 4

@@ -14,29 +14,45 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_pointwise.numerics.factorize import error_curves, nested_channels, output_crossing, unfolded
+from onnx_pointwise.numerics.factorize import (
+    depthwise_fits,
+    error_curves,
+    nested_channels,
+    output_crossing,
+    unfolded,
+)
 from onnx_pointwise.numerics.forms import FORMS, Form, View, full_rank, has_form, view_of
 from onnx_pointwise.numerics.norm import Norm, Working
-from onnx_pointwise.numerics.separable import term_curves
-from onnx_pointwise.numerics.triangular import solve_lower
+from onnx_pointwise.numerics.separable import Terms, term_curves
+from onnx_pointwise.numerics.triangular import solve_lower_transposed
 
 Array = NDArray[np.float64]
 
+# Kernels that a curve of a form cut in front is computed from without a thought: as many ranks as there are times the
+# outputs. Of more, ranks at most, and all the same where there are many outputs.
+_KERNELS = 1024
+_MOST_RANKS, _RANKS = 10, 5
+
 
 def held_curves(
-    kernel: NDArray[Any], norm: Norm, held: Norm, forms: Sequence[Form] = FORMS
+    kernel: NDArray[Any],
+    norm: Norm,
+    held: Norm,
+    forms: Sequence[Form] = FORMS,
+    fits: Sequence[Terms] | None = None,
 ) -> tuple[dict[Form, Array], dict[Form, Array]]:
     """Relative squared error on held-back patches that each rank leaves, by form.
 
     `expand` is exact; `depthwise` comes from a few fits, see `term_curves`; `reduce` and the spatial forms are those of
-    the nested directions of `error_curve`;
-    `reduce_expand` adds what both sides lose more than they promise to its own curve.
+    the nested directions of `error_curve`; `reduce_expand` adds what both sides lose more than they promise to its own
+    curve.
 
     Args:
         kernel: W, [O, I, *k].
         norm: S, which the factors are made for.
         held: T, which they are judged by.
         forms: The forms.
+        fits: What `depthwise_fits` gives for W and S; made anew if None.
 
     Returns:
         What `error_curves` promises, and what holds in T, not increasing; the same where T knows nothing.
@@ -45,7 +61,7 @@ def held_curves(
     forms = [form for form in forms if has_form(form, size)]
     both: tuple[Form, ...] = ("reduce", "expand") if "reduce_expand" in forms else ()
     wanted = list(dict.fromkeys([*forms, *both]))
-    plain, _ = unfolded(kernel)
+    plain, scale = unfolded(kernel)
     flat = View(size).of_kernel(plain)
     total = 0.0 if held.moment is None or norm.moment is None else float(np.vdot(flat, held.apply(flat)))
     if total <= 0.0:
@@ -60,7 +76,9 @@ def held_curves(
     curves: dict[Form, Array] = {}
     for form in wanted:
         if form == "depthwise":
-            promised[form], curves[form] = term_curves(flat, norm, held)
+            made = depthwise_fits(kernel, norm) if fits is None else fits
+            fitted = [terms.scaled(1.0 / scale) for terms in made]
+            promised[form], curves[form] = term_curves(flat, norm, held, fitted)
         elif form == "expand":
             curves[form] = _falling(_behind(flat, norm, held) / total)
         elif form in nesting and form != "reduce_expand":
@@ -108,31 +126,26 @@ def _in_front(weights: Array, norm: Norm, held: Norm) -> tuple[Array, Working]:
     """Squared error in T of the best kernels in S behind its leading channel directions, [I + 1]; and W L.
 
     In the basis of those directions, S = L L^T. What the kernel for the leading R leaves of W p is the trailing part of
-    W L applied to L^-1 p, so its energy in T is a sum over the trailing block of (W L)^T (W L) times L^-1 T L^-T.
+    W L applied to L^-1 p. Its energy in S is a sum of squares for every R; in T it is computed at a few R, and how many
+    times that of S it is changes little between them.
     """
-    _, inputs, taps = weights.shape
+    outputs, inputs, taps = weights.shape
     rows, triangle, explained = nested_channels(weights, norm)
-    flat = explained.reshape(len(explained), -1)
-    turned: NDArray[Any]
-    if norm.full and held.full:
-        assert held.moment is not None
-        problem = held.moment.reshape(inputs, taps * inputs * taps)
-        half = (rows @ problem).reshape(inputs, taps, inputs, taps)
-        turned = np.einsum("sj,rtju->rtsu", rows, half, optimize=True).reshape(inputs * taps, inputs * taps)
-        inner = flat.T @ flat
-    else:
-        channels = held.channels
-        assert channels is not None
-        turned = (rows @ channels.astype(rows.dtype, copy=False) @ rows.T).astype(rows.dtype, copy=False)
-        inner = np.einsum("oit,ojt->ij", explained, explained)
-        if norm.full:  # T knows channels alone: its taps are taken to be apart
-            turned = np.kron(turned, np.eye(taps, dtype=turned.dtype))
-            inner = flat.T @ flat
-    left = solve_lower(triangle, turned)
-    seen = solve_lower(triangle, left.T)
-    blocks = (inner * seen).reshape(inputs, len(seen) // inputs, inputs, -1).sum(axis=(1, 3), dtype=np.float64)
-    below = np.flip(np.cumsum(np.cumsum(np.flip(blocks), axis=0), axis=1))
-    return np.append(np.maximum(np.diagonal(below), 0.0), 0.0), explained
+    promised = _tails(np.einsum("oik,oik->i", explained, explained, dtype=np.float64))
+    few = max(_RANKS, min(_MOST_RANKS, inputs * taps // outputs))
+    count = inputs if inputs * outputs <= _KERNELS else min(inputs, few)
+    at = np.linspace(0, inputs - 1, count).round().astype(int)
+    trailing = np.stack([np.where(np.arange(inputs)[:, None] < rank, 0.0, explained) for rank in at])
+    trailing = trailing.astype(explained.dtype).reshape(len(at) * outputs, -1)
+    left = solve_lower_transposed(triangle, trailing) if norm.full else trailing
+    kernels = np.matmul(rows.T, left.reshape(len(at) * outputs, inputs, taps)).astype(held.dtype, copy=False)
+    seen = np.einsum("oik,oik->o", held.apply(kernels), kernels, dtype=np.float64)
+    judged = np.maximum(seen.reshape(len(at), outputs).sum(axis=1), 0.0)
+    known = promised[at] > 0.0
+    if not known.any():
+        return promised, explained
+    ratio = np.interp(np.arange(inputs + 1), at[known], judged[known] / promised[at[known]])
+    return ratio * promised, explained
 
 
 def _tails(values: Array) -> Array:

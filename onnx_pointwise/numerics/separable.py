@@ -73,20 +73,29 @@ class Terms:
     """The terms of a sum.
 
     Attributes:
-        rows: B, float64 [R, I].
-        taps: C, float64 [R, K].
-        columns: A, float64 [O, R].
+        rows: B, [R, I], float64; float32 where they are only kept.
+        taps: C, [R, K].
+        columns: A, [O, R].
     """
 
-    rows: Array
-    taps: Array
-    columns: Array
+    rows: Working
+    taps: Working
+    columns: Working
+
+    def scaled(self, factor: float) -> Terms:
+        """Terms of a kernel so many times as large, in float64."""
+        return Terms(*(side.astype(np.float64) for side in (self.rows, self.taps, self.columns * factor)))
+
+    def narrowed(self) -> Terms:
+        """The same in float32, to be kept."""
+        return Terms(*(side.astype(np.float32) for side in (self.rows, self.taps, self.columns)))
 
     @property
     def sum(self) -> Array:
         """The kernel that they make, [O, I, K]."""
         products = self.rows[:, :, None] * self.taps[:, None, :]
-        return (self.columns @ products.reshape(len(products), -1)).reshape(-1, *products.shape[1:])
+        made = self.columns @ products.reshape(len(products), -1)
+        return cast(Array, made.reshape(-1, *products.shape[1:]))
 
 
 def even_terms(inputs: int, outputs: int, taps: int) -> float:
@@ -102,7 +111,8 @@ def separated(weights: Array, norm: Norm, rank: int, *, steps: int, start: Terms
         norm: S.
         rank: R, at least 1.
         steps: Steps of the descent, at most.
-        start: Terms to start from, as many, such as those of a kernel that differs little.
+        start: Terms to start from, such as those of a kernel that differs little; of more the largest are taken, and
+            fewer are made as many by those that what they leave of the kernel starts with.
 
     Returns:
         Terms whose feature maps have equal mean squares in the norm, in front of the taps and behind them, and rows of
@@ -114,7 +124,7 @@ def separated(weights: Array, norm: Norm, rank: int, *, steps: int, start: Terms
     if not problem.total > 0.0:  # all terms are as good where nothing comes out
         some = _drawn(np.random.default_rng(0), rank, weights.shape[1:])
         return _evened(Terms(*some, np.zeros((len(weights), rank))), norm)
-    starts = _starts(problem, rank, steps) if start is None else [problem.taken(start)]
+    starts = _starts(problem, rank, steps) if start is None else [problem.resumed(start, rank)]
     found = problem.lowest(starts, steps)
     return _evened(problem.terms(found), norm, np.diagonal(found.gram))
 
@@ -135,24 +145,50 @@ def with_columns(weights: Array, norm: Norm, rows: Array, taps: Array) -> Array:
     return problem.columns(problem.crossing(products), gram, _JITTER)
 
 
-def term_curves(weights: Array, norm: Norm, held: Norm) -> tuple[Array, Array]:
+def term_fits(weights: Array, norm: Norm) -> tuple[Terms, ...]:
+    """Fits of a few numbers of terms, each with the terms of the one before and more, for curves and to start from.
+
+    Args:
+        weights: W, [O, I, K].
+        norm: S.
+
+    Returns:
+        The fits; none where nothing comes out, or one term makes the kernel.
+    """
+    outputs, inputs, taps = weights.shape
+    full = most_terms(inputs, outputs, taps)
+    even = even_terms(inputs, outputs, taps)
+    ranks = sorted({min(full - 1, max(1, round(share * even))) for share in _SHARES})
+    if full < 2 or float(np.vdot(weights, norm.apply(weights))) <= 0.0:
+        return ()
+    problem = _Problem.of(weights, norm)
+    fits: list[Terms] = []
+    for rank in ranks:
+        steps = _MORE_STEPS if fits else _CURVE_STEPS
+        starts = [problem.more(fits[-1], rank)] if fits else []
+        if not fits or problem.work(rank) <= _SMALL:
+            starts += _starts(problem, rank, _CURVE_STEPS)
+        found = problem.lowest(starts, steps)
+        fits.append(_evened(problem.terms(found), norm, np.diagonal(found.gram)))
+    return tuple(fits)
+
+
+def term_curves(weights: Array, norm: Norm, held: Norm, fits: Sequence[Terms]) -> tuple[Array, Array]:
     """Squared error that each number of terms leaves, relative to W, in the norm that it is made for and in another.
 
-    A few fits, each with the terms of the one before and more; between them the logarithm of the error is taken to be a
-    straight line that goes on beyond the last.
+    Between fits the logarithm of the error is taken to be a straight line that goes on beyond the last.
 
     Args:
         weights: W, [O, I, K].
         norm: S.
         held: T, of patches that S has not seen; the same as S where there are none.
+        fits: What `term_fits` gives for W and S.
 
     Returns:
         For S and for T, float64 [`most_terms` + 1].
     """
     outputs, inputs, taps = weights.shape
     full = most_terms(inputs, outputs, taps)
-    even = even_terms(inputs, outputs, taps)
-    ranks = sorted({min(full - 1, max(1, round(share * even))) for share in _SHARES})
     totals = [float(np.vdot(weights, one.apply(weights))) for one in (norm, held)]
     if totals[0] <= 0.0:
         return np.zeros(full + 1), np.zeros(full + 1)
@@ -160,19 +196,11 @@ def term_curves(weights: Array, norm: Norm, held: Norm) -> tuple[Array, Array]:
         return np.array([1.0, 0.0]), np.array([1.0, 0.0])
     if totals[1] <= 0.0:
         held, totals[1] = norm, totals[0]
-    problem = _Problem.of(weights, norm)
     points: list[tuple[int, float, float]] = []
-    terms: Terms | None = None
-    for rank in ranks:
-        steps = _CURVE_STEPS if terms is None else _MORE_STEPS
-        starts = [] if terms is None else [problem.more(terms, rank)]
-        if terms is None or problem.work(rank) <= _SMALL:
-            starts += _starts(problem, rank, _CURVE_STEPS)
-        found = problem.lowest(starts, steps)
-        terms = problem.terms(found)
+    for terms in fits:
         left = weights - terms.sum
         lost = [float(np.vdot(left, one.apply(left))) / total for one, total in zip((norm, held), totals, strict=True)]
-        points.append((rank, max(lost[0], _NEGLIGIBLE), max(lost[1], _NEGLIGIBLE)))
+        points.append((len(terms.rows), max(lost[0], _NEGLIGIBLE), max(lost[1], _NEGLIGIBLE)))
     at, promised, judged = np.array(points).T
     return _between(at, promised, full), _between(at, judged, full)
 
@@ -413,6 +441,17 @@ class _Problem:
     def terms(self, place: _Place) -> Terms:
         """The terms at a place, and the best columns."""
         return Terms(self.plain(place.rows), place.taps, self.columns(place.crossing, place.gram, _JITTER))
+
+    def resumed(self, terms: Terms, rank: int) -> tuple[Array, Array]:
+        """White rows and taps of so many terms: those given, the largest of more, or fewer and others."""
+        if len(terms.rows) < rank:
+            return self.more(terms, rank)
+        if len(terms.rows) > rank:
+            rows, taps = terms.rows.astype(self.norm.dtype), terms.taps.astype(self.norm.dtype)
+            sizes = np.diagonal(self.products(rows, taps)[2]) * np.einsum("or,or->r", terms.columns, terms.columns)
+            kept = np.sort(np.argsort(-sizes, kind="stable")[:rank])
+            terms = Terms(terms.rows[kept], terms.taps[kept], terms.columns[:, kept])
+        return self.taken(terms)
 
     def more(self, terms: Terms, rank: int) -> tuple[Array, Array]:
         """White rows and taps of terms, and of so many more that what they leave of the kernel starts with."""

@@ -58,13 +58,22 @@ def sturdy_cholesky(symmetric: AnyArray) -> AnyArray:
 
 def cho_solve(lower: AnyArray, right: AnyArray) -> AnyArray:
     """Solve L L^T x = right for a lower triangle L[n, n] and right [n, m], in their type."""
-    half = solve_lower(lower, right)
+    return _solve_upper(lower, solve_lower(lower, right))
+
+
+def solve_lower_transposed(lower: AnyArray, right: AnyArray) -> AnyArray:
+    """Solve x L = right for a lower triangle L[n, n] and right [m, n], in their type."""
+    return _solve_upper(lower, np.array(right.T, dtype=np.result_type(lower, right), order="C")).T
+
+
+def _solve_upper(lower: AnyArray, solved: AnyArray) -> AnyArray:
+    """Solve L^T x = solved in place."""
     for start in range((len(lower) - 1) // _BLOCK * _BLOCK, -1, -_BLOCK):
         stop = min(start + _BLOCK, len(lower))
         if stop < len(lower):
-            half[start:stop] -= lower[stop:, start:stop].T @ half[stop:]
-        half[start:stop] = np.linalg.inv(lower[start:stop, start:stop]).T @ half[start:stop]
-    return half
+            solved[start:stop] -= lower[stop:, start:stop].T @ solved[stop:]
+        solved[start:stop] = np.linalg.inv(lower[start:stop, start:stop]).T @ solved[start:stop]
+    return solved
 
 
 def solve_lower(triangle: AnyArray, right: AnyArray) -> AnyArray:

@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from onnx_pointwise.graph import Replacement, Site, competing, corrected
 from onnx_pointwise.numerics import (
     TRIAL_SWEEPS,
+    Factors,
     Form,
     Method,
     Norm,
     OutputNorm,
+    Terms,
     compose,
+    depthwise_fits,
     factorize,
+    fitted_factors,
     held_curves,
     largest_first,
     workers,
@@ -56,10 +60,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outlook:
-    """Error curves by form, and factors of a few ranks near the error levels that plans ask for."""
+    """What could become of a site.
+
+    Attributes:
+        curves: Error curves by form.
+        trials: Factors of a few ranks near the error levels that plans ask for.
+        fits: Those that the curve of `depthwise` goes through, see `site_fits`.
+    """
 
     curves: Mapping[Form, NDArray[np.float64]]
     trials: Sequence[Trial]
+    fits: Sequence[Terms] = ()
 
 
 def outlooks(
@@ -116,13 +127,19 @@ def outlook(
     held = Norm.of(seen.rest.full(), site.in_channels, site.taps) if seen.rest is not None else norm
     tried = competing(site, _FORMS)
     wanted = list(dict.fromkeys([*tried, *competing(site, forms)]))
-    turned = kernel if outputs is None else outputs.turn(kernel.astype(np.float64))
-    promised, judged = held_curves(turned, norm, held, wanted)
+    fits = depthwise_fits(_turned(kernel, outputs), norm) if "depthwise" in wanted else ()
+    promised, judged = held_curves(_turned(kernel, outputs), norm, held, wanted, fits)
     trials = []
+    for terms in fits:
+        rank = len(terms.rows)
+        factors = fitted_factors(terms, kernel, outputs, float(np.sqrt(promised["depthwise"][rank])))
+        if judged["depthwise"][rank] > 0.0:
+            trials.append(_trial(site, seen, factors, judged["depthwise"][rank]))
     for form in tried:
         curve = judged[form]
         inner = np.sqrt(curve[1:-1])
-        ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in _LEVELS if inner.size}
+        levels = _LEVELS[1:2] if fits else _LEVELS  # what fits do to the network is known at all levels
+        ranks = {1 + int(np.argmin(np.abs(inner - np.sqrt(level)))) for level in levels if inner.size}
         for rank in sorted(rank for rank in ranks if curve[rank] > 0.0):
             factors = factorize(
                 kernel.astype(site.dtype),
@@ -133,9 +150,30 @@ def outlook(
                 outputs=outputs,
                 sweeps=TRIAL_SWEEPS,
             )
-            trials.append(Trial(corrected(site, Replacement(factors, None), seen.part.mean), float(curve[rank])))
+            trials.append(_trial(site, seen, factors, curve[rank]))
     curves = judged if seen.rest is None else _expected(promised, judged, seen.part.count / seen.whole.count)
-    return Outlook(curves, trials)
+    return Outlook(curves, trials, tuple(terms.narrowed() for terms in fits))
+
+
+def _trial(site: Site, seen: Seen, factors: Factors, bound: float) -> Trial:
+    return Trial(corrected(site, Replacement(factors, None), seen.part.mean), float(bound))
+
+
+def site_fits(site: Site, seen: Seen, outputs: OutputNorm | None = None) -> tuple[Terms, ...]:
+    """Fits of `depthwise` at a few ranks, as an outlook has them, of a site that was not looked at.
+
+    Args:
+        site: The site.
+        seen: What it sees.
+        outputs: Which errors of its outputs count; all alike if None.
+    """
+    norm = Norm.of(seen.part.covariance, site.in_channels, site.taps)
+    return tuple(terms.narrowed() for terms in depthwise_fits(_turned(site.weights()[0], outputs), norm))
+
+
+def _turned(kernel: Array, outputs: OutputNorm | None) -> Array:
+    """A kernel whose errors all count alike."""
+    return kernel if outputs is None else outputs.turn(kernel.astype(np.float64))
 
 
 def _expected(

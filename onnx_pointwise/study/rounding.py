@@ -21,13 +21,10 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.graph import Choice, Replacement, Site, laid_out, node_attributes, pieces
 from onnx_pointwise.numerics import (
-    TRIAL_SWEEPS,
     Factors,
     Form,
     Norm,
     OutputNorm,
-    even_terms,
-    factorize,
     in_order,
     workers,
 )
@@ -39,8 +36,6 @@ Array = NDArray[Any]
 _LEVELS = 255
 # Examples that ranges are taken from, at most.
 _EXAMPLES = 16
-# Rank that ranges of `depthwise` are measured at, as a share of the one that costs what the site does.
-_SHARE = 0.4
 _ENDS = ("ReduceMin", "ReduceMax")
 
 
@@ -118,20 +113,6 @@ def roundings(
 
     wanted = [site for site in sites if tried.get(site.name)]
     return dict(zip((site.name for site in wanted), in_order(look, wanted, workers(threads)), strict=True))
-
-
-def depthwise_trial(site: Site, seen: Seen, outputs: OutputNorm | None) -> Replacement:
-    """Weights of `depthwise` to measure ranges with: its sensitivity needs none, since its curve comes from fits."""
-    even = even_terms(site.in_channels, site.out_channels, site.taps)
-    factors = factorize(
-        site.weights()[0].astype(site.dtype),
-        "depthwise",
-        max(1, round(_SHARE * even)),
-        second_moment=seen.part.covariance,
-        outputs=outputs,
-        sweeps=TRIAL_SWEEPS,
-    )
-    return Replacement(factors, None)
 
 
 def _behind(factors: Factors, outputs: OutputNorm | None) -> list[float]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_pointwise.graph import Replacement, ResolvedShapes, Site
-from onnx_pointwise.numerics import Form, OutputNorm, Response, fit_response
+from onnx_pointwise.numerics import Form, OutputNorm, Response, Terms, fit_response
 from onnx_pointwise.progress import Within, unheard
 from onnx_pointwise.study.effort import Effort
 from onnx_pointwise.study.gradients import Unsupported
@@ -40,6 +40,7 @@ class Sensitivity:
         rounding: What rounding between its pieces adds; None where the network will not be quantised.
         curves: Relative squared error of the site's output that each rank leaves on examples that the factors were not
             made from, by form.
+        fits: Those that the curve of `depthwise` goes through, of its factors without the examples tried on.
     """
 
     points: tuple[Point, ...]
@@ -48,6 +49,7 @@ class Sensitivity:
     cut: tuple[Unsupported, ...] = ()
     tried: tuple[Replacement, ...] = ()
     rounding: Rounding | None = None
+    fits: tuple[Terms, ...] = ()
 
     def curve(self, form: Form) -> NDArray[np.float64]:
         """The relative squared error of the site's output at each rank, all that is known of it counted in."""
@@ -126,5 +128,6 @@ def sensitivities(
         cut = slopes.cut.get(site.name, ())
         look_at = looks[site.name]
         tried = tuple(trial.replacement for trial in look_at.trials)
-        found[site.name] = Sensitivity(tuple(measured), response, look_at.curves, cut, tried)
+        fits = tuple(look_at.fits)
+        found[site.name] = Sensitivity(tuple(measured), response, look_at.curves, cut, tried, fits=fits)
     return found

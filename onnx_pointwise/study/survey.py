@@ -21,8 +21,8 @@ from onnx_pointwise.numerics import (
     Form,
     Method,
     OutputNorm,
+    Terms,
     factorize,
-    in_order,
     largest_first,
     workers,
 )
@@ -31,9 +31,9 @@ from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, si
 from onnx_pointwise.study.copies import copies
 from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
 from onnx_pointwise.study.heads import Heads, find_heads
-from onnx_pointwise.study.outlook import outlooks
+from onnx_pointwise.study.outlook import outlooks, site_fits
 from onnx_pointwise.study.overflow import overflowing
-from onnx_pointwise.study.rounding import Rounding, depthwise_trial, roundings
+from onnx_pointwise.study.rounding import Rounding, roundings
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
 from onnx_pointwise.study.shares import shares, some_parts
 from onnx_pointwise.study.slopes import Slopes
@@ -104,6 +104,16 @@ class Study:
             return self.fit
         return {name: array[self.tried] for name, array in self.fit.items()}
 
+    def learned(self, most: int) -> Mapping[str, Array]:
+        """Some of the examples that trial factors are made from, spread evenly, whole batches where these are fixed.
+
+        Args:
+            most: How many, about.
+        """
+        known = np.flatnonzero(~self.tried) if not self.tried.all() else np.arange(self.count)
+        chosen = known[_spread(len(known), declared_batch(self.model) or 1, most)]
+        return {name: array[chosen] for name, array in self.fit.items()}
+
     @property
     def count(self) -> int:
         """Examples that plans and weights are made from."""
@@ -117,12 +127,9 @@ class Study:
         Args:
             most: Examples to keep, about.
         """
-        count = self.count
-        group = declared_batch(self.model) or 1
-        groups, wanted = count // group, -(-most // group)
-        if groups <= wanted or count % group:
+        kept = _spread(self.count, declared_batch(self.model) or 1, most)
+        if kept.all():
             return self
-        kept = np.isin(np.arange(count) // group, np.linspace(0, groups - 1, wanted).round().astype(int))
         fit = {name: array[kept] for name, array in self.fit.items()}
         made = replace(self, fit=fit, tried=self.tried[kept], told=None)
         vars(made)["rehearsal"] = self.rehearsal  # what was tried out already need not be tried again
@@ -139,6 +146,9 @@ class Study:
         """
         seen = self.moments[site.name].part if part else self.moments[site.name].whole
         kernel, bias = site.weights()
+        first: Factors | Terms | None = start
+        if start is None and part and choice.form == "depthwise" and self.method == "als":
+            first = self._fit(site, choice)
         factors = factorize(
             kernel.astype(site.dtype),
             choice.form,
@@ -147,9 +157,17 @@ class Study:
             second_moment=seen.covariance,
             outputs=self.norms.get(site.name),
             sweeps=TRIAL_SWEEPS if part else SWEEPS,
-            start=start,
+            start=first,
         )
         return corrected(site, Replacement(factors, bias), seen.mean)
+
+    def _fit(self, site: Site, choice: Choice) -> Terms | None:
+        """The terms of the curve of `depthwise` to start a choice from: of too many rather than of too few."""
+        known = self.sensitivities.get(site.name)
+        fits = known.fits if known is not None else ()
+        fits = fits or site_fits(site, self.moments[site.name], self.norms.get(site.name))  # the same in a replay
+        assert isinstance(choice.rank, int), "depthwise has one rank"
+        return next((terms for terms in fits if len(terms.rows) >= choice.rank), fits[-1] if fits else None)
 
     @cached_property
     def rehearsal(self) -> Rehearsal:
@@ -192,10 +210,6 @@ class Rehearsal:
             threads=found.effort.threads,
         )
 
-    def factors(self, choices: Mapping[str, Choice]) -> dict[str, Factors]:
-        """The factors that were tried for these choices, by site name; of the sites that were studied."""
-        return {name: made.factors for name, made in self._replacements(choices).items()}
-
     def drift(self, choices: Mapping[str, Choice]) -> float:
         """Relative squared drift at the heads with these choices, before any refit.
 
@@ -213,7 +227,7 @@ class Rehearsal:
         rounding = self._rounding(choices)
         plan = frozenset(self._wanted(choices))
         if plan not in self._run:  # who makes the weights of a plan asks again for what it was chosen by
-            self._run[plan] = self._network.drifts(self._replacements(choices))
+            self._run[plan] = self._network.drifts(self.replacements(choices))
         return [None if drift is None else drift + rounding for drift in self._run[plan]]
 
     def shares(self, choices: Mapping[str, Choice]) -> dict[str, float]:
@@ -226,7 +240,7 @@ class Rehearsal:
             By the names of those sites that a gradient reaches; below 0 where an error makes up for others.
         """
         found = self._found
-        made = self._replacements(choices)
+        made = self.replacements(choices)
         told = shares(found.shapes, found.sites, made, *self._parts, found.heads, threads=found.effort.threads)
         return {name: share + self._rounding_of(name, choices[name]) for name, share in told.items()}
 
@@ -251,7 +265,8 @@ class Rehearsal:
         """Form and rank alone, of the sites that were studied."""
         return [(name, replace(choice, error=None)) for name, choice in choices.items() if name in self._sites]
 
-    def _replacements(self, choices: Mapping[str, Choice]) -> dict[str, Replacement]:
+    def replacements(self, choices: Mapping[str, Choice]) -> dict[str, Replacement]:
+        """The weights that are tried for these choices, by site name; of the sites that were studied."""
         wanted = self._wanted(choices)
         new = [key for key in wanted if key not in self._made]
         made = largest_first(
@@ -262,6 +277,14 @@ class Rehearsal:
         )
         self._made.update(zip(new, made, strict=True))
         return {name: self._made[name, choice] for name, choice in wanted}
+
+
+def _spread(count: int, group: int, most: int) -> NDArray[np.bool_]:
+    """Which of so many examples to keep, whole groups spread evenly, about as many as wanted; [N]."""
+    groups, wanted = count // group, -(-most // group)
+    if groups <= wanted or count % group:
+        return np.ones(count, np.bool_)
+    return np.isin(np.arange(count) // group, np.linspace(0, groups - 1, wanted).round().astype(int))
 
 
 def study(
@@ -392,11 +415,6 @@ def _rounded(
     tried = {name: one.tried for name, one in found.items()}
     rounded: Mapping[str, Rounding] = {}
     if inputs:
-        more = [site for site in sites if "depthwise" in found[site.name].curves]
-        made = in_order(
-            lambda site: depthwise_trial(site, moments[site.name], norms.get(site.name)), more, workers(effort.threads)
-        )
-        tried |= {site.name: (*tried[site.name], weights) for site, weights in zip(more, made, strict=True)}
         rounded = roundings(shapes.model, sites, tried, moments, norms, inputs, batch=batch, threads=effort.threads)
     return {name: replace(one, tried=(), rounding=rounded.get(name)) for name, one in found.items()}
 

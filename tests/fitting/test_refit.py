@@ -184,7 +184,8 @@ def test_patches_too_wide_for_the_memory_are_not_refitted():
     for site in sites:
         done = weights.refits[site.name]
         assert (done.target == "none") == (site in wide)
-        given = found.factors(site, halved(sites)[site.name], start=found.rehearsal.factors(halved(sites))[site.name])
+        start = found.rehearsal.replacements(halved(sites))[site.name].factors
+        given = found.factors(site, halved(sites)[site.name], start=start)
         assert (done.replacement.factors.kernel.tobytes() == given.factors.kernel.tobytes()) == (site in wide)
     assert weights.drift < weights.unrefitted
 
@@ -256,7 +257,8 @@ def test_refit_that_does_harm_is_not_kept(monkeypatch):
     monkeypatch.setattr("onnx_pointwise.fitting.weights.sequential_refit", spoilt)
     kept = make_weights(found, choices)
     assert kept.refits == {}
-    assert kept.drift == kept.unrefitted == honest.unrefitted
+    # Made from all examples; where the refit helped, those of a part of them were good enough to tell.
+    assert kept.drift == kept.unrefitted <= honest.unrefitted
     assert kept.dropped is not None and kept.dropped > kept.drift
     assert honest.dropped is None
 

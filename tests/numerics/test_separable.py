@@ -16,7 +16,7 @@ from onnx_pointwise.numerics.forms import most_terms
 from onnx_pointwise.numerics.heldout import held_curves
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.outputs import OutputNorm
-from onnx_pointwise.numerics.separable import Terms, _Measure, _Problem, separated, term_curves
+from onnx_pointwise.numerics.separable import Terms, _Measure, _Problem, separated, term_curves, term_fits
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=40)
 SEED = st.integers(0, 2**32 - 1)
@@ -203,7 +203,8 @@ def test_what_holds_on_other_patches_is_told_of_the_same_terms(seed, shape):
     norms = [Norm.of(make_moment("patches", seed + one, shape), shape[1], taps) for one in (0, 7)]
     promised, judged = held_curves(kernel, *norms, ["depthwise"])
     assert judged["depthwise"][1:-1].sum() > promised["depthwise"][1:-1].sum()
-    same, also = term_curves(kernel.reshape(*shape[:2], taps), norms[0], norms[0])
+    flat = kernel.reshape(*shape[:2], taps)
+    same, also = term_curves(flat, norms[0], norms[0], term_fits(flat, norms[0]))
     np.testing.assert_allclose(same, also)
     np.testing.assert_allclose(promised["depthwise"], same, atol=1e-3)
 

@@ -47,7 +47,7 @@ def test_they_are_what_the_drift_gains_where_an_error_grows() -> None:
     choices = planned(found, 3)
     rehearsal = Rehearsal(found)
     shares = rehearsal.shares(choices)
-    made = dict(rehearsal._replacements(choices))
+    made = dict(rehearsal.replacements(choices))
     drift = found.rehearsal.heads.whole(rehearsal._network.drifts(made))
 
     step = 0.02
