@@ -65,7 +65,7 @@ _NOISE = 0.1
 # Ranks that a curve is found at, as a share of the one that costs what the kernel does; steps of the first fit, and of
 # those that go on from the one before.
 _SHARES = (0.15, 0.35, 0.65)
-_CURVE_STEPS, _MORE_STEPS = 14, 10
+_CURVE_STEPS, _MORE_STEPS = 10, 7
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ from onnx_pointwise.study.whole import answers
 
 Array = NDArray[Any]
 
-# Probes of all examples together that trial errors are multiplied with, enough to tell a squared length to about a
-# fifth, of which a plan hardly takes notice: what it minimises is flat where it is least. And the examples that take
-# part, since a probe more of an example costs less than the errors of another one.
-_PROBES = 48
+# Probes of all examples together that trial errors are multiplied with, enough to tell a length to about a seventh, of
+# which a plan hardly takes notice: what it minimises is flat where it is least. And the examples that take part, since a
+# probe more of an example costs less than the errors of another one.
+_PROBES = 24
 _MOST_PROBES = 8
 _EXAMPLES = 32
 _LARGEST_BATCH = 16
@@ -96,12 +96,14 @@ class Slopes:
         """Which errors of a site's outputs count, by its name; sites that are cut off or reach no head are left out."""
         sums: dict[str, Array] = {}
         forward: Forward | None = None
-        for start, part in zip(self._starts, self._parts, strict=True):
+        count = 0
+        for start, part in self._some():
             forward = self._backward.forward(part, after=forward)
+            count += len(next(iter(part.values())))
             for name, gradient in forward.gradients(self._drawn(forward, start, 0)).items():
                 sums[name] = sums.get(name, 0.0) + _second_moment(gradient)
         units = self._units()
-        made = {name: OutputNorm.of(total, self._count, units.get(name)) for name, total in sums.items()}
+        made = {name: OutputNorm.of(total, count, units.get(name)) for name, total in sums.items()}
         return {name: norm for name, norm in made.items() if norm is not None}
 
     def _units(self) -> dict[str, Array]:
@@ -149,7 +151,7 @@ class Slopes:
         return {name: tally.points(self._probes) for name, tally in tallies.items()}
 
     def _some(self) -> list[tuple[int, Mapping[str, Array]]]:
-        """Parts of about as many examples as trial errors are multiplied on, spread evenly, and where they start."""
+        """Parts of about as many examples as take part, spread evenly, and where they start."""
         parts = list(zip(self._starts, self._parts, strict=True))
         wanted = -(-_EXAMPLES * len(parts) // max(self._count, _EXAMPLES))
         return [parts[index] for index in np.linspace(0, len(parts) - 1, wanted).round().astype(int)]
