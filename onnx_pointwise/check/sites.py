@@ -19,7 +19,7 @@ from onnx_pointwise.numerics import ValueMeter
 from onnx_pointwise.runtime import Array, InputSpec, Piece, open_session, reads, run_session, without_shapes
 
 # Examples that are looked at; the values of all sites are kept for each, in a file where they are many.
-_EXAMPLES = 16
+_EXAMPLES = 8
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ def asked(
     clock.lap("latency")
     names = [*split.fixed, *(site.name for site in split.open)]
     if found is None:
-        found = studied(net, names, examples, settings, measure=bool(split.open))
+        arithmetic = unmeasured is not None
+        found = studied(net, names, examples, settings, measure=bool(split.open), arithmetic=arithmetic)
     clock.lap("study")
     with one_thread_of_blas():
         listed = options_of(split, wanted, forms=tuple(settings.forms), found=found, timed=latency)

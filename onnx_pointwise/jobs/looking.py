@@ -55,7 +55,13 @@ def not_measurable(settings: Settings) -> str | None:
 
 
 def studied(
-    net: Network, names: Collection[str], examples: Calibration, settings: Settings, *, measure: bool
+    net: Network,
+    names: Collection[str],
+    examples: Calibration,
+    settings: Settings,
+    *,
+    measure: bool,
+    arithmetic: bool = False,
 ) -> Study | None:
     """Look at sites with the example inputs, where there are any.
 
@@ -65,6 +71,7 @@ def studied(
         examples: The example inputs.
         settings: What was asked for.
         measure: Measure what errors at the sites do to the outputs, too.
+        arithmetic: Whether plans count multiplications alone.
     """
     if not examples.inputs or not names:
         return None
@@ -79,6 +86,7 @@ def studied(
             method=settings.method,
             measure=measure,
             quantised=settings.deployment.precision == "int8",
+            arithmetic=arithmetic,
             effort=Effort(memory=settings.memory, seed=settings.seed, threads=settings.jobs),
             progress=settings.tell,
         )

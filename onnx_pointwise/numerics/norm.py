@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.errors import PlanError
 from onnx_pointwise.numerics.forms import View
+from onnx_pointwise.numerics.parallel import product
 
 Array = NDArray[np.float64]
 #: float64, or float32 where the moment is wide.
@@ -43,15 +44,17 @@ class Norm:
         taps: Taps of the kernel, K.
         moment: S, [I*K, I*K], or of the channels [I, I], symmetric, with mean diagonal 1, float32 where it is wide and
             float64 else; None for the identity.
+        threads: Threads that products with S may take; what comes out does not depend on it.
     """
 
     inputs: int
     taps: int
     moment: Working | None
+    threads: int = 1
     _seen: dict[View, Norm] = field(default_factory=dict, init=False, repr=False)
 
     @staticmethod
-    def of(second_moment: NDArray[Any] | None, inputs: int, taps: int) -> Norm:
+    def of(second_moment: NDArray[Any] | None, inputs: int, taps: int, *, threads: int = 1) -> Norm:
         """Check a second moment.
 
         Args:
@@ -59,6 +62,7 @@ class Norm:
                 the identity. Scale does not matter.
             inputs: I.
             taps: K.
+            threads: Threads that products with S may take.
 
         Raises:
             PlanError: It is not one of such patches.
@@ -79,7 +83,7 @@ class Norm:
             raise PlanError("the second moment has a negative diagonal; it is not one of real patches")
         if level == 0.0:
             return Norm(inputs, taps, None)  # nothing ever reaches the kernel: every direction counts the same
-        return Norm(inputs, taps, (moment + moment.T) * moment.dtype.type(0.5 / level))
+        return Norm(inputs, taps, (moment + moment.T) * moment.dtype.type(0.5 / level), threads)
 
     def seen(self, view: View) -> Norm:
         """The norm of the same kernels in a view of them; made once for each view."""
@@ -87,7 +91,7 @@ class Norm:
             return self
         if view not in self._seen:
             moment = None if self.moment is None else view.of_moment(self.moment, self.inputs)
-            self._seen[view] = Norm(self.inputs * view.channels, view.taps, moment)
+            self._seen[view] = Norm(self.inputs * view.channels, view.taps, moment, self.threads)
         return self._seen[view]
 
     def known_to(self, method: str) -> Norm:
@@ -121,7 +125,7 @@ class Norm:
         weights = weights.astype(self.dtype, copy=False)
         if not self.full:
             return cast(Working, np.matmul(self.moment, weights))
-        return (weights.reshape(len(weights), -1) @ self.moment).reshape(weights.shape)
+        return product(weights.reshape(len(weights), -1), self.moment, self.threads).reshape(weights.shape)
 
     def apply_lifted(self, weights: Working) -> Working:
         """W (S + jitter 1) in the shape of W, in the type of the moment."""

@@ -11,12 +11,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from contextvars import copy_context
+from functools import cache
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+# Multiplications from which on a product is worth two threads, and rows that its halves are a multiple of.
+_LARGE, _ROWS = 5e7, 16
 # Each piece under way holds blocks of patches and their products, some 150 MB.
 _MOST = 4
 
@@ -80,6 +87,44 @@ def largest_first(
     done = in_order(lambda index: function(items[index]), order, threads, ahead=len(items))
     found = dict(zip(order, done, strict=True))
     return [found[index] for index in range(len(items))]
+
+
+def product(left: NDArray[Any], right: NDArray[Any], threads: int) -> NDArray[Any]:
+    """Multiply two matrices, a large product in two halves, which two threads may do.
+
+    Args:
+        left: [m, k].
+        right: [k, n].
+        threads: Threads to use; the result does not depend on it.
+    """
+    rows = len(left)
+    if rows * left.shape[1] * right.shape[1] < _LARGE:
+        return cast(NDArray[Any], left @ right)
+    middle = -(-rows // (2 * _ROWS)) * _ROWS
+    found = np.empty((rows, right.shape[1]), np.result_type(left, right))
+
+    def half(part: slice) -> None:
+        np.matmul(left[part], right, out=found[part])
+
+    parts = slice(0, middle), slice(middle, rows)
+    if threads <= 1:
+        for part in parts:
+            half(part)
+        return found
+    other = _pool().submit(copy_context().run, half, parts[1])  # what is to be said of overflows goes along
+    half(parts[0])
+    other.result()
+    return found
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads for halves of products, kept: beginning one takes as long as some of these."""
+    return ThreadPoolExecutor(_MOST, thread_name_prefix="onnx_pointwise")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of these threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @contextmanager

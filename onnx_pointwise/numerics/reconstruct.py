@@ -42,7 +42,7 @@ RIDGES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 
 _EIGEN_LIMIT = 700
 _FEW_RIDGES = RIDGES[2:-1:2]
 # With more patches than so many for each number in one, a refit is not put to the proof.
-_PLENTY = 12
+_PLENTY = 5
 #: Rounds through an activation, at most, and the share of the error that a round has to take off for the next one.
 ROUNDS = 3
 _GAIN = 0.01
@@ -299,7 +299,7 @@ class _Problem:
         taps = math.prod(self.kernel.shape[2:])
         lifted = blended(covariance, taps, tap_blend(count, len(covariance), taps))
         lifted = raised(lifted, max(shrinkage(lifted, count), _LEAST) * level)
-        return Norm.of(lifted, self.kernel.shape[1], taps)
+        return Norm.of(lifted, self.kernel.shape[1], taps, threads=self.threads)
 
     def factors(self, target: NDArray[np.floating], norm: Norm, start: Factors | None, sweeps: int) -> Factors:
         """Split a target kernel."""

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.numerics.forms import most_terms
 from onnx_pointwise.numerics.norm import Norm, Working
+from onnx_pointwise.numerics.parallel import product
 from onnx_pointwise.numerics.triangular import solve_lower, sturdy_cholesky
 
 Array = NDArray[np.float64]
@@ -524,7 +525,9 @@ class _Problem:
         mixing = small.T @ small
         crossed = mixing.astype(np.float64)
         mixing[np.diag_indices_from(mixing)] *= kind.type(1.0 + _RIDGE)
-        slope = (mixing @ weighted - small.T @ self.weighted).reshape(*rows.shape, taps.shape[1])
+        back, threads = np.ascontiguousarray(small.T), self.norm.threads
+        slope = product(mixing, weighted, threads) - product(back, self.weighted, threads)
+        slope = slope.reshape(*rows.shape, taps.shape[1])
         by_rows = np.einsum("rik,rk->ri", slope, taps).astype(np.float64)
         if self.inverse is not None:
             by_rows = by_rows @ self.inverse.T
@@ -540,7 +543,7 @@ class _Problem:
         products = rows[:, :, None] * taps[:, None, :]
         weighted = self.norm.apply(products).reshape(len(products), -1)
         flat = products.reshape(len(products), -1)
-        gram = (weighted @ flat.T).astype(np.float64)
+        gram = product(weighted, flat.T, self.norm.threads).astype(np.float64)
         return flat, weighted, (gram + gram.T) * 0.5
 
     def crossing(self, products: Working) -> Array:

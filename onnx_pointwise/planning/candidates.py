@@ -60,7 +60,7 @@ def candidates(
         forms: The forms that compete.
         resource: What must fall: MACs, parameters or latency.
         curves: Relative squared error by form and rank, as ``error_curves`` gives it; that of the kernel alone if
-            ``None``.
+            ``None``. Forms that are not in it have no hope.
         measured: Its latency; only what is faster is then a candidate.
 
     Returns:
@@ -72,6 +72,7 @@ def candidates(
     named = [np.zeros((0, 3), np.int64)]
     forms = competing(site, forms)
     curves = error_curves(site.weights()[0], forms) if curves is None else curves
+    forms = [form for form in forms if form in curves]
     for index, form in enumerate(forms):
         curve = curves[form]
         ranks, seconds = _ranks(form, curve.shape, measured)

@@ -39,7 +39,7 @@ PATCHES = 60_000
 # so many for each number in a patch; of narrow ones so many for each number do.
 _PRODUCTS = 2e9
 _FEWEST_PATCHES = 12_000
-_PATCHES_PER_NUMBER, _MOST_PER_NUMBER = 12, 60
+_PATCHES_PER_NUMBER, _MOST_PER_NUMBER = 8, 60
 #: Widest patch, I * K, whose second moment is summed exactly; wider ones are taken to be stationary.
 EXACT = 2304
 #: Widest patch whose taps are told apart at all; of wider ones only the channels are looked at.

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_pointwise.graph import Replacement, Site, competing, corrected
+from onnx_pointwise.graph import Replacement, Site, competing, corrected, rewritten_cost
 from onnx_pointwise.numerics import (
+    SPATIAL,
     TRIAL_SWEEPS,
     Factors,
     Form,
@@ -36,6 +37,8 @@ Array = NDArray[Any]
 # Relative squared errors at which a site is tried, about: what plans of half the arithmetic ask of most sites.
 _LEVELS = (0.02, 0.07, 0.2)
 _FORMS: tuple[Form, ...] = ("reduce", "expand")
+# Where plans go by arithmetic, spatial forms have no hope if another one leaves less than this of what a 1x1 does.
+_OUTDONE = 0.5
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def outlooks(
     forms: Sequence[Form],
     method: Method,
     *,
+    arithmetic: bool = False,
     threads: int | None = None,
     progress: Within = unheard,
 ) -> dict[str, Outlook]:
@@ -91,6 +95,7 @@ def outlooks(
         norms: Which errors of its outputs count, by its name; all alike if it has none.
         forms: Forms that plans may use.
         method: How factors are computed.
+        arithmetic: As of `outlook`.
         threads: Sites to look at at a time; as many as there are processors if None.
         progress: Called with the name of each site before it is taken.
 
@@ -101,14 +106,20 @@ def outlooks(
 
     def look(site: Site) -> Outlook:
         progress(site.name, next(taken), len(sites))
-        return outlook(site, moments[site.name], forms, method, norms.get(site.name))
+        return outlook(site, moments[site.name], forms, method, norms.get(site.name), arithmetic=arithmetic)
 
     found = largest_first(look, sites, workers(threads), lambda site: site.width)
     return dict(zip((site.name for site in sites), found, strict=True))
 
 
 def outlook(
-    site: Site, seen: Seen, forms: Sequence[Form], method: Method, outputs: OutputNorm | None = None
+    site: Site,
+    seen: Seen,
+    forms: Sequence[Form],
+    method: Method,
+    outputs: OutputNorm | None = None,
+    *,
+    arithmetic: bool = False,
 ) -> Outlook:
     """Look at what could become of a site.
 
@@ -118,6 +129,7 @@ def outlook(
         forms: Forms that plans may use.
         method: How factors are computed.
         outputs: Which errors of its outputs count; all alike if None. Errors are told in that norm.
+        arithmetic: Whether plans count multiplications alone. Spatial forms are then left out where they have no hope.
 
     Returns:
         Its curves, on examples that factors are not made from, and factors made without the examples to try them on.
@@ -127,8 +139,13 @@ def outlook(
     held = Norm.of(seen.rest.full(), site.in_channels, site.taps) if seen.rest is not None else norm
     tried = competing(site, _FORMS)
     wanted = list(dict.fromkeys([*tried, *competing(site, forms)]))
-    fits = depthwise_fits(_turned(kernel, outputs), norm) if "depthwise" in wanted else ()
-    promised, judged = held_curves(_turned(kernel, outputs), norm, held, wanted, fits)
+    turned = _turned(kernel, outputs)
+    fits = depthwise_fits(turned, norm) if "depthwise" in wanted else ()
+    promised, judged = held_curves(turned, norm, held, [form for form in wanted if form not in SPATIAL], fits)
+    spatial = [form for form in wanted if form in SPATIAL]
+    if spatial and not (arithmetic and _outdone(site, judged, [len(terms.rows) for terms in fits])):
+        for all_of_them, more in zip((promised, judged), held_curves(turned, norm, held, spatial), strict=True):
+            all_of_them.update(more)
     trials = []
     for terms in fits:
         rank = len(terms.rows)
@@ -153,6 +170,23 @@ def outlook(
             trials.append(_trial(site, seen, factors, curve[rank]))
     curves = judged if seen.rest is None else _expected(promised, judged, seen.part.count / seen.whole.count)
     return Outlook(curves, trials, tuple(terms.narrowed() for terms in fits))
+
+
+def _outdone(site: Site, curves: Mapping[Form, NDArray[np.float64]], ranks: Sequence[int]) -> bool:
+    """Whether `depthwise` leaves far less than forms with one 1x1 do for as many multiplications, at all these ranks.
+
+    Spatial forms leave 0.6 to 1 of what the better one of those does, seldom less than half.
+    """
+    if not ranks or not site.out_size:
+        return False
+    for rank in ranks:
+        macs = rewritten_cost(site, "depthwise", rank).macs
+        for form in _FORMS:
+            one, two = (rewritten_cost(site, form, count).macs for count in (1, 2))
+            most = min(1 + (macs - one) // (two - one), len(curves[form]) - 1) if macs >= one else 0
+            if curves["depthwise"][rank] > _OUTDONE * curves[form][most]:
+                return False
+    return True
 
 
 def _trial(site: Site, seen: Seen, factors: Factors, bound: float) -> Trial:

@@ -33,8 +33,8 @@ from onnx_pointwise.study.whole import answers
 Array = NDArray[Any]
 
 # Probes of all examples together that trial errors are multiplied with, enough to tell a length to about a seventh, of
-# which a plan hardly takes notice: what it minimises is flat where it is least. And the examples that take part, since a
-# probe more of an example costs less than the errors of another one.
+# which a plan hardly takes notice: what it minimises is flat where it is least. And the examples that take part, since
+# a probe more of an example costs less than the errors of another one.
 _PROBES = 24
 _MOST_PROBES = 8
 _EXAMPLES = 32

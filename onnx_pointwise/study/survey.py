@@ -298,6 +298,7 @@ def study(
     method: Method = "als",
     measure: bool = True,
     quantised: bool = False,
+    arithmetic: bool = False,
     effort: Effort = DEFAULT_EFFORT,
     progress: Progress = silent,
 ) -> Study:
@@ -313,6 +314,7 @@ def study(
         method: How factors are computed, see `factorize`.
         measure: Whether to measure sensitivities, which plans need and given ranks do not.
         quantised: Whether the network will be quantised, so that rounding between new convolutions counts.
+        arithmetic: Whether plans count multiplications alone, see `outlook`.
         effort: How much may be spent.
         progress: Called with a stage and what is taken up in it.
 
@@ -342,7 +344,9 @@ def study(
     norms = _norms(slopes, seen, method)
     if measure and slopes is not None:
         heard = within(progress, "sensitivity")
-        looks = outlooks(seen, moments, norms, forms, method, threads=effort.threads, progress=heard)
+        looks = outlooks(
+            seen, moments, norms, forms, method, arithmetic=arithmetic, threads=effort.threads, progress=heard
+        )
         # Of wide sites what is judged by takes as much as what it judges, and gradients need the room.
         moments = {name: replace(one, rest=None) for name, one in moments.items()}
         found = sensitivities(

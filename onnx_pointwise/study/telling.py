@@ -27,9 +27,9 @@ ENOUGH = 24
 FEW = 8
 #: The same of batches whose size is built into a network.
 FEW_BATCHES = 3
-# Examples that are run, at most, and shares of their energy from which on values vary: from example to example beyond
-# the rounding of float32, and from place to place.
-_RUN = 16
+# Examples that are run, and how many at most where the first do not vary; shares of their energy from which on values
+# vary: from example to example beyond the rounding of float32, and from place to place.
+_FIRST, _RUN = 4, 16
 _AMONG, _WITHIN = 1e-10, 1e-6
 # Examples are the same where they differ by no more than this share of their size, told from so many products.
 _ALIKE, _VECTORS = 1e-5, 3
@@ -130,11 +130,16 @@ def telling(
         groups = [list(range(start, start + batch)) for start in dict.fromkeys(starts)]
     else:
         groups = [[index] for index in different]
-    groups = [groups[at] for at in np.unique(np.linspace(0, len(groups) - 1, _RUN).round().astype(int))]
-    runs = [piece.run({name: array[group] for name, array in inputs.items()}) for group in groups]
-    silent = [
-        gauge.value for index, gauge in enumerate(heads.gauges) if not _varies([run[index] for run in runs], gauge)
-    ]
+    runs: dict[int, list[Array]] = {}
+    silent: list[str] = []
+    for most in (_FIRST, _RUN):
+        for at in np.unique(np.linspace(0, len(groups) - 1, most).round().astype(int)):
+            if at not in runs:
+                runs[at] = piece.run({name: array[groups[at]] for name, array in inputs.items()})
+        found = [runs[at] for at in sorted(runs)]
+        silent = [g.value for index, g in enumerate(heads.gauges) if not _varies([run[index] for run in found], g)]
+        if not silent:
+            break
     kept = tuple(different) if batch == 1 else tuple(range(count))
     return Telling(count, len(different), kept, _blank(inputs), tuple(dict.fromkeys(silent)), len(heads.gauges), batch)
 
