@@ -19,6 +19,8 @@ from onnx_pointwise.numerics import ROUNDS, largest_first, workers
 from onnx_pointwise.progress import Progress, silent, within
 from onnx_pointwise.study import Study, answers
 
+Array = NDArray[Any]
+
 # A refit that leaves less than this of the drift of what was rehearsed did no harm.
 _CLEAR = 0.9
 # Examples that tell what a refit gained, at most.
@@ -76,10 +78,10 @@ def make_weights(
     kept = {site.name: choices[site.name] for site in found.sites if site.name in choices}
     rewritten = [site for site in found.sites if site.name in kept]
 
-    measured = _Measured(found, kept) if found.held and kept else None
+    measured = _Measured(found, kept, _GAUGED if refit and predict else 0) if found.held and kept else None
     predicted = None if kept or not predict else 0.0
     if predict and measured is not None:
-        predicted = measured.whole("trial", found.rehearsal.drifts(kept))
+        predicted = measured.rehearsed(found.rehearsal.drifts(kept))
     rehearsed = found.rehearsal.replacements(kept)
     # Made from a part of the examples: little is left to do for all of them.
     starts = {name: one.factors for name, one in rehearsed.items()}
@@ -95,7 +97,7 @@ def make_weights(
 
     if not refit:
         plain = without_refit()
-        drift = None if measured is None else measured.drift("held", plain)
+        drift = None if measured is None else measured.drift(plain)[0]
         return Weights(plain, {}, drift, drift, predicted)
     wide = [site for site in rewritten if too_wide(site, found.effort.memory)]
     fixed = {site.name: found.factors(site, kept[site.name], start=starts[site.name]) for site in wide}
@@ -104,31 +106,15 @@ def make_weights(
     fitted = {name: done.replacement for name, done in refits.items()}
     if measured is None:
         return Weights(fitted, refits, None, None, predicted)
-    first, second = measured.drift("held", fitted), measured.drift("held", rehearsed)
+    (first, after), (second, before) = measured.drift(fitted), measured.drift(rehearsed)
     if first > _CLEAR * second:  # made from all examples they may do better
         plain = without_refit()
-        second = measured.drift("held", plain)
+        second, before = measured.drift(plain)
         if first > second:
             return Weights(plain, {}, second, second, predicted, dropped=first)
-    if predicted is None:
-        return Weights(fitted, refits, first, second, None)
-    return Weights(fitted, refits, first, second, predicted * _gain(found, kept, rehearsed, fitted))
-
-
-def _gain(
-    found: Study,
-    choices: Mapping[str, Choice],
-    rehearsed: Mapping[str, Replacement],
-    fitted: Mapping[str, Replacement],
-) -> float:
-    """What a refit leaves of the drift, on examples that both it and what was rehearsed were made from; 1 at most."""
-    examples = found.learned(_GAUGED)
-    dense = _answers(found, found.shapes.model, examples)
-    before, after = (
-        found.heads.drift(dense, _answers(found, _rewritten(found, choices, weights), examples))
-        for weights in (rehearsed, fitted)
-    )
-    return min(1.0, math.sqrt(after / before)) if before > 0.0 else 1.0
+    # On examples that both are made from, so that neither is flattered.
+    gain = min(1.0, after / before) if before > 0.0 else 1.0
+    return Weights(fitted, refits, first, second, None if predicted is None else predicted * gain)
 
 
 def _refitted(
@@ -187,36 +173,55 @@ def drift_of(
 
 
 class _Measured:
-    """Drift on the examples that plans are tried on, ``trial``, and on those held back, ``held``.
+    """Drift on examples held back, and on some that both the refit and what was rehearsed are made from.
 
-    It is relative to how the answers vary over both together: of a few examples the deviation itself is off by a lot,
-    and one that lies far out among them would make any drift small.
+    The former is relative to how the answers vary over those held back and those that plans are tried on together: of a
+    few examples the deviation itself is off by a lot, and one that lies far out among them would make any drift small.
 
     Args:
         found: What the examples told, some of them held back.
         choices: Form and rank by site name.
+        gauged: Of how many examples, at most, to tell the drift that are not held back; of none if 0.
     """
 
-    def __init__(self, found: Study, choices: Mapping[str, Choice]) -> None:
+    def __init__(self, found: Study, choices: Mapping[str, Choice], gauged: int) -> None:
         self._found, self._choices = found, choices
-        self._examples = {"trial": found.trial, "held": found.held}
-        self._dense = {"trial": found.untouched, "held": _answers(found, found.shapes.model, found.held)}
-        both = found.heads.energies([np.concatenate(parts) for parts in zip(*self._dense.values(), strict=True)])
-        self._own = {
-            name: [own / all_of_them if all_of_them else 1.0 for own, all_of_them in zip(one, both, strict=True)]
-            for name, one in ((name, found.heads.energies(dense)) for name, dense in self._dense.items())
-        }
+        learned = found.learned(gauged) if gauged else {name: array[:0] for name, array in found.held.items()}
+        self._examples = {name: np.concatenate([array, learned[name]]) for name, array in found.held.items()}
+        self._count, self._total = (len(next(iter(lot.values()))) for lot in (found.held, self._examples))
+        self._dense = self._run(found.shapes.model)
+        parts = found.untouched, self._dense[0]
+        both = found.heads.energies([np.concatenate(pair) for pair in zip(*parts, strict=True)])
+        self._own = [
+            [one / whole if whole else 1.0 for one, whole in zip(found.heads.energies(part), both, strict=True)]
+            for part in parts
+        ]
 
-    def whole(self, which: str, drifts: Sequence[float | None]) -> float:
-        """Relative L2 drift of the network from the squares at each gauge, as relative to these examples alone."""
-        squares = [None if drift is None else drift * own for drift, own in zip(drifts, self._own[which], strict=True)]
+    def rehearsed(self, drifts: Sequence[float | None]) -> float:
+        """Relative L2 drift of a network from the squares at each gauge on the examples that plans are tried on."""
+        return self._whole(drifts, self._own[0])
+
+    def drift(self, weights: Mapping[str, Replacement]) -> tuple[float, float]:
+        """Relative L2 drift with weights, on the examples held back, and on the others as relative to these alone."""
+        heads = self._found.heads
+        moved = self._run(_rewritten(self._found, self._choices, weights))
+        held = self._whole(heads.drifts(self._dense[0], moved[0]), self._own[1])
+        if self._count == self._total:
+            return held, 0.0
+        return held, math.sqrt(heads.drift(self._dense[1], moved[1]))
+
+    def _whole(self, drifts: Sequence[float | None], own: Sequence[float]) -> float:
+        squares = [None if drift is None else drift * one for drift, one in zip(drifts, own, strict=True)]
         return math.sqrt(self._found.heads.whole(squares))
 
-    def drift(self, which: str, weights: Mapping[str, Replacement]) -> float:
-        """Relative L2 drift with these weights."""
-        found = self._found
-        moved = _answers(found, _rewritten(found, self._choices, weights), self._examples[which])
-        return self.whole(which, found.heads.drifts(self._dense[which], moved))
+    def _run(self, model: ir.Model) -> tuple[list[Array], list[Array]]:
+        """What a network gives at the heads, on both lots of examples."""
+        given = _answers(self._found, model, self._examples)
+        cuts = [len(array) * self._count // self._total if array.ndim else 0 for array in given]
+        parts = [
+            (array[:cut], array[cut:]) if array.ndim else (array, array) for array, cut in zip(given, cuts, strict=True)
+        ]
+        return [first for first, _ in parts], [second for _, second in parts]
 
 
 def _rewritten(found: Study, choices: Mapping[str, Choice], weights: Mapping[str, Replacement]) -> ir.Model:

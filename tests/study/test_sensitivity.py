@@ -122,7 +122,7 @@ def test_a_few_probes_tell_a_gain_to_about_a_seventh():
     drawn = [Slopes(shapes, sites, feeds, heads, seed=seed, threads=1).points(looks, {}) for seed in range(8)]
     table = np.array([[point.drift for site in sites for point in one[site.name]] for one in drawn])
     scatter = table.std(axis=0) / table.mean(axis=0)
-    assert np.sqrt((scatter**2).mean()) < 0.25
+    assert np.sqrt((scatter**2).mean()) < 0.33  # of squares; half as much of lengths
 
 
 @pytest.mark.parametrize("memory", [1, 10**6, 4 * 10**6])
