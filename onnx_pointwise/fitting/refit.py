@@ -197,12 +197,14 @@ class _Task:
         choice: Form and rank; None where it stays whole.
         branch: Name of the value that its output is added to and that is to be corrected with it; None for none.
         activation: What follows.
+        share: Share of the patches and products to spend on it, the same for all sites that see the same.
     """
 
     site: Site
     choice: Choice | None
     branch: str | None
     activation: Activation
+    share: float
 
 
 @dataclass(frozen=True)
@@ -252,13 +254,15 @@ def _tasks(
     model: ir.Model, sites: Sequence[Site], choices: Mapping[str, Choice], answers: Collection[str]
 ) -> list[_Task]:
     last = latest(model, sites)
+    rewritten = {site.view for site in sites if site.name in choices}
     tasks = []
     for number, site in enumerate(sites):
         branch, activation = surroundings(model, site, answers)
         if branch is not None and last[branch] >= number:
             # The branch is still to come, and will correct this site in turn.
             branch, activation = None, Activation()
-        tasks.append(_Task(site, choices.get(site.name), branch, activation))
+        share = 1.0 if site.view in rewritten else _OF_WHOLE
+        tasks.append(_Task(site, choices.get(site.name), branch, activation, share))
     return tasks
 
 
@@ -317,8 +321,7 @@ def _blocks(
     plan: list[tuple[Lattice, bool]] = []
     for held, chosen in ((False, examples[~back]), (True, examples[back & (examples < originals)])):
         if len(chosen):
-            effort_share = 1.0 if task.choice is not None else _OF_WHOLE
-            most = patch_count(round(effort_share * _PATCHES * effort.patch_limit), width, effort_share * _PRODUCTS)
+            most = patch_count(round(task.share * _PATCHES * effort.patch_limit), width, task.share * _PRODUCTS)
             share = max(1, most * len(chosen) // count)
             drawn = named_seed(effort.seed, task.site.source, held)
             part = lattices(chosen, dense.shape[2:], width, limit=share, seed=drawn, spacing=window.spacing)

@@ -465,6 +465,14 @@ class Moments:
         """Empty sums of the same size and shift."""
         return Moments(len(self._sum), len(self._target_sum), shift=self._shift)
 
+    def leading(self, numbers: int) -> Moments:
+        """The sums over the first so many numbers of every patch, without targets; a view of these."""
+        made = Moments.__new__(Moments)
+        made.count, made._shift, made._sum = self.count, self._shift[:numbers], self._sum[:numbers]
+        made._products = self._products[:numbers, :numbers]
+        made.clear_targets(0)
+        return made
+
     def with_targets(self, targets: int) -> Moments:
         """The same sums of patches, to which targets of so many numbers are to be added; the patches are shared."""
         made = Moments(len(self._sum), targets, shift=self._shift)
@@ -649,6 +657,14 @@ class Stationary:
         """Empty sums of the same size and shift."""
         made = Stationary(len(self._sum), self._window)
         made._shift = self._shift
+        return made
+
+    def leading(self, channels: int) -> Stationary:
+        """The sums over the first so many channels; a view of these."""
+        made = Stationary(channels, self._window)
+        made.count, made._sum = self.count, self._sum[:channels]
+        made._shift = None if self._shift is None else self._shift[:channels]
+        made._products = {lag: products[:channels, :channels] for lag, products in self._products.items()}
         return made
 
     def mean(self) -> Array64:

@@ -168,6 +168,7 @@ def site_moments(
     batch: int,
     tried: NDArray[np.bool_] | None = None,
     copies: Mapping[str, Array] | None = None,
+    longer: Mapping[object, Site] | None = None,
     patch_limit: int = PATCHES,
     memory: int = 2**30,
     seed: int = 0,
@@ -184,6 +185,7 @@ def site_moments(
         tried: Whether trials are run on each example, [N]; on none if None.
         copies: Copies of the examples by name, [n * N, ...], for what weights are made from, trial factors too; nothing
             is judged by them.
+        longer: By view, sites whose patches begin with those of this view, see `prefixes`: one sum does for both.
         patch_limit: Patches of a site to look at, about.
         memory: Bytes of moments to hold at once; more sites than fit take further passes, and of a site whose own do
             not fit only the channels are looked at.
@@ -203,12 +205,14 @@ def site_moments(
     inputs, folds = _with_copies(inputs, tried, copies)
     count = len(folds)
     found: dict[str, Seen] = {}
-    for number, group in enumerate(groups := list(_groups(seen_by_a_run, memory))):
+    summed = {site.name: _summed(site, longer or {}, memory) for site in seen_by_a_run}
+    for number, group in enumerate(groups := list(_groups(seen_by_a_run, summed, memory))):
         # Sites that read one value in the same way see the same.
         shared: dict[object, _Collector] = {}
         for site in group:
-            shared.setdefault(site.view, _Collector(site, seed, patch_limit, memory)).sites.append(site)
-        names = list(dict.fromkeys(site.source for site in group))
+            one = summed[site.name]
+            shared.setdefault(one.view, _Collector(one, seed, patch_limit, memory)).sites.append(site)
+        names = list(dict.fromkeys(summed[site.name].source for site in group))
         made = [name for name in names if name not in inputs]
         piece = Piece(model, list(inputs), made, threads=threads) if made else None
         for start in range(0, count, batch):
@@ -217,7 +221,7 @@ def site_moments(
             values = dict(feeds)
             if piece is not None:
                 values.update(zip(made, piece.run(feeds), strict=True))
-            work = [(one, values[one.sites[0].source], folds, start) for one in shared.values()]
+            work = [(one, values[one.source], folds, start) for one in shared.values()]
             for _ in in_order(_add, work, workers(threads)):
                 pass
         for seen in in_order(lambda one: one.moments(), list(shared.values()), workers(threads)):
@@ -244,36 +248,46 @@ def _with_copies(
     return both, np.concatenate([folds, *[known] * (more // count)])
 
 
-def _groups(sites: Sequence[Site], memory: int) -> Iterator[list[Site]]:
-    """Cut the sites into groups whose moments fit into memory together."""
+def _summed(site: Site, longer: Mapping[object, Site], memory: int) -> Site:
+    """The site whose patches are summed for another one: itself, or one whose patches begin with its own."""
+    other = longer.get(site.view, site)
+    kind = moment_kind(other, memory)
+    return other if kind != "channels" and kind == moment_kind(site, memory) else site
+
+
+def _groups(sites: Sequence[Site], summed: Mapping[str, Site], memory: int) -> Iterator[list[Site]]:
+    """Cut the sites into groups whose moments, those of the sites summed for them, fit into memory together."""
     group: list[Site] = []
     views: set[object] = set()
     held = 0
     for site in sites:
-        if site.view in views:
+        one = summed[site.name]
+        if one.view in views:
             group.append(site)
             continue
-        size = moment_bytes(site, memory)
+        size = moment_bytes(one, memory)
         if group and held + size > memory:
             yield group
             group, views, held = [], set(), 0
         group.append(site)
-        views.add(site.view)
+        views.add(one.view)
         held += size
     if group:
         yield group
 
 
 class _Collector:
-    """Running sums of what a site sees, and every other one of the same view.
+    """Running sums of what a site sees, for every one of the same view, or whose patches are the beginning of these.
 
     Attributes:
         sites: All these sites.
+        source: The value that they read.
     """
 
     def __init__(self, site: Site, seed: int, limit: int, memory: int) -> None:
         self._site, self._seed, self._limit = site, seed, limit
         self.sites: list[Site] = []
+        self.source = site.source
         self._kind = moment_kind(site, memory)
         self._shift: NDArray[np.float32] | None = None
         self._sums: list[Moments] | list[Stationary] = []
@@ -327,16 +341,29 @@ class _Collector:
     def moments(self) -> dict[str, Seen]:
         """What was collected, by site name; of the tried examples nothing may be known."""
         assert self._sums, "there are no examples"
-        part, rest, copied = self._sums
+        alike: dict[int, list[str]] = {}
+        for site in self.sites:
+            alike.setdefault(site.in_channels, []).append(site.name)
+        found: dict[str, Seen] = {}
+        for channels, names in alike.items():
+            found |= dict.fromkeys(names, self._seen([self._leading(sums, channels) for sums in self._sums]))
+        self._sums = []
+        return found
+
+    def _leading(self, sums: Moments | Stationary, channels: int) -> Moments | Stationary:
+        if channels == self._site.in_channels:
+            return sums
+        return sums.leading(channels if isinstance(sums, Stationary) else channels * self._site.taps)
+
+    def _seen(self, sums: Sequence[Moments | Stationary]) -> Seen:
+        part, rest, copied = sums
         if not rest.count or not part.count:
             whole = self._finished(part if part.count else rest)
-            return dict.fromkeys((site.name for site in self.sites), Seen(whole, whole, None))
+            return Seen(whole, whole, None)
         told = Packed.of(rest.covariance())
         both = _merged(part, rest)
         whole = self._finished(_merged(both, copied) if copied.count else both)
-        seen = Seen(whole, self._finished(part), told)
-        self._sums = []
-        return dict.fromkeys((site.name for site in self.sites), seen)
+        return Seen(whole, self._finished(part), told)
 
     def _finished(self, sums: Moments | Stationary) -> SiteMoments:
         mean = sums.mean()

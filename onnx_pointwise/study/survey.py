@@ -33,6 +33,7 @@ from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
 from onnx_pointwise.study.heads import Heads, find_heads
 from onnx_pointwise.study.outlook import outlooks, site_fits
 from onnx_pointwise.study.overflow import overflowing
+from onnx_pointwise.study.prefixes import widest
 from onnx_pointwise.study.rounding import Rounding, roundings
 from onnx_pointwise.study.sensitivity import Sensitivity, sensitivities
 from onnx_pointwise.study.shares import shares, some_parts
@@ -330,7 +331,7 @@ def study(
     heads = heads or find_heads(shapes)
     tried = _tried(len(next(iter(fit.values()))), batch, fixed=fixed)
     try:
-        more, moments = _moments(shapes, sites, fit, tried, batch, effort, progress)
+        more, moments = _moments(model, shapes, sites, fit, tried, batch, effort, progress)
     except InputError as error:  # of sums, which know neither values nor examples
         told = overflowing(shapes, sites, inputs, batch=batch, threads=effort.threads)
         if told is None:
@@ -373,6 +374,7 @@ def study(
 
 
 def _moments(
+    model: ir.Model,
     shapes: ResolvedShapes,
     sites: Sequence[Site],
     fit: Mapping[str, Array],
@@ -390,6 +392,7 @@ def _moments(
         batch=batch,
         tried=tried,
         copies=more,
+        longer=widest(shapes.model, _everywhere(model, shapes)),
         patch_limit=effort.patch_limit,
         memory=effort.memory // 2,
         seed=effort.seed,
@@ -437,11 +440,9 @@ def _slopes(
     for whichever of them are wanted, so that the replay of a plan, which wants fewer, gives the same bytes.
     """
     progress("sensitivity", "gradients")
-    known = {str(value.name) for node in shapes.model.graph for value in node.outputs}
-    sites = [site for site in find_sites(model, shapes) if site.rewritable and str(site.output.name) in known]
     return Slopes(
         shapes,
-        sites,
+        _everywhere(model, shapes),
         trial,
         heads,
         batch=declared_batch(model),
@@ -449,6 +450,12 @@ def _slopes(
         seed=effort.seed,
         threads=effort.threads,
     )
+
+
+def _everywhere(model: ir.Model, shapes: ResolvedShapes) -> list[Site]:
+    """All sites that could be looked at, whichever are."""
+    known = {str(value.name) for node in shapes.model.graph for value in node.outputs}
+    return [site for site in find_sites(model, shapes) if site.rewritable and str(site.output.name) in known]
 
 
 def _split(
