@@ -152,9 +152,8 @@ def factorize(
         outputs: What errors of the outputs count, see `OutputNorm`; all alike if None. For `als` alone.
         sweeps: The most alternating sweeps for the forms that have no closed form; `TRIAL_SWEEPS` come near the end.
         start: Factors of the same form and rank to start `als` from, such as those of a kernel that differs little; if
-            None the solution for the channel moment, and the plain one where there are more than `TRIAL_SWEEPS`. They
-            make no difference where there is a closed form or the piece in front is exact. For `depthwise` the terms of
-            a fit will do, too, as many or not, see `depthwise_fits`.
+            None the solution for the channel moment, and the plain one where there are more than `TRIAL_SWEEPS`. No
+            difference where there is a closed form or the piece in front is exact. Or one of `depthwise_fits`.
 
     Returns:
         The factors in the kernel's dtype, with the error measured in the norm of the moment given.

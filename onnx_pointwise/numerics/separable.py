@@ -125,7 +125,9 @@ def separated(weights: Array, norm: Norm, rank: int, *, steps: int, start: Terms
     if not problem.total > 0.0:  # all terms are as good where nothing comes out
         some = _drawn(np.random.default_rng(0), rank, weights.shape[1:])
         return _evened(Terms(*some, np.zeros((len(weights), rank))), norm)
-    starts = _starts(problem, rank, steps) if start is None else [problem.resumed(start, rank)]
+    starts = [] if start is None else [problem.resumed(start, rank)]
+    if start is None or (len(start.rows) != rank and problem.work(rank) <= _SMALL):
+        starts += _starts(problem, rank, steps)
     found = problem.lowest(starts, steps)
     return _evened(problem.terms(found), norm, np.diagonal(found.gram))
 

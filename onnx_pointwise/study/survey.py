@@ -314,7 +314,7 @@ def study(
         forms: Forms that plans may use.
         method: How factors are computed, see `factorize`.
         measure: Whether to measure sensitivities, which plans need and given ranks do not.
-        quantised: Whether the network will be quantised, so that rounding between new convolutions counts.
+        quantised: Whether rounding between new convolutions counts.
         arithmetic: Whether plans count multiplications alone, see `outlook`.
         effort: How much may be spent.
         progress: Called with a stage and what is taken up in it.
@@ -333,10 +333,10 @@ def study(
     try:
         more, moments = _moments(model, shapes, sites, fit, tried, batch, effort, progress)
     except InputError as error:  # of sums, which know neither values nor examples
-        told = overflowing(shapes, sites, inputs, batch=batch, threads=effort.threads)
-        if told is None:
+        said = overflowing(shapes, sites, inputs, batch=batch, threads=effort.threads)
+        if said is None:
             raise
-        raise told from error
+        raise said from error
     seen = [site for site in sites if site.name in moments]
     trial = {name: array[tried] for name, array in fit.items()} if tried.any() else fit
     found: Mapping[str, Sensitivity] = {}
@@ -354,22 +354,9 @@ def study(
             shapes, seen, looks, slopes, norms, trial, heads, batch=batch, effort=effort, progress=heard
         )
         found = _rounded(shapes, seen, found, moments, norms, trial if quantised else {}, batch, effort)
+    told = None if slopes is None else slopes.answers
     return Study(
-        model,
-        shapes,
-        tuple(seen),
-        fit,
-        tried,
-        held,
-        more,
-        heads,
-        moments,
-        norms,
-        found,
-        batch,
-        method,
-        effort,
-        None if slopes is None else slopes.answers,
+        model, shapes, tuple(seen), fit, tried, held, more, heads, moments, norms, found, batch, method, effort, told
     )
 
 

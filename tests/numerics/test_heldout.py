@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from onnx_pointwise.numerics import heldout
 from onnx_pointwise.numerics.factorize import compose, error_curves, factorize, nested_channels, relative_error
 from onnx_pointwise.numerics.forms import FORMS, SPATIAL, full_rank, has_form, view_of
 from onnx_pointwise.numerics.heldout import held_curves
@@ -154,3 +155,20 @@ def test_where_nothing_is_known_it_is_the_promise():
             np.testing.assert_array_equal(promised[form], held[form])
     silent, _ = held_curves(np.zeros_like(kernel), norm, norm)
     assert set(silent) >= {"reduce", "expand", "reduce_expand"}
+
+
+@pytest.mark.parametrize("form", ["reduce", *SPATIAL])
+@pytest.mark.parametrize("outputs", [3, 12])
+def test_curves_through_a_few_ranks_are_near_those_of_all(monkeypatch, form, outputs):
+    """Patches of one kind in both norms, as those of two lots of examples are."""
+    rng = np.random.default_rng(7)
+    inputs, size = 24, (3, 3)
+    mix = rng.standard_normal((inputs * 9, inputs * 9)) * np.exp(-np.arange(inputs * 9) / 40.0)[:, None]
+    lots = [rng.standard_normal((8 * inputs * 9, inputs * 9)) @ mix for _ in range(2)]
+    one, other = (Norm.of(lot.T @ lot, inputs, 9) for lot in lots)
+    kernel = rng.standard_normal((outputs, inputs, *size))
+    _, exact = held_curves(kernel, one, other, [form])
+    monkeypatch.setattr(heldout, "_KERNELS", 0)
+    _, few = held_curves(kernel, one, other, [form])
+    told = exact[form] > 1e-4
+    np.testing.assert_allclose(few[form][told], exact[form][told], rtol=0.06)

@@ -359,3 +359,24 @@ def test_what_never_varies_has_no_negative_variance():
     covariance = sums.covariance()
     assert np.diagonal(covariance).min() == 0.0
     assert Norm.of(covariance, 6, 9).moment is not None
+
+
+@pytest.mark.parametrize("kind", ["patches", "maps"])
+def test_the_beginning_of_sums_is_the_sum_of_the_beginnings(kind):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 5, 8, 8), dtype=np.float32)
+    window = make_window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), (8, 8))
+    if kind == "patches":
+        shift = rng.standard_normal(45).astype(np.float32)
+        whole, part = Moments(45, shift=shift), Moments(27, shift=shift[:27])
+        whole.add(patches(x, window))
+        part.add(patches(x[:, :3], window))
+        told = whole.leading(27)
+    else:
+        whole, part = Stationary(5, window, shift=x), Stationary(3, window, shift=x[:, :3])
+        whole.add(x)
+        part.add(x[:, :3])
+        told = whole.leading(3)
+    np.testing.assert_allclose(told.covariance(), part.covariance(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(told.mean(), part.mean(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(told.merged(told).covariance(), told.covariance(), rtol=1e-9)

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from onnx_pointwise.numerics import parallel
@@ -106,3 +107,16 @@ def test_as_many_workers_as_threads_up_to_what_memory_bears():
     assert workers(2) == 2
     assert workers(64) == 4
     assert 1 <= workers(None) <= 4
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 32, 47])
+def test_a_product_in_halves_is_the_product(monkeypatch, rows):
+    """Of whatever many rows, to the last bit in one thread and in two; what is said of overflows is said as asked."""
+    monkeypatch.setattr(parallel, "_LARGE", 1.0)
+    rng = np.random.default_rng(rows)
+    left, right = rng.standard_normal((rows, 9), dtype=np.float32), rng.standard_normal((9, 7), dtype=np.float32)
+    alone, together = (parallel.product(left, right, threads) for threads in (1, 2))
+    np.testing.assert_allclose(alone, left @ right, rtol=1e-5, atol=1e-6)
+    assert alone.tobytes() == together.tobytes()
+    with np.errstate(all="raise", over="ignore", invalid="ignore"):
+        parallel.product(left * np.float32(3e38), right * np.float32(3e38), 2)

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 
 from onnx_pointwise.numerics.factorize import FORMS, compose, factorize, whole
 from onnx_pointwise.numerics.moments import Moments, blended, shrunk, tap_blend
-from onnx_pointwise.numerics.reconstruct import RIDGES, ROUNDS, Activation, Block, _proven, _solver, reconstruct
+from onnx_pointwise.numerics.reconstruct import (
+    RIDGES,
+    ROUNDS,
+    Activation,
+    Block,
+    _pick_ridge,
+    _proven,
+    _solver,
+    _walked,
+    reconstruct,
+)
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=20)
 RELU = Activation(low=0.0)
@@ -245,9 +255,9 @@ def noted_proofs(monkeypatch):
 
 
 def test_of_many_patches_a_refit_is_not_put_to_the_proof(monkeypatch):
-    """More than twelve for each of the 20 numbers in one."""
+    """More than five for each of the 20 numbers in one."""
     asked = noted_proofs(monkeypatch)
-    for count, proofs in ((241, 0), (239, 1)):
+    for count, proofs in ((101, 0), (99, 1)):
         few, _ = parted(Problem(0), count)
         reconstruct(few.kernel, few.bias, "reduce", 3, few.blocks, activation=RELU)
         assert len(asked) == proofs
@@ -306,3 +316,36 @@ def test_a_kernel_that_stays_whole_is_not_led_astray_by_noise():
         moved.append(np.linalg.norm(done.factors.kernel - problem.kernel) / np.linalg.norm(problem.kernel))
         assert done.ridge >= 0.1
     assert max(moved) < 0.1
+
+
+@pytest.mark.parametrize("valley", range(5))
+def test_the_strength_of_the_ridge_is_walked_to(valley):
+    """From the middle to the only valley, and no further than one beyond."""
+    strengths, asked = (1e-4, 1e-3, 1e-2, 1e-1, 1.0), []
+
+    def loss(ridge):
+        asked.append(ridge)
+        return abs(strengths.index(ridge) - valley) - 10.0
+
+    known = _walked(strengths, loss, 1)
+    assert min(known, key=known.get) == strengths[valley]
+    assert sorted(asked) == sorted(known) == sorted(set(asked))
+    assert len(asked) <= min(5, 3 + abs(valley - 2))
+
+
+def test_wide_sites_pick_the_strength_that_all_of_them_would(monkeypatch):
+    """In single precision, of those that are asked for."""
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((40, 40))
+    truth = 0.02 * rng.standard_normal((6, 40))
+    lots = []
+    for count in (90, 30):
+        p = (rng.standard_normal((count, 40)) @ mix).T.astype(np.float32)
+        lot = Moments(40, 6)
+        lot.add(p, (truth @ p + 2.0 * rng.standard_normal((6, count))).astype(np.float32))
+        lots.append(lot)
+    narrow, module = _pick_ridge(*lots, 1), sys.modules[reconstruct.__module__]
+    monkeypatch.setattr(module, "_EIGEN_LIMIT", 10)
+    wide = _pick_ridge(*lots, 2)
+    assert wide in module._FEW_RIDGES
+    assert 0.3 <= wide / narrow <= 3.5

@@ -11,12 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_pointwise.errors import PlanError
-from onnx_pointwise.numerics.factorize import METHODS, compose, error_curve, factorize, relative_error
+from onnx_pointwise.numerics.factorize import (
+    METHODS,
+    TRIAL_SWEEPS,
+    compose,
+    depthwise_fits,
+    error_curve,
+    factorize,
+    fitted_factors,
+    relative_error,
+)
 from onnx_pointwise.numerics.forms import most_terms
 from onnx_pointwise.numerics.heldout import held_curves
 from onnx_pointwise.numerics.norm import Norm
 from onnx_pointwise.numerics.outputs import OutputNorm
-from onnx_pointwise.numerics.separable import Terms, _Measure, _Problem, separated, term_curves, term_fits
+from onnx_pointwise.numerics.separable import Terms, _Measure, _Problem, even_terms, separated, term_curves, term_fits
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=40)
 SEED = st.integers(0, 2**32 - 1)
@@ -239,3 +248,39 @@ def test_factors_to_start_from_are_told_by_what_they_make():
         factorize(kernel, "depthwise", 3, start=both)
     with pytest.raises(PlanError, match=r"of a kernel \(6, 5, 3, 3\), not depthwise at rank 4 of one \(6, 4, 3, 3\)"):
         factorize(kernel[:, :4], "depthwise", 4, start=factorize(kernel, "depthwise", 4))
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+@pytest.mark.parametrize("shape", [(6, 5, 3, 3), (24, 20, 3, 3)])
+def test_fits_of_a_curve_are_good_to_start_from(shape, share):
+    """The next larger one, or the last: in fewer steps about where more of them lead from singular values."""
+    rank, ratios = max(1, round(share * even_terms(shape[1], shape[0], 9))), []
+    for seed in range(6):
+        kernel, norm = make_kernel(seed, shape), Norm.of(make_moment("patches", seed, shape), shape[1], 9)
+        fits = depthwise_fits(kernel, norm)
+        start = next((one for one in fits if len(one.rows) >= rank), fits[-1])
+        alone, begun = (
+            factorize(kernel, "depthwise", rank, second_moment=norm, sweeps=TRIAL_SWEEPS, start=one)
+            for one in (None, start)
+        )
+        assert (begun.rank, compose(begun).shape) == (rank, shape)
+        ratios.append(math.log(begun.error / alone.error))
+    assert np.mean(ratios) < math.log(1.07)
+
+
+def test_a_fit_is_what_its_factors_compute():
+    """With outputs that count differently, and terms of another kernel are refused."""
+    shape = (6, 5, 3, 3)
+    kernel = make_kernel(3, shape).astype(np.float32)
+    outputs = OutputNorm.of(np.diag(np.arange(1.0, 7.0)), 10**6)
+    norm = Norm.of(make_moment("patches", 3, shape), 5, 9)
+    fit = depthwise_fits(outputs.turn(kernel.astype(np.float64)), norm)[-1]
+    factors = fitted_factors(fit, kernel, outputs, 0.1)
+    assert (factors.form, factors.rank, factors.error) == ("depthwise", len(fit.rows), 0.1)
+    np.testing.assert_allclose(
+        outputs.turn(compose(factors).astype(np.float64)).reshape(6, 5, 9), fit.sum, rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(PlanError, match="nothing to start depthwise of"):
+        factorize(make_kernel(3, (6, 4, 3, 3)), "depthwise", 3, start=fit)
+    with pytest.raises(PlanError, match="nothing to start reduce of"):
+        factorize(kernel, "reduce", 3, start=fit)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from onnx_pointwise.graph import find_sites, load
-from onnx_pointwise.runtime import TwinRun, reads, resolve, tensor_outputs
+from onnx_pointwise.runtime import TwinRun, open_session, reads, resolve, run_session, tensor_outputs
 from tests.graphs import make_model, normal, run, value
 
 node = helper.make_node
@@ -84,3 +84,24 @@ def test_a_node_reads_what_its_bodies_take_from_outside_and_nothing_of_their_own
     assert set(reads(ir.serde.deserialize_node(made))) == {"x", "y", "near", "far", "through", "b"}
     alone = node("If", ["x"], ["z"], then_branch=body, else_branch=body)
     assert set(reads(ir.serde.deserialize_node(alone))) == {"x", "near", "far", "through"}
+
+
+def test_outputs_lie_where_they_are_wanted() -> None:
+    """Also in a session that gives several; what does not fit there lies elsewhere."""
+    nodes = [node("Relu", ["x"], ["y"]), node("Shape", ["x"], ["s"])]
+    proto = make_model(
+        nodes,
+        [value("x", ["n", 3])],
+        [value("y", ["n", 3]), onnx.helper.make_tensor_value_info("s", TensorProto.INT64, [2])],
+        {},
+    )
+    session = open_session(proto.SerializeToString(), "cpu", threads=1)
+    x = normal(4, 3)
+    place = np.zeros((8, 3), np.float32)
+    y, s = run_session(session, ["y", "s"], {"x": x}, {"y": place[2:6]})
+    assert np.shares_memory(y, place)
+    np.testing.assert_array_equal(place[2:6], np.maximum(x, 0.0))
+    assert not place[:2].any() and not place[6:].any() and s.tolist() == [4, 3]
+    (other,) = run_session(session, ["y"], {"x": x}, {"y": place[:3]})
+    assert not np.shares_memory(other, place)
+    np.testing.assert_array_equal(other, np.maximum(x, 0.0))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from onnx import helper
 
 from onnx_pointwise.errors import InputError, ModelError
 from onnx_pointwise.fitting.weights import make_weights
+from onnx_pointwise.graph import load
 from onnx_pointwise.numerics.moments import blended, patches, shrunk, tap_blend
 from onnx_pointwise.runtime.shape_inference import resolve
 from onnx_pointwise.study import collect
 from onnx_pointwise.study.collect import fitting_batch, site_moments
+from onnx_pointwise.study.prefixes import widest
 from onnx_pointwise.study.survey import study
+from tests.graphs import make_model, value
 from tests.networks import EFFORT, branching, examples, halved, look, prepared, residual, run, unet
 
 
@@ -36,8 +41,8 @@ def test_moments_of_sites_are_those_of_their_patches(make, index):
     site = sites[index]
     last = next(node for node in probe.graph if node.name == site.name)
     probe.graph.outputs.append(last.inputs[0])
-    for value in (*probe.graph.outputs, *probe.graph.inputs):
-        value.shape = None
+    for one in (*probe.graph.outputs, *probe.graph.inputs):
+        one.shape = None
     (*_, inputs) = run(probe, feeds)
     assert site.transposed == (make is unet)
     p = patches(inputs, site.window(inputs.shape[2:])).astype(np.float64)
@@ -167,3 +172,48 @@ def test_what_is_collected_does_not_depend_on_which_other_sites_are_looked_at():
         assert seen.rest is not None and other.rest is not None
         assert seen.rest.full().tobytes() == other.rest.full().tobytes()
         assert seen.whole.blend == other.whole.blend
+
+
+def dense_block(axis: int) -> ir.Model:
+    """Three convolutions, each of which reads all before it, and one that reads in another order."""
+    rng = np.random.default_rng(0)
+    nodes, weights, known = [], {}, ["x"]
+    for number, inputs in enumerate((4, 8, 12)):
+        source = known[0]
+        if number:
+            source = f"all{number}"
+            before = known if number == 1 else ["all1", known[-1]]
+            nodes.append(helper.make_node("Concat", before, [source], axis=axis))
+        weights[f"w{number}"] = rng.standard_normal((4, inputs, 3, 3)).astype(np.float32) / 6.0
+        nodes.append(helper.make_node("Conv", [source, f"w{number}"], [f"c{number}"], f"conv{number}", pads=[1] * 4))
+        known.append(f"c{number}")
+    nodes.append(helper.make_node("Concat", ["c0", "x", "c1", "c2"], ["other"], axis=axis))
+    weights["v"] = rng.standard_normal((4, 16, 3, 3)).astype(np.float32) / 8.0
+    nodes.append(helper.make_node("Conv", ["other", "v"], ["y"], "last", pads=[1] * 4))
+    proto = make_model(nodes, [value("x", ["N", 4, 10, 10])], [value("y", ["N", 4, 10, 10])], weights)
+    return load(proto)
+
+
+@pytest.mark.parametrize("axis", [1, -3])
+def test_sites_of_a_dense_block_share_the_sums_of_the_last(axis):
+    shapes, sites = prepared(dense_block(axis), fewest_taps=2)
+    assert [site.name for site in sites] == ["conv0", "conv1", "conv2", "last"]
+    longer = widest(shapes.model, sites)
+    assert {site.name: longer[site.view].name for site in sites if site.view in longer} == {
+        "conv0": "conv2",
+        "conv1": "conv2",
+    }
+    feeds = {"x": np.random.default_rng(1).standard_normal((24, 4, 10, 10), dtype=np.float32)}
+    tried = np.arange(24) % 3 == 0
+    alone, shared = (
+        site_moments(shapes, sites, feeds, batch=7, tried=tried, longer=one, threads=2) for one in (None, longer)
+    )
+    for site in sites:  # all patches are taken
+        one, other = alone[site.name], shared[site.name]
+        np.testing.assert_allclose(one.whole.covariance, other.whole.covariance, atol=1e-4)
+        np.testing.assert_allclose(one.part.covariance, other.part.covariance, atol=1e-4)
+        np.testing.assert_allclose(one.rest.full(), other.rest.full(), atol=1e-4)
+        np.testing.assert_allclose(one.whole.mean, other.whole.mean, atol=1e-5)
+        assert one.whole.count == other.whole.count
+    few = site_moments(shapes, sites[:1], feeds, batch=7, tried=tried, longer=longer, threads=1)
+    assert few["conv0"].part.covariance.tobytes() == shared["conv0"].part.covariance.tobytes()

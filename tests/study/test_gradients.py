@@ -12,10 +12,12 @@ from onnx import helper
 
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import find_sites
-from onnx_pointwise.runtime import resolve
+from onnx_pointwise.runtime import resolve, without_shapes
 from onnx_pointwise.study.gradients import Backward, Unsupported, site_outputs
+from onnx_pointwise.study.heads import find_heads
 from tests import graphs
 from tests.graphs import Array, normal, value
+from tests.networks import examples, prepared, residual
 
 HEADS = ["scores", "picture"]
 
@@ -378,3 +380,26 @@ def test_a_probe_of_another_shape_is_an_error() -> None:
     backward = Backward(tail_model(helper.make_node("Relu", ["first"], ["y"])), ["y"], POINTS, {"x": X})
     with pytest.raises(ValueError, match="the probe of y"):
         backward.run({"x": X}, {"y": np.ones(3)})
+
+
+def test_memory_of_a_batch_before_is_written_over():
+    """Values and gradients are those of the new batch, in the place of the old one's."""
+    shapes, sites = prepared(residual())
+    heads = find_heads(shapes)
+    first, second = examples(4, seed=1), examples(4, seed=2)
+    keep = [str(site.output.name) for site in sites]
+    backward = Backward(without_shapes(shapes.model), heads.names, site_outputs(sites), first, keep=keep, threads=1)
+    probes = {
+        name: np.ones_like(array) for name, array in backward.forward(first).values.items() if name in heads.names
+    }
+    fresh = backward.forward(second)
+    wanted = fresh.values, fresh.gradients(probes)
+    old = backward.forward(first)
+    before = old.gradients(probes)
+    new = backward.forward(second, after=old)
+    again = new.gradients(probes)
+    for name, array in wanted[0].items():
+        np.testing.assert_array_equal(new.values[name], array)
+    for name, array in wanted[1].items():
+        np.testing.assert_array_equal(again[name], array)
+        assert np.shares_memory(again[name], before[name])

@@ -133,3 +133,16 @@ def test_examples_of_a_fixed_batch_go_in_as_they_came() -> None:
     (warning,) = told(model, inputs[:8]).warnings()
     assert "are 2 batches of the 4 that the model takes at a time" in warning and "3 would do" in warning
     assert told(model, np.repeat(inputs[:1], 8, axis=0)).distinct == 1
+
+
+def test_an_answer_that_few_examples_move_is_heard() -> None:
+    """The first few that are run give nothing at all; only then more are."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((8, 3, 3, 3)).astype(np.float32), "b": np.full(8, -5.0, np.float32)}
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], name="conv", pads=[1] * 4)]
+    nodes.append(helper.make_node("Relu", ["c"], ["y"]))
+    model = make_model(nodes, [value("x", ["N", 3, 24, 24])], [value("y", ["N", 8, 24, 24])], weights)
+    x = 0.01 * rng.standard_normal((20, 3, 24, 24), dtype=np.float32)
+    assert told(model, x).silent == ("y",)
+    x[8] *= 1000.0
+    assert told(model, x).silent == ()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,24 @@ def test_stacks_that_are_none_are_refused(stacks: str) -> None:
     code, output = run("--stacks", stacks)
     assert code == 2
     assert "numbers of sites" in output
+
+
+def test_a_stage_that_two_threads_end_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen it go on when the first one ends it: reading the peak takes a while."""
+    stages = study_cost.Stages()
+    stages.begin("gradients")
+    stages._last = tuple(now - 1000.0 for now in stages._last)
+    monkeypatch.setattr(study_cost, "peak_memory", lambda: time.sleep(0.05) or 0)
+    gate = threading.Barrier(2)
+
+    def begin() -> None:
+        gate.wait()
+        stages.heard("sensitivity", "some site")
+
+    workers = [threading.Thread(target=begin) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert 1000.0 <= stages.seconds["gradients"] < 1900.0
+    assert 1000.0 <= stages.processor["gradients"] < 1900.0
