@@ -163,12 +163,12 @@ class Study:
         return corrected(site, Replacement(factors, bias), seen.mean)
 
     def _fit(self, site: Site, choice: Choice) -> Terms | None:
-        """The terms of the curve of `depthwise` to start a choice from: of too many rather than of too few."""
+        """The terms of the curve of `depthwise` to start a choice from: too many; with too few one starts anew."""
         known = self.sensitivities.get(site.name)
         fits = known.fits if known is not None else ()
         fits = fits or site_fits(site, self.moments[site.name], self.norms.get(site.name))  # the same in a replay
         assert isinstance(choice.rank, int), "depthwise has one rank"
-        return next((terms for terms in fits if len(terms.rows) >= choice.rank), fits[-1] if fits else None)
+        return next((terms for terms in fits if len(terms.rows) >= choice.rank), None)
 
     @cached_property
     def rehearsal(self) -> Rehearsal:

@@ -250,15 +250,15 @@ def test_factors_to_start_from_are_told_by_what_they_make():
         factorize(kernel[:, :4], "depthwise", 4, start=factorize(kernel, "depthwise", 4))
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.64])
 @pytest.mark.parametrize("shape", [(6, 5, 3, 3), (24, 20, 3, 3)])
 def test_fits_of_a_curve_are_good_to_start_from(shape, share):
-    """The next larger one, or the last: in fewer steps about where more of them lead from singular values."""
+    """The next larger one: in fewer steps about where more of them lead from singular values."""
     rank, ratios = max(1, round(share * even_terms(shape[1], shape[0], 9))), []
     for seed in range(6):
         kernel, norm = make_kernel(seed, shape), Norm.of(make_moment("patches", seed, shape), shape[1], 9)
         fits = depthwise_fits(kernel, norm)
-        start = next((one for one in fits if len(one.rows) >= rank), fits[-1])
+        start = next(one for one in fits if len(one.rows) >= rank)
         alone, begun = (
             factorize(kernel, "depthwise", rank, second_moment=norm, sweeps=TRIAL_SWEEPS, start=one)
             for one in (None, start)
