@@ -35,8 +35,8 @@ class Weights:
         replacements: By site name.
         refits: What the refit did, by site name; empty where the unrefitted factors were kept.
         drift: Relative L2 drift on the examples held back, at the heads; None without any.
-        unrefitted: The same with the unrefitted factors: those of all examples, or, where the refit clearly did better,
-            those that were rehearsed, made from a part of them.
+        unrefitted: The same with unrefitted factors: where a refit is kept those that were rehearsed, made from a part of
+            the examples; else those handed over.
         predicted: The same as it is expected: what a rehearsal of the plan gave, see `study.Rehearsal`, times what the
             refit gained on the examples that it was made from; None where that was not asked for, and where there were
             too few examples to hold any back: factors of one or two, tried on one or two like them, promise anything.
@@ -109,9 +109,9 @@ def make_weights(
     (first, after), (second, before) = measured.drift(fitted), measured.drift(rehearsed)
     if first > _CLEAR * second:  # made from all examples they may do better
         plain = without_refit()
-        second, before = measured.drift(plain)
-        if first > second:
-            return Weights(plain, {}, second, second, predicted, dropped=first)
+        other, _ = measured.drift(plain)
+        if first > other:
+            return Weights(plain, {}, other, other, predicted, dropped=first)
     # On examples that both are made from, so that neither is flattered.
     gain = min(1.0, after / before) if before > 0.0 else 1.0
     return Weights(fitted, refits, first, second, None if predicted is None else predicted * gain)

@@ -114,7 +114,7 @@ def calibration(result: RewriteResult) -> list[Text]:
         plan = "" if found.predicted is None else f" ({found.predicted:.3g} predicted)"
         other = "no refit was asked for"
         if found.refits:
-            other = f"{found.unrefitted:.3g} without the refit"
+            other = f"{found.unrefitted:.3g} as rehearsed, before the refit"
         elif found.dropped is not None:
             other = f"{found.dropped:.3g} with a refit, which was dropped"
         lines.append(Text(f"Drift on examples held back: {found.drift:.3g}{plan}; {other}."))
