@@ -35,7 +35,7 @@ class Weights:
         replacements: By site name.
         refits: What the refit did, by site name; empty where the unrefitted factors were kept.
         drift: Relative L2 drift on the examples held back, at the heads; None without any.
-        unrefitted: The same with unrefitted factors: where a refit is kept those that were rehearsed, made from a part of
+        unrefitted: The same with unrefitted factors: where a refit is kept those that were rehearsed, made of a part of
             the examples; else those handed over.
         predicted: The same as it is expected: what a rehearsal of the plan gave, see `study.Rehearsal`, times what the
             refit gained on the examples that it was made from; None where that was not asked for, and where there were
