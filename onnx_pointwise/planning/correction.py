@@ -26,8 +26,8 @@ from onnx_pointwise.study import Rehearsal
 #: A prediction holds where the rehearsed drift lies within this factor of it, in relative L2.
 CLOSE = 1.2
 # Plans to make and rehearse for one budget, at most; no more where one gained less than this share of the drift.
-_ROUNDS = 3
-_GAIN = 0.05
+_ROUNDS = 5
+_GAIN = 0.1
 # How much of what a plan says of a site is believed, of its form and of the others, and the most by which it changes.
 _FAITH, _FAITH_OF_OTHERS = 0.7, 0.35
 _MOST = 4.0
