@@ -467,10 +467,8 @@ class Moments:
 
     def leading(self, numbers: int) -> Moments:
         """The sums over the first so many numbers of every patch, without targets; a view of these."""
-        made = Moments.__new__(Moments)
-        made.count, made._shift, made._sum = self.count, self._shift[:numbers], self._sum[:numbers]
-        made._products = self._products[:numbers, :numbers]
-        made.clear_targets(0)
+        made = Moments(numbers, shift=self._shift[:numbers])
+        made.count, made._sum, made._products = self.count, self._sum[:numbers], self._products[:numbers, :numbers]
         return made
 
     def with_targets(self, targets: int) -> Moments:

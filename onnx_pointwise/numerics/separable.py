@@ -162,9 +162,9 @@ def term_fits(weights: Array, norm: Norm) -> tuple[Terms, ...]:
     full = most_terms(inputs, outputs, taps)
     even = even_terms(inputs, outputs, taps)
     ranks = sorted({min(full - 1, max(1, round(share * even))) for share in _SHARES})
-    if full < 2 or float(np.vdot(weights, norm.apply(weights))) <= 0.0:
-        return ()
     problem = _Problem.of(weights, norm)
+    if full < 2 or problem.total <= 0.0:
+        return ()
     fits: list[Terms] = []
     for rank in ranks:
         steps = _MORE_STEPS if fits else _CURVE_STEPS

@@ -89,16 +89,12 @@ class Piece:
                 raise
             raise ModelError(f"{path}: ONNX Runtime cannot load the model: {reason}") from error
 
-    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """Compute the outputs for one batch.
+    def run(self, feeds: Mapping[str, Array], room: Mapping[str, Array] | None = None) -> list[Array]:
+        """Compute the outputs for one batch; with `room` as `run_session` does.
 
         Raises:
             ModelError: The runtime fails on it.
         """
-        return run_session(self._session, self.outputs, {name: feeds[name] for name in self.inputs})
-
-    def run_into(self, feeds: Mapping[str, Array], room: Mapping[str, Array]) -> list[Array]:
-        """The same, some outputs written to where they are to lie, see `run_session`."""
         return run_session(self._session, self.outputs, {name: feeds[name] for name in self.inputs}, room)
 
 
@@ -127,27 +123,46 @@ def run_session(
     try:
         if room:
             with contextlib.suppress(Exception):  # another shape than expected; whatever else it is, it comes again
-                return _run_bound(session, outputs, arrays, room)
+                fed = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+                made = run_bound(session, {name: room.get(name) for name in outputs}, fed)
+                return [room[name] if name in room else made[name].numpy() for name in outputs]
         return list(session.run(list(outputs), arrays))
     except Exception as error:  # the runtime's exceptions share no base class
         raise ModelError(f"The model does not run on the calibration inputs: {sentence(error)}.") from error
 
 
-def _run_bound(
-    session: ort.InferenceSession, outputs: Sequence[str], arrays: Mapping[str, Array], room: Mapping[str, Array]
-) -> list[Array]:
+def run_bound(
+    session: ort.InferenceSession, places: Mapping[str, Array | None], feeds: Mapping[str, ort.OrtValue]
+) -> dict[str, ort.OrtValue]:
+    """Run a session once, its outputs written to where they are to lie.
+
+    Args:
+        session: The session.
+        places: The outputs to compute, and where each is to lie: a contiguous array of its type and shape, see
+            `bindable`; where the runtime likes if None.
+        feeds: Inputs by name.
+
+    Returns:
+        The outputs by name.
+
+    Raises:
+        Exception: The runtime's own, also where an output has another shape than its place.
+    """
     binding = session.io_binding()
-    for name, array in arrays.items():
-        binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-    for name in outputs:
-        if name in room:
-            place = room[name]
-            binding.bind_output(name, "cpu", 0, place.dtype, place.shape, place.ctypes.data)
-        else:
+    for name, value in feeds.items():
+        binding.bind_ortvalue_input(name, value)
+    for name, place in places.items():
+        if place is None:
             binding.bind_output(name)
+        else:
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(place))
     session.run_with_iobinding(binding)
-    made = binding.get_outputs()
-    return [room[name] if name in room else one.numpy() for name, one in zip(outputs, made, strict=True)]
+    return dict(zip(places, binding.get_outputs(), strict=True))
+
+
+def bindable(dtype: np.dtype[Any]) -> bool:
+    """Whether an array of this type can be a place of `run_bound`: NumPy has it, and it is no text."""
+    return dtype.kind in "fiub"
 
 
 class Store:
@@ -380,7 +395,7 @@ class TwinRun:
         for start in range(0, self.count, self._batch):
             stop = min(start + self._batch, self.count)
             feeds = {name: self._part(values[name], start, stop) for name in piece.inputs}
-            for name, part in zip(piece.outputs, piece.run_into(feeds, self._room(results, start, stop)), strict=True):
+            for name, part in zip(piece.outputs, piece.run(feeds, self._room(results, start, stop)), strict=True):
                 self._collect(results, name, part, start, stop, runs)
         return results
 
@@ -389,7 +404,7 @@ class TwinRun:
         return {
             name: array[start:stop]
             for name, array in results.items()
-            if array.ndim and len(array) == self.count and array.dtype.kind in "fiub" and array.nbytes
+            if array.ndim and len(array) == self.count and bindable(array.dtype) and array.nbytes
         }
 
     def _part(self, array: Array, start: int, stop: int) -> Array:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from onnx_pointwise.errors import ModelError
 from onnx_pointwise.graph import Shape, Site, runtime_source
-from onnx_pointwise.runtime import open_waiting, reads, sentence
+from onnx_pointwise.runtime import bindable, open_waiting, reads, run_bound, sentence
 from onnx_pointwise.study.vjp import FLAT, RULES, Call, Draft, Facts, RefusedError, between, ends, size_of
 
 Array = NDArray[Any]
@@ -266,7 +266,7 @@ class _Pair:
 
     def _place(self, name: str, dtype: np.dtype[Any], room: _Room) -> Array | None:
         """Where a value of the network, or its gradient, is to lie; None for types that only the runtime holds."""
-        return room.take(self._facts.shape(self._facts.values[name]), dtype) if dtype.kind in "fiub" else None
+        return room.take(self._facts.shape(self._facts.values[name]), dtype) if bindable(dtype) else None
 
 
 class _Walk:
@@ -351,23 +351,12 @@ def _run(
     session: ort.InferenceSession, places: Mapping[str, Array | None], feeds: Mapping[str, ort.OrtValue]
 ) -> tuple[dict[str, ort.OrtValue], dict[str, Array]]:
     """Run a session, what comes out written to the places given; gives it as the runtime's values and as arrays."""
-    binding = session.io_binding()
-    for name, value in feeds.items():
-        binding.bind_ortvalue_input(name, value)
-    held = {name: ort.OrtValue.ortvalue_from_numpy(place) for name, place in places.items() if place is not None}
-    for name in places:
-        if name in held:
-            binding.bind_ortvalue_output(name, held[name])
-        else:
-            binding.bind_output(name)
     try:
         try:
-            session.run_with_iobinding(binding)
-            results = binding.get_outputs()
+            values = run_bound(session, places, feeds)
         except Exception:  # a shape is not what inference said; whatever else it is, it comes again
             places = dict.fromkeys(places)
-            results = session.run_with_ort_values(list(places), dict(feeds))
+            values = run_bound(session, places, feeds)
     except Exception as error:  # the runtime's exceptions share no base class
         raise ModelError(f"The model does not run on the calibration inputs: {sentence(error)}.") from error
-    values = dict(zip(places, results, strict=True))
     return values, {name: values[name].numpy() if place is None else place for name, place in places.items()}

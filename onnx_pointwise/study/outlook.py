@@ -148,10 +148,9 @@ def outlook(
             all_of_them.update(more)
     trials = []
     for terms in fits:
-        rank = len(terms.rows)
-        factors = fitted_factors(terms, kernel, outputs, float(np.sqrt(promised["depthwise"][rank])))
-        if judged["depthwise"][rank] > 0.0:
-            trials.append(_trial(site, seen, factors, judged["depthwise"][rank]))
+        lost, bound = (curves["depthwise"][len(terms.rows)] for curves in (promised, judged))
+        if bound > 0.0:
+            trials.append(_trial(site, seen, fitted_factors(terms, kernel, outputs, float(np.sqrt(lost))), bound))
     for form in tried:
         curve = judged[form]
         inner = np.sqrt(curve[1:-1])

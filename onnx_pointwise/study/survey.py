@@ -27,7 +27,7 @@ from onnx_pointwise.numerics import (
     workers,
 )
 from onnx_pointwise.progress import Progress, silent, within
-from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, site_moments
+from onnx_pointwise.study.collect import Seen, declared_batch, fitting_batch, reachable, site_moments
 from onnx_pointwise.study.copies import copies
 from onnx_pointwise.study.effort import DEFAULT_EFFORT, Effort
 from onnx_pointwise.study.heads import Heads, find_heads
@@ -329,9 +329,11 @@ def study(
     batch, fixed = fitting_batch(model, shapes, effort.memory), declared_batch(model) is not None
     fit, held = _split(inputs, batch, fixed=fixed)
     heads = heads or find_heads(shapes)
+    # All that could be looked at, whichever are: what is shared must not depend on that.
+    everywhere = reachable(shapes.model, [site for site in find_sites(model, shapes) if site.rewritable])
     tried = _tried(len(next(iter(fit.values()))), batch, fixed=fixed)
     try:
-        more, moments = _moments(model, shapes, sites, fit, tried, batch, effort, progress)
+        more, moments = _moments(shapes, sites, everywhere, fit, tried, batch, effort, progress)
     except InputError as error:  # of sums, which know neither values nor examples
         said = overflowing(shapes, sites, inputs, batch=batch, threads=effort.threads)
         if said is None:
@@ -341,7 +343,7 @@ def study(
     trial = {name: array[tried] for name, array in fit.items()} if tried.any() else fit
     found: Mapping[str, Sensitivity] = {}
     wanted = bool(seen) and (measure or method == "als")
-    slopes = _slopes(model, shapes, trial, heads, effort, progress) if wanted else None
+    slopes = _slopes(model, shapes, everywhere, trial, heads, effort, progress) if wanted else None
     norms = _norms(slopes, seen, method)
     if measure and slopes is not None:
         heard = within(progress, "sensitivity")
@@ -361,9 +363,9 @@ def study(
 
 
 def _moments(
-    model: ir.Model,
     shapes: ResolvedShapes,
     sites: Sequence[Site],
+    everywhere: Sequence[Site],
     fit: Mapping[str, Array],
     tried: NDArray[np.bool_],
     batch: int,
@@ -379,7 +381,7 @@ def _moments(
         batch=batch,
         tried=tried,
         copies=more,
-        longer=widest(shapes.model, _everywhere(model, shapes)),
+        longer=widest(shapes.model, everywhere),
         patch_limit=effort.patch_limit,
         memory=effort.memory // 2,
         seed=effort.seed,
@@ -416,6 +418,7 @@ def _rounded(
 def _slopes(
     model: ir.Model,
     shapes: ResolvedShapes,
+    everywhere: Sequence[Site],
     trial: Mapping[str, Array],
     heads: Heads,
     effort: Effort,
@@ -429,7 +432,7 @@ def _slopes(
     progress("sensitivity", "gradients")
     return Slopes(
         shapes,
-        _everywhere(model, shapes),
+        everywhere,
         trial,
         heads,
         batch=declared_batch(model),
@@ -437,12 +440,6 @@ def _slopes(
         seed=effort.seed,
         threads=effort.threads,
     )
-
-
-def _everywhere(model: ir.Model, shapes: ResolvedShapes) -> list[Site]:
-    """All sites that could be looked at, whichever are."""
-    known = {str(value.name) for node in shapes.model.graph for value in node.outputs}
-    return [site for site in find_sites(model, shapes) if site.rewritable and str(site.output.name) in known]
 
 
 def _split(
